@@ -1,0 +1,105 @@
+"""The one vocabulary: statuses, boundaries, errors and identities, all frozen.
+
+Nothing here points at a recorder, a thread or an exception, so every value may be kept, sent and pickled.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final
+
+import attrs
+
+PHASE_ENTER: Final = "phase_enter"
+PHASE_EXIT: Final = "phase_exit"
+
+
+class PhaseStatus(str, enum.Enum):
+    """How a phase stands; written in lower case wherever it leaves Python. What may follow what: `stormphase._status`."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ABANDONED = "abandoned"
+    LOST = "lost"
+
+    def __str__(self) -> str:
+        """Return the lower-case value, also on Pythons whose format() would give the member's name."""
+        return self.value
+
+
+@attrs.frozen
+class PhaseError:
+    """Why a phase failed or was cancelled.
+
+    Attributes:
+        type: qualified name of the exception's class.
+        message: its text, bounded; `<unprintable ...>` if its `__str__` raised.
+        traceback: the formatted traceback, bounded; None in every phase that the exception only passed through.
+        root_cause_scope_id: the scope in which the exception arose; the phase's own id at the origin.
+    """
+
+    type: str
+    message: str
+    traceback: str | None
+    root_cause_scope_id: str
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return the `error` of a boundary's payload."""
+        return {
+            "type": self.type,
+            "message": self.message,
+            "traceback": self.traceback,
+            "root_cause_scope_id": self.root_cause_scope_id,
+        }
+
+
+@attrs.frozen
+class PhaseBoundary:
+    """What one enter or one exit says to the outside.
+
+    Attributes:
+        event_type: "phase_enter" or "phase_exit".
+        context: the path as people read it, `train / step / forward`.
+        metadata: `{"phase_scope": {...}}` and, where the caller gave some, its own metadata beside it. `phase_scope`
+            has action, name, path (list), depth, scope_id, parent_scope_id, thread_id, thread_name, sequence,
+            attributes (if any), timestamp_ns (wall clock, ns since the Unix epoch), status, step, session_id, rank;
+            on exit also duration_ns, self_ns, paused_ns and, if there was one, error.
+        scope_id: the phase's identity, 16 hex digits; also its OTel span id.
+        path: the names from the outermost phase to this one.
+    """
+
+    event_type: str
+    context: str
+    metadata: dict[str, Any]
+    scope_id: str
+    path: tuple[str, ...]
+
+
+@attrs.frozen
+class RankIdentity:
+    """Which process of which session this is.
+
+    Attributes:
+        session_id: one launch of the job, the same on all its ranks.
+        attempt: counts the session's restarts, from 0.
+        rank: this process among all, 0 <= rank < world_size.
+        local_rank: this process among those of its host.
+        world_size: how many processes the session has.
+        local_world_size: how many of them are on this host, or None if the launcher does not say.
+        node_rank: this host among the hosts, or None if the launcher does not say.
+        host: the host's name.
+        launcher: what told us: "explicit", "torchrun", "open_mpi", "pmi", "slurm", "ray", "jax" or "single".
+    """
+
+    session_id: str
+    attempt: int
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int | None
+    node_rank: int | None
+    host: str
+    launcher: str

@@ -1,0 +1,126 @@
+"""Every error that stormphase raises; each message names what, where and the fix.
+
+Facts stand in attributes, so that a program can decide by them and never has to parse a message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class StormphaseError(Exception):
+    """Base of all errors raised by this library; catching it never catches an error of the user's own code."""
+
+
+class ConfigurationError(StormphaseError, ValueError):
+    """Something was configured in a way that cannot work; raised at construction or at start, never in a training loop.
+
+    Attributes:
+        setting: the parameter or environment variable at fault.
+        fix: one sentence that says what to write instead.
+    """
+
+    def __init__(self, problem: str, *, setting: str, fix: str) -> None:
+        """Join `problem` and `fix` into the message."""
+        super().__init__(f"{problem} {fix}")
+        self.setting = setting
+        self.fix = fix
+
+
+class PhaseNameError(StormphaseError, ValueError):
+    """A phase name is blank or not a string.
+
+    Attributes:
+        name: what was given.
+    """
+
+    def __init__(self, message: str, *, name: object) -> None:
+        """Keep `name` beside the message."""
+        super().__init__(message)
+        self.name = name
+
+
+class PhaseProtocolError(StormphaseError, RuntimeError):
+    """A phase was entered, exited, paused or moved against the rules of its lane; nothing has changed.
+
+    Attributes:
+        action: what was tried: "enter", "exit", "pause", "resume", "release", "acquire" or "reset".
+        phase: the phase it was tried on, as `name (file:line)`.
+        open_inside: the phases still open inside it, outermost first, each as `name (file:line)`.
+        reason: the broken rule, one of the constants of `Misuse`.
+        fix: what to do instead.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        action: str,
+        reason: str,
+        fix: str,
+        phase: str = "",
+        open_inside: Sequence[str] = (),
+    ) -> None:
+        """Join `problem` and `fix` into the message."""
+        super().__init__(f"{problem} {fix}")
+        self.action = action
+        self.phase = phase
+        self.open_inside = tuple(open_inside)
+        self.reason = reason
+        self.fix = fix
+
+
+class Misuse:
+    """The rules that a caller can break: values of `PhaseProtocolError.reason` and keys of the misuse counts."""
+
+    STILL_OPEN_INSIDE = "still_open_inside"
+    ALREADY_ENDED = "already_ended"
+    FOREIGN_THREAD = "foreign_thread"
+    FOREIGN_TASK = "foreign_task"
+    FOREIGN_PROCESS = "foreign_process"
+    FOREIGN_SESSION = "foreign_session"
+    FOREIGN_TRACKER = "foreign_tracker"
+    FOREIGN_CONTEXT = "foreign_context"
+    FORGED_TOKEN = "forged_token"  # noqa: S105 - the name of a rule, not a secret
+    STALE_TOKEN = "stale_token"  # noqa: S105 - the name of a rule, not a secret
+    UNKNOWN_SCOPE = "unknown_scope"
+    NOT_ACTIVE = "not_active"
+    NOT_PAUSED = "not_paused"
+    NOT_STARTED = "not_started"
+    STOPPED = "stopped"
+    BAD_NAME = "bad_name"
+
+
+class StatusError(StormphaseError):
+    """The status table does not allow a change.
+
+    Attributes:
+        current: the status the phase has.
+        wanted: the status that was asked for.
+        allowed: the statuses that the table allows from `current`.
+    """
+
+    def __init__(self, message: str, *, current: str, wanted: str, allowed: Sequence[str]) -> None:
+        """Keep the facts beside the message."""
+        super().__init__(message)
+        self.current = current
+        self.wanted = wanted
+        self.allowed = tuple(allowed)
+
+
+class OwnershipError(StormphaseError):
+    """The status table allows a change, but not to this actor.
+
+    Attributes:
+        owner: who owns the phase, or None.
+        actor: who asked.
+    """
+
+    def __init__(self, message: str, *, owner: str | None, actor: str | None) -> None:
+        """Keep the facts beside the message."""
+        super().__init__(message)
+        self.owner = owner
+        self.actor = actor
