@@ -1,0 +1,93 @@
+"""Boundaries of handles: what one enter or one exit says to the outside. Built where they are needed, by workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from stormphase._model import PHASE_ENTER, PHASE_EXIT, PhaseBoundary, PhaseStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stormphase._phase import PhaseHandle
+
+PHASE_SCOPE: Final = "phase_scope"
+
+
+def enter_boundary(phase: PhaseHandle, metadata: Mapping[str, Any] | None = None) -> PhaseBoundary:
+    """Return what the phase's enter says: its state as it was then, also if it has ended since."""
+    scope = _scope(phase, "enter", phase._entered_ns, phase._attributes)
+    scope["status"] = PhaseStatus.ACTIVE.value
+    return _boundary(PHASE_ENTER, "Phase entered: ", phase, scope, metadata)
+
+
+def exit_boundary(phase: PhaseHandle, metadata: Mapping[str, Any] | None = None) -> PhaseBoundary:
+    """Return what the exit of an ended phase says."""
+    scope = _scope(phase, "exit", phase._ended_ns, all_attributes(phase))
+    scope["status"] = phase._status.value
+    scope["duration_ns"] = duration_ns(phase)
+    scope["self_ns"] = self_ns(phase)
+    scope["paused_ns"] = paused_ns(phase)
+    extra = phase._extra
+    if extra is not None and extra.error is not None:
+        scope["error"] = extra.error.to_dict()
+    return _boundary(PHASE_EXIT, "Phase exited: ", phase, scope, metadata)
+
+
+def duration_ns(phase: PhaseHandle) -> int:
+    """Return the time from enter to exit of an ended phase, pauses included."""
+    return phase._ended_ns - phase._entered_ns
+
+
+def paused_ns(phase: PhaseHandle) -> int:
+    """Return how long an ended phase was paused."""
+    return 0 if phase._extra is None else phase._extra.paused_ns
+
+
+def self_ns(phase: PhaseHandle) -> int:
+    """Return an ended phase's own time: its duration without its pauses and without what ran on top of it."""
+    return phase._ended_ns - phase._entered_ns - paused_ns(phase) - phase._children_ns
+
+
+def all_attributes(phase: PhaseHandle) -> dict[str, Any] | None:
+    """Return the attributes given at enter together with those set later; the later one wins."""
+    extra = phase._extra
+    if extra is None or not extra.late:
+        return phase._attributes
+    return {**(phase._attributes or {}), **extra.late}
+
+
+def _scope(phase: PhaseHandle, action: str, when_ns: int, attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    lane = phase._lane
+    lanes = lane.lanes
+    parent = phase.parent
+    scope: dict[str, Any] = {
+        "action": action,
+        "name": phase.name,
+        "path": list(phase.path),
+        "depth": phase._path.depth,
+        "scope_id": phase.scope_id,
+        "parent_scope_id": None if parent is None else parent.scope_id,
+        "thread_id": lane.thread_id,
+        "thread_name": lane.thread_name,
+        "sequence": phase._sequence,
+        "timestamp_ns": lanes.anchor.to_wall_ns(when_ns),
+        "step": phase._step,
+        "session_id": lanes.session_id,
+        "rank": lanes.rank,
+    }
+    if attributes:
+        scope["attributes"] = dict(attributes)
+    return scope
+
+
+def _boundary(
+    event_type: str, verb: str, phase: PhaseHandle, scope: dict[str, Any], metadata: Mapping[str, Any] | None
+) -> PhaseBoundary:
+    return PhaseBoundary(
+        event_type=event_type,
+        context=verb + phase.phase_path,
+        metadata={**(metadata or {}), PHASE_SCOPE: scope},
+        scope_id=scope["scope_id"],
+        path=phase.path,
+    )

@@ -1,0 +1,162 @@
+"""What a phase says of the exception that ended it: in full where it arose, by reference in every phase it passes.
+
+An exception is never held, since it would hold its frames and with them whatever they hold (GPU tensors, say). It is
+marked instead: the mark names the scope in which it arose and the phase it left last. A mark is trusted only by an
+ancestor of that phase, so an exception object that is raised again elsewhere counts as a new failure there.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+from stormphase._model import PhaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stormphase._phase import PhaseHandle
+
+FULL: Final = "full"
+REFERENCE: Final = "reference"
+NOT_A_FAILURE: Final = "not_a_failure"
+
+MAX_MESSAGE_CHARS: Final = 4_096
+MAX_TRACEBACK_CHARS: Final = 16_384
+MAX_TRACEBACK_FRAMES: Final = 64
+_MAX_CAUSES: Final = 32
+_MARK: Final = "__stormphase_mark__"
+
+
+class Mark:
+    """What an exception remembers: the scope it arose in and the last phase that it left.
+
+    Pickles and copies as an empty mark, which nobody trusts, so marked exceptions cross processes as before.
+    """
+
+    __slots__ = ("last", "origin_scope_id")
+
+    def __init__(self, origin_scope_id: str, last: PhaseHandle | None) -> None:
+        """Start at the origin, which is also the last phase left."""
+        self.origin_scope_id = origin_scope_id
+        self.last = last
+
+    def __reduce__(self) -> tuple[type[Mark], tuple[str, None]]:
+        """Leave the phase behind: it belongs to this process."""
+        return Mark, (self.origin_scope_id, None)
+
+
+def describe(exception: BaseException, phase: PhaseHandle, policy: str) -> PhaseError:
+    """Return what `phase` says of `exception`, and move the exception's mark up to `phase`.
+
+    Args:
+        exception: what is leaving the phase; neither held nor changed but for its mark.
+        phase: the phase that it leaves.
+        policy: `FULL`, or `REFERENCE` for no traceback even at the origin.
+    """
+    origin = _trusted_origin(exception, phase)
+    is_origin = origin is None
+    origin_scope_id = phase.scope_id if origin is None else origin
+    _set_mark(exception, origin_scope_id, phase)
+    return PhaseError(
+        type=type_name(exception),
+        message=text_of(exception),
+        traceback=format_traceback(exception) if is_origin and policy == FULL else None,
+        root_cause_scope_id=origin_scope_id,
+    )
+
+
+def type_name(exception: BaseException) -> str:
+    """Return the qualified name of the exception's class, without `builtins.`, as OTel's `error.type` has it."""
+    kind = type(exception)
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def text_of(exception: BaseException) -> str:
+    """Return the exception's text, bounded; never raises, whatever its `__str__` does."""
+    try:
+        text = str(exception)
+    except Exception:  # noqa: BLE001 - a user's __str__ may raise anything, and the user's exception must win
+        return f"<unprintable {type(exception).__name__}>"
+    return _bounded(text, MAX_MESSAGE_CHARS)
+
+
+def format_traceback(exception: BaseException) -> str:
+    """Return the formatted traceback, its innermost frames kept; never raises."""
+    try:
+        lines = traceback.format_exception(
+            type(exception), exception, exception.__traceback__, limit=-MAX_TRACEBACK_FRAMES
+        )
+        text = "".join(lines)
+    except Exception:  # noqa: BLE001 - formatting calls the user's __str__ and reads source files
+        text = "".join(traceback.format_tb(exception.__traceback__, limit=-MAX_TRACEBACK_FRAMES))
+        text += f"{type_name(exception)}: {text_of(exception)}\n"
+    if len(text) > MAX_TRACEBACK_CHARS:
+        half = MAX_TRACEBACK_CHARS // 2
+        text = f"{text[:half]}\n... {len(text) - 2 * half} characters cut ...\n{text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def add_note(exception: BaseException, text: str) -> None:
+    """Attach `text` to an exception in flight, as PEP 678 does; on CPython 3.10 by hand. Never raises."""
+    try:
+        if hasattr(exception, "add_note"):
+            exception.add_note(text)
+            return
+        notes: list[str] = [*getattr(exception, "__notes__", ()), text]
+        BaseException.__setattr__(exception, "__notes__", notes)
+    except Exception:  # noqa: BLE001 - a hostile exception class; the misuse is counted all the same
+        return
+
+
+def _trusted_origin(exception: BaseException, phase: PhaseHandle) -> str | None:
+    """Return the scope in which the exception, or what it was raised from, arose beneath `phase`; else None."""
+    for related in _with_causes(exception):
+        mark = _mark_of(related)
+        if mark is not None and mark.last is not None and mark.last.is_within(phase):
+            return mark.origin_scope_id
+    return None
+
+
+def _with_causes(exception: BaseException) -> Iterator[BaseException]:
+    """Yield the exception, its explicit causes, and the members of groups, each once and not too many."""
+    waiting: list[BaseException] = [exception]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MAX_CAUSES:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting.extend(_next_causes(current))
+
+
+def _next_causes(exception: BaseException) -> list[BaseException]:
+    try:
+        members: Any = getattr(exception, "exceptions", ())
+        related = [exception.__cause__, *(members if isinstance(members, tuple) else ())]
+    except Exception:  # noqa: BLE001 - a hostile exception class may raise from any attribute
+        return []
+    return [cause for cause in related if isinstance(cause, BaseException)]
+
+
+def _mark_of(exception: BaseException) -> Mark | None:
+    mark = _attributes_of(exception).get(_MARK)
+    return mark if type(mark) is Mark else None
+
+
+def _set_mark(exception: BaseException, origin_scope_id: str, phase: PhaseHandle) -> None:
+    _attributes_of(exception)[_MARK] = Mark(origin_scope_id, phase)
+
+
+def _attributes_of(exception: BaseException) -> dict[str, Any]:
+    # Past the class: a frozen exception refuses setattr, and a hostile one could run code in it.
+    attributes: dict[str, Any] = object.__getattribute__(exception, "__dict__")
+    return attributes
+
+
+def _bounded(text: str, limit: int) -> str:
+    if len(text) > limit:
+        text = text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,267 @@
+"""How phases end when it is not the plain way: failures, misuse, foreign contexts, abandonment.
+
+The plain way is `PhaseHandle.__exit__`. Everything here may be slower, and keeps the same promises: a phase ends once,
+its owner ends it, the lane stays a stack, the user's exception wins, and no nanosecond is counted twice or lost.
+"""
+
+from __future__ import annotations
+
+import os
+from threading import get_ident
+from typing import TYPE_CHECKING
+
+from stormphase import _errors, _misuse
+from stormphase._model import PhaseStatus
+from stormphase._phase import FINAL, PhaseHandle
+from stormphase._status import TABLE, outcome_of
+from stormphase.exceptions import Misuse
+
+if TYPE_CHECKING:
+    from stormphase._lanes import Lane, LaneSet
+
+_PAUSED = PhaseStatus.PAUSED
+_ON_ABANDON = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.ABANDONED)
+_ON_POLICY_SUCCESS = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.SUCCEEDED)
+
+
+def leave(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None, *, is_unwinding: bool) -> None:
+    """End `phase` for its owner, or say why not.
+
+    Args:
+        lanes: the set the phase belongs to.
+        phase: what to end.
+        error: the exception that leaves the phase, or None.
+        is_unwinding: whether a `with` block calls; it never raises over an exception, and where it cannot end the
+            phase from the right context it ends it all the same and counts that.
+
+    Raises:
+        PhaseProtocolError: on misuse, if nothing is in flight and the tracker was made to raise.
+    """
+    if phase._status in FINAL:
+        restore_context(lanes, phase)
+        if not is_unwinding:
+            lanes.misuse(_misuse.already_ended(phase, "exit"), error)
+        return
+    lane = phase._lane
+    if lane.is_inherited:
+        if is_unwinding:
+            # The child leaves a block that its parent entered: the context is the child's own, the phase is not.
+            restore_context(lanes, phase)
+            lanes.counts.add(Misuse.FOREIGN_PROCESS)
+        else:
+            lanes.misuse(_misuse.foreign_process(phase, os.getpid(), "exit"), error)
+        return
+    extra = phase._extra
+    if extra is not None and extra.released:
+        # A with block whose phase was released inside it has nothing left to end.
+        if not is_unwinding:
+            lanes.misuse(_misuse.released(phase, "exit"), error)
+        return
+    caller = lanes.lane_of_caller()
+    if caller is not lane:
+        _leave_from_elsewhere(lanes, phase, error, caller, is_unwinding=is_unwinding)
+    elif phase._status is _PAUSED:
+        _end_parked(lanes, phase, error)
+    elif lane.top is phase:
+        end(lanes, lane, phase, error)
+    else:
+        _leave_over_others(lanes, lane, phase, error)
+
+
+def _leave_over_others(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | None) -> None:
+    """End a phase inside which others are open: strictly an error, else they become ABANDONED."""
+    inside = inside_of(lane, phase)
+    if inside is None:  # A reset or stop took it off its lane a moment ago.
+        restore_context(lanes, phase)
+        return
+    lanes.misuse(_misuse.still_open_inside(phase, inside, "exit"), error)
+    for inner in reversed(inside):
+        _abandon(lanes, lane, inner, f"{phase.label} was closed over it")
+    end(lanes, lane, phase, error)
+
+
+def _leave_from_elsewhere(
+    lanes: LaneSet, phase: PhaseHandle, error: BaseException | None, caller: Lane | None, *, is_unwinding: bool
+) -> None:
+    """Refuse a foreign caller, unless a `with` block is unwound in a foreign context: that ends its phase."""
+    lane = phase._lane
+    is_same_thread = lane.thread_id == get_ident()
+    if is_unwinding and (is_same_thread or isinstance(error, GeneratorExit)):
+        lanes.counts.add(Misuse.FOREIGN_CONTEXT)
+        _end_out_of_order(lanes, lane, phase, error)
+        return
+    reason = Misuse.FOREIGN_TASK if is_same_thread else Misuse.FOREIGN_THREAD
+    label = "a sink's worker thread" if caller is None else caller.label
+    lanes.misuse(_misuse.foreign_owner(phase, label, "exit", reason), error)
+
+
+def end(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | None) -> None:
+    """End the phase on top of its lane, as its owner."""
+    ended_ns = lane.now()
+    status = settle(phase, error)
+    restore_context(lanes, phase)
+    if lane.top is phase:  # No call from here to the last store: see `_phase`.
+        below = phase._below
+        lane.top = below
+        below._children_ns += ended_ns - segment_start_ns(phase)
+        phase._ended_ns = ended_ns
+        phase._status = status
+        publish_exit(lanes, lane, phase)
+
+
+def settle(phase: PhaseHandle, error: BaseException | None) -> PhaseStatus:
+    """Return how the phase ends, and note the error on it."""
+    if error is None:
+        return outcome_of(None)
+    extra = phase._extra_or_new()
+    policy = _errors.FULL if extra.error_policy is None else extra.error_policy(error)
+    if policy == _errors.NOT_A_FAILURE:
+        return _ON_POLICY_SUCCESS
+    status = outcome_of(error)
+    if status is not PhaseStatus.FAILED:
+        policy = _errors.REFERENCE
+    extra.error = _errors.describe(error, phase, policy)
+    return status
+
+
+def segment_start_ns(phase: PhaseHandle) -> int:
+    """Return when the phase was last put on a lane: at enter, or at its last resume."""
+    extra = phase._extra
+    return phase._entered_ns if extra is None or extra.resumed_ns is None else extra.resumed_ns
+
+
+def restore_context(lanes: LaneSet, phase: PhaseHandle) -> None:
+    """Take the phase out of the caller's context, if that is the one it was put into; else count that it was not."""
+    token, phase._context_token = phase._context_token, None
+    if token is None:
+        return
+    try:
+        phase._lane.reset(token)
+    except ValueError:
+        lanes.counts.add(Misuse.FOREIGN_CONTEXT)
+    except RuntimeError:
+        # An exit that a signal handler interrupted right after it had reset the variable.
+        return
+
+
+def publish_exit(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> None:
+    """Hand an ended phase to the queues; those of the sinks only if no filter kept it from them."""
+    extra = phase._extra
+    if extra is not None and extra.is_quiet and phase._status is PhaseStatus.SUCCEEDED:
+        lanes.counts.add("filtered")
+        for append in lanes.quiet_queues:
+            append(phase)
+        return
+    if lanes.exit_queues:
+        lane.ended_count += 1
+        for append in lanes.exit_queues:
+            append(phase)
+
+
+def inside_of(lane: Lane, phase: PhaseHandle) -> list[PhaseHandle] | None:
+    """Return the phases open inside `phase`, outermost first; None if `phase` is not on the lane."""
+    inside = []
+    node = lane.top
+    while node is not phase:
+        if not isinstance(node, PhaseHandle):
+            return None
+        inside.append(node)
+        node = node._below
+    inside.reverse()
+    return inside
+
+
+def _abandon(lanes: LaneSet, lane: Lane, phase: PhaseHandle, why: str) -> bool:
+    """End the phase on top of `lane` as ABANDONED, from any thread; False if another one ended it first."""
+    ended_ns = lanes.now()
+    extra = phase._extra_or_new()
+    if lane.top is phase:  # No call from here to the last store: see `_phase`.
+        below = phase._below
+        lane.top = below
+        below._children_ns += ended_ns - segment_start_ns(phase)
+        phase._ended_ns = ended_ns
+        phase._status = _ON_ABANDON
+        extra.status_text = why
+        publish_exit(lanes, lane, phase)
+        return True
+    return False
+
+
+def abandon_lane(lanes: LaneSet, lane: Lane, why: str) -> None:
+    """End all that is open on `lane`, innermost first."""
+    while isinstance(top := lane.top, PhaseHandle):
+        _abandon(lanes, lane, top, why)
+
+
+def abandon_parked(lanes: LaneSet, phase: PhaseHandle, why: str) -> None:
+    """End a paused or released phase as ABANDONED, unless it was resumed or ended meanwhile."""
+    try:
+        lanes.parked.remove(phase)
+    except KeyError:
+        return
+    phase._extra_or_new().status_text = why
+    _close_parked(lanes, phase, _ON_ABANDON)
+
+
+def _end_parked(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None) -> None:
+    status = settle(phase, error)
+    try:
+        lanes.parked.remove(phase)
+    except KeyError:
+        return
+    _close_parked(lanes, phase, status)
+
+
+def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus) -> None:
+    extra = phase._extra_or_new()
+    ended_ns = lanes.now()
+    if extra.paused_since_ns is not None:
+        extra.paused_ns += ended_ns - extra.paused_since_ns
+        extra.paused_since_ns = None
+    phase._ended_ns = ended_ns
+    phase._status = status
+    publish_exit(lanes, phase._lane, phase)
+
+
+def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | None) -> None:
+    """End a phase from a foreign context, wherever it stands on its lane; touches no context.
+
+    What is still open above it moves down one: the time that the nearest one had spent on top of `phase` stays
+    `phase`'s, and only the rest will be its new neighbour's, so that the lane's sum stays exact.
+    """
+    phase._context_token = None
+    if phase._status is _PAUSED:
+        _end_parked(lanes, phase, error)
+        return
+    ended_ns = lanes.now()
+    status = settle(phase, error)
+    inside = inside_of(lane, phase)
+    if inside is None:
+        return
+    duration_ns = ended_ns - segment_start_ns(phase)
+    below = phase._below
+    if inside:
+        above = inside[0]
+        shared_ns = ended_ns - segment_start_ns(above)
+        above._below = below
+        phase._children_ns += shared_ns
+        # `above` will add its whole segment to `below` when it ends; this part of it is counted with `phase`.
+        below._children_ns += duration_ns - shared_ns
+    else:
+        lane.top = below
+        below._children_ns += duration_ns
+    phase._ended_ns = ended_ns
+    phase._status = status
+    publish_exit(lanes, lane, phase)
+
+
+def take_back(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> None:
+    """Undo an enter into which a signal handler raised: as if it had never been."""
+    variable = lanes.carrier.variable
+    if hasattr(phase, "_context_token"):
+        restore_context(lanes, phase)
+    elif lanes.carrier.current_phase() is phase:
+        # Set, but the token was lost with the interrupted call: set back what the phase below had put there.
+        variable.set(lanes.carrier.value_before(phase))
+    if lane.top is phase:
+        lane.top = phase._below

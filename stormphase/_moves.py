@@ -1,0 +1,189 @@
+"""What an owner may do with an open phase besides ending it: pause, resume, release, acquire, note an event.
+
+A paused phase is on no lane: nothing nests in it, and its clock stands. Whoever resumes it becomes its owner.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from stormphase import _exits, _misuse
+from stormphase._attributes import take
+from stormphase._model import PhaseStatus
+from stormphase._phase import FINAL, PhaseHandle, PhaseToken
+from stormphase._status import TABLE
+from stormphase.exceptions import Misuse, PhaseProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stormphase._lanes import Lane, LaneSet
+
+MAX_EVENTS = 64
+
+_ON_PAUSE = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.PAUSED)
+_ON_RESUME = TABLE.checked(PhaseStatus.PAUSED, PhaseStatus.ACTIVE)
+
+
+def add_event(
+    lanes: LaneSet, phase: PhaseHandle, name: str, attributes: Mapping[str, Any] | None, timestamp: int | None
+) -> None:
+    """Note an event on an open phase; at most `MAX_EVENTS`, more and later ones are counted."""
+    extra = phase._extra_or_new()
+    events = extra.events
+    if events is None:
+        events = extra.events = []
+    if phase.closed or len(events) >= MAX_EVENTS:
+        lanes.counts.add("events_dropped")
+        return
+    when_ns = lanes.anchor.to_wall_ns(lanes.now()) if timestamp is None else timestamp
+    events.append((str(name), when_ns, take(attributes or {}, lanes.attribute_counts)))
+
+
+def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "pause") -> bool:
+    """Take the phase off its lane; False if that was refused and the tracker only records."""
+    problem = _why_not_movable(lanes, phase, action)
+    lane = phase._lane
+    caller = lanes.lane_of_caller()
+    if problem is None and caller is not lane and must_own:
+        problem = _foreign(phase, caller, action)
+    if problem is None and lane.top is not phase:
+        problem = _misuse.still_open_inside(phase, _exits.inside_of(lane, phase) or [], action)
+    if problem is not None:
+        lanes.misuse(problem)
+        return False
+    extra = phase._extra_or_new()
+    if extra.resumed_ns is None:
+        extra.origin = phase.parent
+        extra.is_rooted = True
+    paused_ns = lanes.now()
+    _exits.restore_context(lanes, phase)
+    if lane.top is not phase:
+        return False
+    below = phase._below
+    lane.top = below
+    below._children_ns += paused_ns - _exits.segment_start_ns(phase)
+    extra.paused_since_ns = paused_ns
+    phase._status = _ON_PAUSE
+    lanes.parked.add(phase)
+    return True
+
+
+def resume(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool) -> bool:
+    """Put a paused phase on the caller's lane; False if that was refused and the tracker only records."""
+    problem: PhaseProtocolError | None = None
+    extra = phase._extra_or_new()
+    lane = lanes.lane_of_caller()
+    if phase._lane.is_inherited:
+        problem = _misuse.foreign_process(phase, os.getpid(), "resume")
+    elif extra.released:
+        problem = _misuse.released(phase, "resume")
+    elif phase._status is not _ON_PAUSE:
+        problem = _misuse.not_paused(phase)
+    elif lane is None or (must_own and lane is not phase._lane):
+        problem = _foreign(phase, lane, "resume")
+    if problem is not None or lane is None:
+        if problem is not None:
+            lanes.misuse(problem)
+        return False
+    return _put_on(lanes, phase, lane)
+
+
+def _put_on(lanes: LaneSet, phase: PhaseHandle, lane: Lane) -> bool:
+    extra = phase._extra_or_new()
+    try:
+        lanes.parked.remove(phase)  # One C call: of two that resume at once, one finds it.
+    except KeyError:
+        return False
+    phase._lane = lane
+    phase._below = lane.top
+    resumed_ns = lanes.now()
+    if extra.paused_since_ns is not None:
+        extra.paused_ns += resumed_ns - extra.paused_since_ns
+        extra.paused_since_ns = None
+    extra.resumed_ns = resumed_ns
+    phase._status = _ON_RESUME
+    lane.top = phase
+    lanes.put_in_context(phase)
+    return True
+
+
+def release(lanes: LaneSet, phase: PhaseHandle) -> PhaseToken:
+    """Pause the phase, fence its handle and tokens off, and return the token that acquires it."""
+    if phase._status is _ON_PAUSE and not (phase._extra is not None and phase._extra.released):
+        caller = lanes.lane_of_caller()
+        if caller is not phase._lane:
+            lanes.misuse(_foreign(phase, caller, "release"))
+            return PhaseToken.of_nothing(phase)
+    elif not pause(lanes, phase, must_own=True, action="release"):
+        return PhaseToken.of_nothing(phase)
+    phase._extra_or_new().released = True
+    return PhaseToken.of(phase)
+
+
+def acquire(lanes: LaneSet, token: PhaseToken) -> PhaseHandle:
+    """Take a released phase over: a new handle on the caller's lane; the token is used up."""
+    phase = resolve(lanes, token, "acquire")
+    lane = lanes.lane_of_caller()
+    if phase is None or lane is None:
+        return lanes.noop
+    extra = phase._extra_or_new()
+    if phase._lane.is_inherited:
+        lanes.misuse(_misuse.foreign_process(phase, os.getpid(), "acquire"))
+        return lanes.noop
+    if phase._status in FINAL:
+        lanes.misuse(_misuse.already_ended(phase, "acquire"))
+        return lanes.noop
+    if not extra.released:
+        lanes.misuse(_misuse.not_paused(phase))
+        return lanes.noop
+    try:
+        lanes.parked.remove(phase)  # One C call: of two that acquire at once, one finds it.
+    except KeyError:
+        lanes.misuse(_misuse.bad_token(token, "acquire", Misuse.STALE_TOKEN))
+        return lanes.noop
+    successor = phase.clone()
+    extra.released = False
+    extra.token = None
+    fence = phase._extra = type(extra)()
+    fence.released = True
+    lanes.parked.add(successor)
+    _put_on(lanes, successor, lane)
+    return successor
+
+
+def resolve(lanes: LaneSet, token: object, action: str) -> PhaseHandle | None:
+    """Return the phase that `token` proves, or None after the misuse was told."""
+    handle = token._handle if type(token) is PhaseToken else None
+    if handle is None:
+        lanes.misuse(_misuse.bad_token(token, action, Misuse.FORGED_TOKEN))
+        return None
+    if handle._lane.lanes is not lanes:
+        lanes.misuse(_misuse.bad_token(token, action, Misuse.FOREIGN_TRACKER))
+        return None
+    extra = handle._extra
+    if extra is None or extra.token is not token:
+        lanes.misuse(_misuse.bad_token(token, action, Misuse.STALE_TOKEN))
+        return None
+    return handle
+
+
+def _why_not_movable(lanes: LaneSet, phase: PhaseHandle, action: str) -> PhaseProtocolError | None:
+    del lanes
+    if phase._status in FINAL:
+        return _misuse.already_ended(phase, action)
+    if phase._lane.is_inherited:
+        return _misuse.foreign_process(phase, os.getpid(), action)
+    if phase._extra is not None and phase._extra.released:
+        return _misuse.released(phase, action)
+    if phase._status is _ON_PAUSE:
+        return _misuse.not_active(phase, action)
+    return None
+
+
+def _foreign(phase: PhaseHandle, caller: Lane | None, action: str) -> PhaseProtocolError:
+    label = "a sink's worker thread" if caller is None else caller.label
+    is_same_thread = caller is not None and caller.thread_id == phase._lane.thread_id
+    reason = Misuse.FOREIGN_TASK if is_same_thread else Misuse.FOREIGN_THREAD
+    return _misuse.foreign_owner(phase, label, action, reason)

@@ -1,0 +1,365 @@
+"""The open phase as an object: node of its lane's stack, context manager and, with a bridge, OTel span, all in one.
+
+`PhaseHandle.__exit__` and `LaneSet.enter_phase` are the hot path. Both rest on one property of CPython's GIL: between
+a test and a store with no call between them, neither another thread nor a signal handler runs. So whoever finds a
+phase on top of its lane and takes it off in the next statement is the only one who ends it.
+"""
+
+from __future__ import annotations
+
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from stormphase._attributes import MAX_ATTRIBUTES, take
+from stormphase._ids import scope_id_number, to_hex
+from stormphase._model import PhaseStatus
+from stormphase._status import TABLE
+
+if TYPE_CHECKING:
+    from contextvars import Token
+    from types import CodeType, TracebackType
+
+    from stormphase._lanes import Lane
+    from stormphase._model import PhaseError
+    from stormphase._paths import PathNode
+
+FINAL: Final = frozenset(status for status, rule in TABLE.rules.items() if rule.is_final)
+_ON_SUCCESS = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.SUCCEEDED)
+
+
+class PhaseExtra:
+    """What few phases have; made at first need, so that the others do not pay for it."""
+
+    __slots__ = (
+        "attempt",
+        "error",
+        "error_policy",
+        "events",
+        "function_name",
+        "is_quiet",
+        "is_rooted",
+        "is_sync",
+        "late",
+        "links",
+        "origin",
+        "paused_ns",
+        "paused_since_ns",
+        "released",
+        "resumed_ns",
+        "retry_of",
+        "status_text",
+        "token",
+    )
+
+    def __init__(self) -> None:
+        """Start with nothing out of the ordinary."""
+        self.attempt = 0
+        self.error: PhaseError | None = None
+        self.error_policy: Any = None
+        self.events: list[tuple[str, int, dict[str, Any]]] | None = None
+        self.function_name: str | None = None
+        self.is_quiet = False
+        self.is_rooted = False  # Whether `origin` is the parent even if it is None.
+        self.is_sync = False
+        self.late: dict[str, Any] | None = None
+        self.links: list[Any] | None = None
+        self.origin: PhaseHandle | None = None
+        self.paused_ns = 0
+        self.paused_since_ns: int | None = None
+        self.released = False
+        self.resumed_ns: int | None = None
+        self.retry_of: PhaseHandle | None = None
+        self.status_text: str | None = None
+        self.token: PhaseToken | None = None
+
+
+class PhaseHandle:
+    """An open phase. Made by `enter_phase` and entered from then on; a `with` block only closes it.
+
+    Only the thread and task that entered it (or acquired it) may end, pause or release it; attributes may be set from
+    anywhere while it is open. Not picklable: a phase belongs to its process.
+    """
+
+    __slots__ = (
+        "_attributes",
+        "_below",
+        "_children_ns",
+        "_code",
+        "_context_token",
+        "_ended_ns",
+        "_entered_ns",
+        "_extra",
+        "_instruction",
+        "_lane",
+        "_path",
+        "_sequence",
+        "_status",
+        "_step",
+    )
+
+    _attributes: dict[str, Any] | None
+    _below: PhaseHandle | Lane
+    _children_ns: int
+    _code: CodeType
+    _context_token: Token[Any] | None
+    _ended_ns: int
+    _entered_ns: int
+    _extra: PhaseExtra | None
+    _instruction: int
+    _lane: Lane
+    _path: PathNode
+    _sequence: int
+    _status: PhaseStatus
+    _step: int | None
+
+    def __enter__(self) -> PhaseHandle:  # noqa: PYI034 - typing.Self needs CPython 3.11
+        """Return the handle: the phase is already entered."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the phase; never swallows the block's exception, nor replaces it."""
+        lane = self._lane
+        if exc is None and lane.top is self and self._extra is None and lane.owner_ident == get_ident():
+            ended_ns = lane.now()
+            try:
+                lane.reset(self._context_token)
+            except ValueError:
+                # Owner by thread, yet another context: entered within a copied context that was left since.
+                self._context_token = None
+                lane.lanes.leave(self, None, is_unwinding=True)
+                return
+            if lane.top is self:  # No call from here to the last store: see the module's docstring.
+                below = self._below
+                lane.top = below
+                below._children_ns += ended_ns - self._entered_ns
+                self._ended_ns = ended_ns
+                self._status = _ON_SUCCESS
+                self._context_token = None
+                if queues := lane.lanes.exit_queues:
+                    lane.ended_count += 1
+                    for append in queues:
+                        append(self)
+                return
+        lane.lanes.leave(self, exc, is_unwinding=True)
+
+    def close(self, *, error: BaseException | None = None) -> None:
+        """End the phase, as FAILED or CANCELLED if `error` is given.
+
+        Raises:
+            PhaseProtocolError: if the phase has ended, has phases open inside it, or belongs to another thread or task.
+        """
+        lane = self._lane
+        lane.lanes.leave(self, error, is_unwinding=False)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Set one attribute; bounded and copied now, so later changes of `value` do not show. Ignored once ended."""
+        if self.closed:
+            self._lane.lanes.counts.add("attributes_after_end")
+            return
+        extra = self._extra
+        if extra is None:
+            extra = self._extra_or_new()
+        late = extra.late
+        if late is None:
+            late = extra.late = {}
+        counts = self._lane.lanes.attribute_counts
+        for name, taken in take({key: value}, counts).items():
+            if name in late or len(late) < MAX_ATTRIBUTES:
+                late[name] = taken
+            else:
+                counts.count_dropped()
+
+    def set_attributes(self, attributes: Any) -> None:
+        """Set several attributes, as `set_attribute` does."""
+        for key, value in dict(attributes).items():
+            self.set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
+        """Note something that happened within the phase; `timestamp` in nanoseconds since the Unix epoch, else now."""
+        self._lane.lanes.add_event(self, name, attributes, timestamp)
+
+    def pause(self) -> None:
+        """Stop the phase's clock and take it off its lane; by its owner, and only while nothing is open inside it.
+
+        Raises:
+            PhaseProtocolError: if it is not the owner's innermost open phase.
+        """
+        self._lane.lanes.pause(self, must_own=True)
+
+    def resume(self) -> None:
+        """Put a paused phase back on the lane of the thread and task that paused it.
+
+        Raises:
+            PhaseProtocolError: if it is not paused, or was paused by another thread or task: see `release`.
+        """
+        self._lane.lanes.resume(self, must_own=True)
+
+    def release(self) -> PhaseToken:
+        """Pause the phase and give up ownership; `acquire(token)` takes it over, in any thread or task.
+
+        This handle and every token made before are fenced off from now on.
+        """
+        return self._lane.lanes.release(self)
+
+    @property
+    def scope_id(self) -> str:
+        """The phase's identity, 16 hex digits; also its OTel span id."""
+        return to_hex(self.scope_id_number)
+
+    @property
+    def scope_id_number(self) -> int:
+        """The scope id as a 64-bit integer, never zero."""
+        return scope_id_number(self._lane.id_base, self._sequence)
+
+    @property
+    def name(self) -> str:
+        """The phase's own name, normalised."""
+        return self._path.name
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names from the outermost phase to this one."""
+        return self._path.names
+
+    @property
+    def phase_path(self) -> str:
+        """The path as people read it: `train / step / forward`."""
+        return str(self._path)
+
+    @property
+    def status(self) -> PhaseStatus:
+        """How the phase stands."""
+        return self._status
+
+    @property
+    def closed(self) -> bool:
+        """Whether the phase has ended, or was released and so is no longer this handle's to end."""
+        extra = self._extra
+        return self._status in FINAL or (extra is not None and extra.released)
+
+    @property
+    def parent(self) -> PhaseHandle | None:
+        """The phase this one hangs under, on this lane or on the one where its task was created; None at the root."""
+        extra = self._extra
+        if extra is not None and (extra.origin is not None or extra.is_rooted):
+            return extra.origin
+        below = self._below
+        return below if isinstance(below, PhaseHandle) else None
+
+    @property
+    def location(self) -> str:
+        """Where the phase was entered, as `file.py:line`."""
+        return f"{self._code.co_filename.rpartition('/')[2]}:{line_of(self._code, self._instruction)}"
+
+    @property
+    def label(self) -> str:
+        """The phase as messages name it: `'forward' (train.py:41)`."""
+        return f"{self.name!r} ({self.location})"
+
+    def is_within(self, ancestor: PhaseHandle) -> bool:
+        """Whether `ancestor` is this phase or one it hangs under."""
+        depth = ancestor._path.depth
+        phase: PhaseHandle | None = self
+        while phase is not None and phase._path.depth >= depth:
+            if phase is ancestor:
+                return True
+            phase = phase.parent
+        return False
+
+    def clone(self) -> PhaseHandle:
+        """Return a handle of the same phase, for its next owner."""
+        twin = type(self)()
+        for kind in type(self).__mro__:
+            for slot in kind.__dict__.get("__slots__", ()):
+                if hasattr(self, slot):
+                    setattr(twin, slot, getattr(self, slot))
+        return twin
+
+    def _extra_or_new(self) -> PhaseExtra:
+        if self._extra is None:
+            self._extra = PhaseExtra()
+        return self._extra
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: send the scope id, or hand over the token within this process."""
+        message = "A phase belongs to its process and cannot be pickled or copied. Send its scope_id instead."
+        raise TypeError(message)
+
+    def __repr__(self) -> str:
+        """Show path, status and where it was entered."""
+        return f"<{type(self).__name__} {self.phase_path} {self._status} {self.location}>"
+
+
+class PhaseToken:
+    """Opaque proof of an open phase, for enter and exit in different places of one process.
+
+    A token is its own object: a copy, a pickled twin or one built by hand has the same fields and proves nothing.
+    """
+
+    __slots__ = ("_handle", "name", "rank", "scope_id", "session_id", "thread_id")
+
+    scope_id: str
+    session_id: str
+    rank: int
+    thread_id: int
+    name: str
+    _handle: PhaseHandle | None
+
+    def __init__(self, *, scope_id: str, session_id: str, rank: int, thread_id: int, name: str) -> None:
+        """Make a token that proves nothing; real ones come from `enter` and `release`."""
+        write = object.__setattr__
+        write(self, "scope_id", scope_id)
+        write(self, "session_id", session_id)
+        write(self, "rank", rank)
+        write(self, "thread_id", thread_id)
+        write(self, "name", name)
+        write(self, "_handle", None)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        """Refuse: a token never changes."""
+        message = f"A PhaseToken cannot be changed: {name!r} stays what enter or release made it."
+        raise AttributeError(message)
+
+    @classmethod
+    def of(cls, handle: PhaseHandle) -> PhaseToken:
+        """Make the one token that proves `handle`; any earlier token of it is fenced off."""
+        lane = handle._lane
+        token = cls(
+            scope_id=handle.scope_id,
+            session_id=lane.lanes.session_id,
+            rank=lane.lanes.rank,
+            thread_id=lane.thread_id,
+            name=handle.name,
+        )
+        object.__setattr__(token, "_handle", handle)
+        handle._extra_or_new().token = token
+        return token
+
+    @classmethod
+    def of_nothing(cls, handle: PhaseHandle) -> PhaseToken:
+        """Make a token that looks like `handle`'s and proves nothing."""
+        lane = handle._lane
+        return _twin(handle.scope_id, lane.lanes.session_id, lane.lanes.rank, lane.thread_id, handle.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the fields only, never the proof."""
+        return _twin, (self.scope_id, self.session_id, self.rank, self.thread_id, self.name)
+
+    def __repr__(self) -> str:
+        """Show what it claims to be."""
+        return f"<PhaseToken {self.name!r} {self.scope_id} session={self.session_id!r} rank={self.rank}>"
+
+
+def _twin(scope_id: str, session_id: str, rank: int, thread_id: int, name: str) -> PhaseToken:
+    return PhaseToken(scope_id=scope_id, session_id=session_id, rank=rank, thread_id=thread_id, name=name)
+
+
+def line_of(code: CodeType, instruction: int) -> int:
+    """Return the source line of the instruction at a byte offset, as `frame.f_lasti` counts it."""
+    line = code.co_firstlineno
+    for start, end, candidate in code.co_lines():
+        if start <= instruction < end and candidate is not None:
+            line = candidate
+    return line

@@ -1,0 +1,190 @@
+"""`PhaseRecorder`: nesting stacks for any number of (session, rank) in one process, with boundaries returned at once.
+
+`PhaseTracker` works on one (session, rank) and lets workers build the boundaries; this is the same lanes, by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from stormphase import _misuse
+from stormphase._boundary import enter_boundary, exit_boundary
+from stormphase._clock import ClockAnchor, SystemClock
+from stormphase._lanes import ContextCarrier, LaneSet
+from stormphase._paths import PathTable
+from stormphase._phase import PhaseHandle, PhaseToken
+from stormphase.exceptions import ConfigurationError, Misuse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stormphase._lanes import Lane
+    from stormphase._model import PhaseBoundary
+    from stormphase.typing import Clock
+
+ON_MISUSE = ("raise", "record")
+
+_recorders: weakref.WeakSet[PhaseRecorder] = weakref.WeakSet()
+_fork_guard: list[bool] = []
+
+
+class PhaseRecorder:
+    """Keeps one stack of open phases per session, rank, thread and task.
+
+    Thread-, task- and fork-safe. In a forked child all lanes are empty and the parent's tokens are refused.
+
+    Args:
+        clock: where times come from.
+        on_misuse: "raise" for a `PhaseProtocolError` that leaves everything as it was, or "record" to recover (phases
+            left open inside a closed one become ABANDONED), count, and never raise.
+    """
+
+    def __init__(self, *, clock: Clock | None = None, on_misuse: str = "raise") -> None:
+        """Start with no lanes."""
+        if on_misuse not in ON_MISUSE:
+            raise ConfigurationError(
+                f"on_misuse must be one of {', '.join(ON_MISUSE)}, not {on_misuse!r}.",
+                setting="on_misuse",
+                fix='Write on_misuse="raise" in development and on_misuse="record" in production.',
+            )
+        self._clock: Clock = SystemClock() if clock is None else clock
+        self._anchor = ClockAnchor.take(self._clock)
+        self._on_misuse = on_misuse
+        self._paths = PathTable()
+        self._lane_sets: dict[tuple[str, int], LaneSet] = {}
+        self._lock = threading.Lock()
+        _remember(self)
+
+    def enter(
+        self, *, session_id: str, rank: int, name: str, attrs: Mapping[str, Any] | None = None
+    ) -> tuple[PhaseToken, PhaseBoundary]:
+        """Enter a phase on the caller's lane; returns its token and its enter boundary.
+
+        Raises:
+            PhaseNameError: if the name is blank.
+            TypeError: if `attrs` is not a mapping.
+        """
+        handle = self._enter(session_id, rank, name, attrs)
+        return PhaseToken.of(handle), enter_boundary(handle)
+
+    def exit(self, token: PhaseToken, *, error: BaseException | None = None) -> PhaseBoundary:
+        """End the phase that `token` proves; returns its exit boundary.
+
+        Raises:
+            PhaseProtocolError: if the token is forged, copied, stale or another recorder's, or the phase is not the
+                caller's innermost one.
+        """
+        handle = token._handle if type(token) is PhaseToken else None
+        lanes = None if handle is None else self._lane_sets.get((token.session_id, token.rank))
+        if handle is None or lanes is None or handle._lane.lanes is not lanes:
+            reason = Misuse.FORGED_TOKEN if handle is None else Misuse.FOREIGN_TRACKER
+            raise _misuse.bad_token(token, "exit", reason)
+        lanes.exit(token, error=error)
+        return self._ended(handle)
+
+    def enter_phase(
+        self, *, session_id: str, rank: int, name: str, metadata: Mapping[str, Any] | None = None
+    ) -> PhaseBoundary:
+        """Enter a phase to be exited by its id; `metadata` is returned in the boundary and kept on the phase.
+
+        Raises:
+            PhaseNameError: if the name is blank.
+            TypeError: if `metadata` is not a mapping.
+        """
+        handle = self._enter(session_id, rank, name, metadata)
+        return enter_boundary(handle)
+
+    def exit_phase(self, *, session_id: str, rank: int, scope_id: str, thread_id: int) -> PhaseBoundary:
+        """End a phase by its id, from the lane that entered it.
+
+        Raises:
+            PhaseProtocolError: if no such phase is open on the caller's lane, or others are open inside it.
+        """
+        lanes = self._lane_sets.get((session_id, rank))
+        lane = None if lanes is None else lanes.lane_of_caller()
+        if lanes is None or lane is None:
+            raise _misuse.unknown_scope(scope_id, f"any lane of session {session_id!r:.60}, rank {rank!r:.20}")
+        handle = _find(lane, scope_id)
+        if handle is None:
+            for other in lanes.open_phases():
+                if other.scope_id == scope_id:
+                    raise _misuse.foreign_owner(other, lane.label, "exit", _foreign_reason(lane, other._lane))
+            raise _misuse.unknown_scope(scope_id, lane.label)
+        if thread_id != lane.thread_id:
+            raise _misuse.foreign_owner(handle, f"thread {thread_id!r:.40}", "exit", Misuse.FOREIGN_THREAD)
+        lanes.leave(handle, None, is_unwinding=False)
+        return self._ended(handle)
+
+    def reset(self) -> None:
+        """End every open phase of every session as ABANDONED and fence off all tokens; from any thread."""
+        for lanes in tuple(self._lane_sets.values()):
+            lanes.close("the recorder was reset")
+
+    def lane_set(
+        self, session_id: str, rank: int, *, attempt: int = 0, carrier: ContextCarrier | None = None
+    ) -> LaneSet:
+        """Return the lanes of one (session, rank), made at first sight; `attempt` and `carrier` count only then."""
+        key = (session_id, rank)
+        with self._lock:
+            lanes = self._lane_sets.get(key)
+            if lanes is None:
+                lanes = LaneSet(
+                    session_id,
+                    rank,
+                    clock=self._clock,
+                    anchor=self._anchor,
+                    paths=self._paths,
+                    on_misuse=self._on_misuse,
+                    attempt=attempt,
+                    carrier=carrier,
+                )
+                self._lane_sets[key] = lanes
+            return lanes
+
+    def _enter(self, session_id: str, rank: int, name: str, attributes: Mapping[str, Any] | None) -> PhaseHandle:
+        lanes = self._lane_sets.get((session_id, rank))
+        if lanes is None:
+            lanes = self.lane_set(session_id, rank)
+        handle = lanes.enter_phase(name, attributes)
+        frame = sys._getframe(2)
+        handle._code = frame.f_code
+        handle._instruction = frame.f_lasti
+        return handle
+
+    def _ended(self, handle: PhaseHandle) -> PhaseBoundary:
+        return exit_boundary(handle)
+
+    def after_fork_in_child(self) -> None:
+        """Replace the locks and start every lane anew; called by the interpreter in a forked child."""
+        self._lock = threading.Lock()
+        for lanes in self._lane_sets.values():
+            lanes.after_fork_in_child()
+
+
+def _find(lane: Lane, scope_id: str) -> PhaseHandle | None:
+    node = lane.top
+    while isinstance(node, PhaseHandle):
+        if node.scope_id == scope_id:
+            return node
+        node = node._below
+    return None
+
+
+def _foreign_reason(caller: Lane, owner: Lane) -> str:
+    return Misuse.FOREIGN_TASK if caller.thread_id == owner.thread_id else Misuse.FOREIGN_THREAD
+
+
+def _remember(recorder: PhaseRecorder) -> None:
+    _recorders.add(recorder)
+    if not _fork_guard and hasattr(os, "register_at_fork"):
+        _fork_guard.append(True)
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    for recorder in tuple(_recorders):
+        recorder.after_fork_in_child()

@@ -1,0 +1,49 @@
+"""Which task runs now: asyncio's, anyio's (which are asyncio's or trio's) or trio's own; None outside of all.
+
+Neither library is imported here before the program uses it, except that a recorder imports asyncio when it is made:
+`asyncio._get_running_loop` (exported for event loops) is the one cheap question whether a loop runs in this thread.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def running_loop_probe() -> Callable[[], object]:
+    """Return the function that says which asyncio loop runs in the calling thread, or None; imports asyncio."""
+    from asyncio import events  # noqa: PLC0415 - 30 ms that only a program with a recorder should pay
+
+    return events._get_running_loop
+
+
+def current_task() -> Any:
+    """Return the task that the caller runs in, or None; for asyncio, anyio on both its backends, and trio."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # The loop was closed in between, by a debugger or a signal handler.
+            task = None
+        if task is not None:
+            return task
+    trio = sys.modules.get("trio")
+    lowlevel = getattr(trio, "lowlevel", None)  # Half imported in another thread: nothing runs in it yet.
+    if lowlevel is None:
+        return None
+    try:
+        return lowlevel.current_task()
+    except RuntimeError:
+        return None
+
+
+def name_of(task: Any) -> str:
+    """Return the task's name as its library shows it; never raises."""
+    try:
+        get_name = getattr(task, "get_name", None)
+        return str(get_name() if get_name is not None else task.name)
+    except Exception:  # noqa: BLE001 - a task class of the user's own may raise anything
+        return type(task).__name__
