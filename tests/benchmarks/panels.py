@@ -1,0 +1,73 @@
+"""What is measured together: one panel is one process, and what it compares takes turns in it.
+
+Subjects are named `module:Class` and imported by the process that measures them, so that no panel imports, configures
+or starts what another one needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FLOOR = "floor:Floor"
+MILLISECOND = 1_000_000
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One process of measurements.
+
+    Attributes:
+        kind: how: "cost" (wall time of the calling thread, without delivery), "cpu" (of the whole process, with
+            delivery), "tail", "growth" or "imports".
+        subjects: whom, as `module:Class`, or modules to import.
+        rounds: how many samples of each.
+        sample_ns: how long a sample should take.
+        operations: how many operations a round of a tail has, or lie between the two ends of a growth.
+        environ: variables set for the process.
+    """
+
+    kind: str
+    subjects: tuple[str, ...]
+    rounds: int = 300
+    sample_ns: int = MILLISECOND
+    operations: int = 0
+    environ: dict[str, str] = field(default_factory=dict)
+
+
+def _cost(*subjects: str, rounds: int = 300, sample_ns: int = MILLISECOND, **environ: str) -> Panel:
+    return Panel("cost", (FLOOR, *subjects), rounds=rounds, sample_ns=sample_ns, environ=environ)
+
+
+def _cpu(sdk: str, ours: str) -> Panel:
+    # A sample is one batch as large as the SDK's queue allows, whatever it takes: flushing has its share of the cost.
+    return Panel("cpu", (sdk, ours), rounds=60, sample_ns=1_000 * MILLISECOND)
+
+
+PANELS: dict[str, Panel] = {
+    "contextmanager": _cost("peers:EmptyContextManager"),
+    "codetiming": _cost("peers:Codetiming"),
+    "nvtx": _cost("peers:Nvtx"),
+    "viztracer": _cost("peers:Viztracer"),
+    "stormlog_recorder": _cost("peers:StormlogRecorder"),
+    "stormlog_tracker": _cost("peers:StormlogTracker"),
+    "one_logger": _cost("peers:OneLogger"),
+    "logfire": _cost("sdk:Logfire"),
+    "local": _cost("ours:Root", "ours:Nested", "ours:NestedWithAttributes", rounds=600),
+    "recorder": _cost("ours:RecorderByToken"),
+    "bridge": _cost("ours_bridged:Bridged", "sdk:SdkSpan"),
+    "bridge_attributes": _cost("ours_bridged:BridgedWithAttributes", "sdk:SdkSpanWithAttributes"),
+    "cpu_default": _cpu("sdk:SdkSpanDelivered", "ours_bridged:BridgedDelivered"),
+    "cpu_span_events": _cpu("sdk:SdkSpanWithTwoEvents", "ours_bridged:BridgedWithSpanEvents"),
+    "cpu_log_events": _cpu("sdk:SdkSpanWithTwoLogs", "ours_bridged:BridgedWithLogs"),
+    "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep"), rounds=6, operations=1_000),
+    "disabled": _cost("ours:Disabled", rounds=600, STORMPHASE_DISABLED="1"),
+    "depth": _cost("ours:Shallow", "ours:Deep"),
+    # Longer samples: a thread keeps the GIL for 5 ms, and all sixteen should have had it.
+    "threads": _cost("ours:OneThread", "ours:SixteenThreads", rounds=30, sample_ns=40 * MILLISECOND),
+    "growth": Panel("growth", (FLOOR, "ours:Root"), operations=1_000_000),
+    "imports": Panel("imports", ("attrs", "stormphase"), rounds=25),
+}
+
+# What `import stormphase` must not bring along.
+FORBIDDEN_AT_IMPORT = ("asyncio", "opentelemetry.sdk", "rich", "sqlite3", "torch")
+LONG_GROWTH_OPERATIONS = 10_000_000
