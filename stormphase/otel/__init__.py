@@ -1,0 +1,30 @@
+"""OpenTelemetry: phases as spans, events and metrics in the backend that its owner already has.
+
+Importing this loads neither OpenTelemetry's SDK nor anything else until one of its names is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stormphase.otel.id_generator import SeedProofIdGenerator
+
+__all__ = ["SeedProofIdGenerator"]
+
+_HOMES = {
+    "SeedProofIdGenerator": "stormphase.otel.id_generator",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attributes have whatever types they have
+    """Load the module that a public name lives in, the first time it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Show the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
