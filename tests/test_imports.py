@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 ROOMS = """
     _version, exceptions, typing
     _clock, _model
-    _attributes, _counts, _ids, _paths, _status, _tasks
+    _attributes, _counts, _ids, _paths, _signals, _status, _tasks, _totals
     _phase + _boundary + _errors + _misuse + _exits + _moves + _noop + _lanes + _recorder
-    _rank, _decorator, _drain, _summary
+    _ambient, _rank
+    _decorator, _drain, _render + _summary
     _tracker
     otel, analysis, export, testing
     integrations, cli
