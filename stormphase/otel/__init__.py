@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stormphase.otel.id_generator import SeedProofIdGenerator
+    from stormphase.otel.json_lines import JsonLinesCounts, JsonLinesLogExporter, JsonLinesSpanExporter
 
-__all__ = ["SeedProofIdGenerator"]
+__all__ = ["JsonLinesCounts", "JsonLinesLogExporter", "JsonLinesSpanExporter", "SeedProofIdGenerator"]
 
 _HOMES = {
+    "JsonLinesCounts": "stormphase.otel.json_lines",
+    "JsonLinesLogExporter": "stormphase.otel.json_lines",
+    "JsonLinesSpanExporter": "stormphase.otel.json_lines",
     "SeedProofIdGenerator": "stormphase.otel.id_generator",
 }
 
