@@ -1,7 +1,6 @@
 """Lanes: one stack of phases per thread and per task, for one rank of one session in this process.
 
-`LaneSet.enter_phase` is the first half of the hot path (the second is `PhaseHandle.__exit__`). It takes no lock but at
-the first sight of a name or a thread, and leaves every lane right wherever a signal handler raises in it.
+How phases are entered: `_enter`. How they end: `PhaseHandle.__exit__` and `_exits`. What else can be done: `_moves`.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import weakref
 from collections import deque
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from stormphase import _exits, _moves, _tasks
-from stormphase._attributes import AttributeCounts, take
+from stormphase._attributes import AttributeCounts
 from stormphase._counts import Counts
+from stormphase._enter import make_enter_phase
 from stormphase._errors import add_note
 from stormphase._ids import new_base
-from stormphase._model import PhaseStatus
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._paths import UNNAMED
 from stormphase._phase import PhaseHandle, PhaseToken
@@ -31,16 +30,14 @@ if TYPE_CHECKING:
     from contextvars import Token
 
     from stormphase._clock import ClockAnchor
+    from stormphase._enter import EnterPhase
     from stormphase._paths import PathNode, PathTable
     from stormphase.exceptions import PhaseProtocolError
     from stormphase.typing import Clock
 
     Publish = Callable[[Any], object]
 
-NO_OWNER: Final = -1
-_ACTIVE = PhaseStatus.ACTIVE
 _getframe = sys._getframe
-_modules = sys.modules
 
 
 class ContextCarrier:
@@ -50,16 +47,13 @@ class ContextCarrier:
     """
 
     handle_type: type[PhaseHandle] = PhaseHandle
-    wrap: Callable[[PhaseHandle], Any] | None = None
 
     def __init__(self) -> None:
         """Make a variable of our own: no other tracker's phases appear in it."""
         self.variable: ContextVar[Any] = ContextVar("stormphase_phase", default=None)
-
-    def current_phase(self) -> PhaseHandle | None:
-        """Return the phase that the caller's context carries, whichever lane it is on."""
-        phase: PhaseHandle | None = self.variable.get()
-        return phase
+        # Straight to C, with no frame of ours between; a carrier that needs more defines methods of these names.
+        self.put: Callable[[PhaseHandle], Token[Any]] = self.variable.set
+        self.current_phase: Callable[[], PhaseHandle | None] = self.variable.get
 
     def value_before(self, phase: PhaseHandle) -> Any:
         """Return what the variable held before `phase` was put into it."""
@@ -71,7 +65,7 @@ class Lane:
 
     Attributes:
         top: the innermost open phase, or the lane itself when none is open.
-        owner_ident: the thread's ident where comparing it proves ownership; NO_OWNER for tasks and for closed lanes.
+        is_plain: whether being in the same context is proof enough of being its owner: a living thread's own lane.
         is_inherited: whether this lane belongs to the process that this one was forked from.
     """
 
@@ -83,11 +77,10 @@ class Lane:
         "entered_count",
         "first_seen_ns",
         "id_base",
-        "is_closed",
         "is_inherited",
+        "is_plain",
         "lanes",
         "now",
-        "owner_ident",
         "reset",
         "task_name",
         "task_ref",
@@ -103,11 +96,10 @@ class Lane:
         self.ended_count = 0
         self.entered_count = 0
         self.id_base = lanes.id_base
-        self.is_closed = False
         self.is_inherited = False
+        self.is_plain = task is None
         self.lanes = lanes
         self.now: Callable[[], int] = lanes.now
-        self.owner_ident = thread_id if task is None else NO_OWNER
         self.reset: Callable[[Any], None] = lanes.carrier.variable.reset
         self.task_name: str | None = None if task is None else _tasks.name_of(task)
         self.task_ref: weakref.ref[Any] | None = None
@@ -151,7 +143,7 @@ class _ThreadGuard:
         self._gone = gone
 
     def __del__(self) -> None:
-        self._lane.owner_ident = NO_OWNER
+        self._lane.is_plain = False
         self._gone.append(self._lane)
 
 
@@ -164,26 +156,22 @@ class LaneSet:
 
     __slots__ = (
         "__weakref__",
-        "_current_phase",
         "_gone",
-        "_handle_type",
-        "_local",
         "_lock",
         "_muted",
-        "_next_sequence",
         "_retired_counts",
-        "_running_loop",
-        "_set",
-        "_wrap",
         "anchor",
         "attempt",
         "attribute_counts",
         "carrier",
         "clock",
         "counts",
+        "enter_phase",
         "enter_queues",
         "exit_queues",
         "id_base",
+        "local",
+        "next_sequence",
         "noop",
         "now",
         "on_first_sight",
@@ -193,6 +181,7 @@ class LaneSet:
         "paths",
         "quiet_queues",
         "rank",
+        "running_loop",
         "session_id",
         "step",
     )
@@ -233,84 +222,21 @@ class LaneSet:
         self._retired_counts = [0, 0]
         self._lock = threading.Lock()
         self._muted = threading.local()
-        self._local = _ThreadLocal()
-        self._running_loop = _tasks.running_loop_probe()
-        self._next_sequence = itertools.count(1).__next__
+        self.local = _ThreadLocal()
+        self.running_loop = _tasks.running_loop_probe()
+        self.next_sequence = itertools.count(1).__next__
         self.noop = NOOP
-        self._bind_carrier()
+        self.enter_phase: EnterPhase = make_enter_phase(self)
 
-    def _bind_carrier(self) -> None:
-        self._handle_type = self.carrier.handle_type
-        self._wrap = self.carrier.wrap
-        self._set: Callable[[Any], Token[Any]] = self.carrier.variable.set
-        self._current_phase = self.carrier.current_phase
-
-    def enter_phase(  # noqa: C901, PLR0912 - the hot path is one function: each call more costs a tenth of it
-        self, name: str, attributes: Any = None, *, sync: bool = False
-    ) -> PhaseHandle:
-        """Enter a phase on the caller's lane and return its handle; see `PhaseTracker.enter_phase`."""
-        lane = self._local.lane
-        if lane is None or self._running_loop() is not None or "trio" in _modules:
-            lane = self.lane_of_caller()
-            if lane is None:
-                return NOOP
-        below = lane.top
-        parent_path = below._path
-        origin = None
-        if below is lane:
-            origin = self._current_phase()
-            if origin is not None:
-                origin = self._origin(lane, origin)
-                if origin is not None:
-                    parent_path = origin._path
-        try:
-            path = parent_path.children.get(name)
-        except TypeError:  # An unhashable name is told so by the slow way.
-            path = None
-        if path is None:
-            path = self._path_at_first_sight(parent_path, name)
-        if attributes is not None:
-            attributes = take(attributes, self.attribute_counts)
-        frame = _getframe(1)
-        handle = self._handle_type()
-        handle._lane = lane
-        handle._below = below
-        handle._path = path
-        handle._attributes = attributes
-        handle._step = self.step
-        handle._code = frame.f_code
-        handle._instruction = frame.f_lasti
-        handle._sequence = self._next_sequence()
-        handle._children_ns = 0
-        handle._extra = None
-        handle._status = _ACTIVE
-        if sync or origin is not None:
-            extra = handle._extra_or_new()
-            extra.is_sync = sync
-            extra.origin = origin
-        handle._entered_ns = lane.now()
-        if lane.top is not below:  # A reset or stop closed the lane since; the next try finds a new one.
-            return self._enter_again(handle, name, attributes, sync=sync)
-        lane.top = handle
-        try:
-            handle._context_token = self._set(handle if self._wrap is None else self._wrap(handle))
-        except BaseException:
-            _exits.take_back(self, lane, handle)
-            raise
-        if self.enter_queues:
-            lane.entered_count += 1
-            for append in self.enter_queues:
-                append((handle,))
-        return handle
-
-    def _enter_again(self, stale: PhaseHandle, name: str, attributes: Any, *, sync: bool) -> PhaseHandle:
+    def enter_again(self, stale: PhaseHandle, name: str, attributes: Any, *, sync: bool) -> PhaseHandle:
+        """Enter once more, for the caller that `stale` remembers."""
         handle = self.enter_phase(name, attributes, sync=sync)
         if handle is not NOOP:
             handle._code = stale._code
             handle._instruction = stale._instruction
         return handle
 
-    def enter(self, name: str, attributes: Any = None, *, sync: bool = False) -> PhaseToken:
+    def enter(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseToken:
         """Enter a phase and return its token; see `PhaseTracker.enter`."""
         handle = self.enter_phase(name, attributes, sync=sync)
         if handle is NOOP:
@@ -333,7 +259,7 @@ class LaneSet:
         """Return the lane of the calling thread or task, making it at first sight; None on a sink's worker thread."""
         if getattr(self._muted, "is_muted", False):
             return None
-        local = self._local
+        local = self.local
         lane = local.lane
         if lane is None:
             lane = self._lane_of_new_thread(local)
@@ -405,7 +331,7 @@ class LaneSet:
 
     def put_in_context(self, phase: PhaseHandle) -> None:
         """Make `phase` the current one of the caller's context."""
-        phase._context_token = self._set(phase if self._wrap is None else self._wrap(phase))
+        phase._context_token = self.carrier.put(phase)
 
     def misuse(self, error: PhaseProtocolError, pending: BaseException | None = None) -> None:
         """Count a misuse, and raise it unless the user's exception is in flight or the tracker only records.
@@ -422,34 +348,25 @@ class LaneSet:
             raise error
 
     def close(self, why: str) -> None:
-        """End every open phase as ABANDONED, from any thread, and start anew with empty lanes."""
-        with self._lock:
-            self._local = _ThreadLocal()
-            lanes = list(self.open_lanes.values())
-            self.open_lanes.clear()
-            self._gone.clear()
-        for lane in lanes:
-            lane.is_closed = True
-            lane.owner_ident = NO_OWNER
+        """End every open phase as ABANDONED, from any thread; the lanes stay, empty."""
+        for lane in self.lanes():
             _exits.abandon_lane(self, lane, why)
         for phase in tuple(self.parked):
             _exits.abandon_parked(self, phase, why)
         with self._lock:
-            for lane in lanes:
-                self._retired_counts[0] += lane.entered_count
-                self._retired_counts[1] += lane.ended_count
+            self._retire_gone()
 
     def after_fork_in_child(self) -> None:
         """Start anew in a forked child: new ids, empty lanes, and the parent's phases fenced off."""
         self._lock = threading.Lock()
         self.paths.renew_lock()
         self.id_base = new_base()
-        self._next_sequence = itertools.count(1).__next__
-        self._local = _ThreadLocal()
+        # Only the forking thread lives on here, and it is the one that runs this.
+        self.local.lane = self.local.tasks = self.local.guard = None
         self._muted = threading.local()
         for lane in list(self.open_lanes.values()):
             lane.is_inherited = True
-            lane.owner_ident = NO_OWNER
+            lane.is_plain = False
         self.open_lanes = {}
         self._gone = deque()
         self._retired_counts = [0, 0]
@@ -459,14 +376,8 @@ class LaneSet:
         self.counts = Counts()
         self.attribute_counts = AttributeCounts()
 
-    def _origin(self, lane: Lane, phase: PhaseHandle) -> PhaseHandle | None:
-        """Return the phase that the lane's next outermost phase hangs under: one that another lane had open."""
-        if phase._lane is lane:
-            # Left behind in this context by an interrupted exit, or ended elsewhere: it is not open around us.
-            return None
-        return phase
-
-    def _path_at_first_sight(self, parent: PathNode, name: Any) -> PathNode:
+    def path_at_first_sight(self, parent: PathNode, name: Any) -> PathNode:
+        """Return the node of a name not seen before under `parent`."""
         try:
             return self.paths.child(parent, name)
         except PhaseNameError:
@@ -476,6 +387,7 @@ class LaneSet:
             return self.paths.child(parent, UNNAMED)
 
     leave = _exits.leave
+    retry = _moves.retry
     add_event = _moves.add_event
     pause = _moves.pause
     resume = _moves.resume

@@ -15,7 +15,7 @@ PHASE_EXIT: Final = "phase_exit"
 
 
 class PhaseStatus(str, enum.Enum):
-    """How a phase stands; written in lower case wherever it leaves Python. What may follow what: `stormphase._status`."""
+    """How a phase stands; lower case wherever it leaves Python. What may follow what: `stormphase._status`."""
 
     ACTIVE = "active"
     PAUSED = "paused"

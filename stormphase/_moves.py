@@ -6,6 +6,7 @@ A paused phase is on no lane: nothing nests in it, and its clock stands. Whoever
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from stormphase import _exits, _misuse
@@ -151,6 +152,20 @@ def acquire(lanes: LaneSet, token: PhaseToken) -> PhaseHandle:
     lanes.parked.add(successor)
     _put_on(lanes, successor, lane)
     return successor
+
+
+def retry(lanes: LaneSet, previous: PhaseHandle, attributes: Mapping[str, Any] | None) -> PhaseHandle:
+    """Enter a phase of the same name again, one attempt higher."""
+    phase = lanes.enter_phase(previous.name, attributes)
+    if phase is lanes.noop:
+        return phase
+    frame = sys._getframe(2)
+    phase._code = frame.f_code
+    phase._instruction = frame.f_lasti
+    extra = phase._extra_or_new()
+    extra.attempt = 1 if previous._extra is None else previous._extra.attempt + 1
+    extra.retry_of = previous
+    return phase
 
 
 def resolve(lanes: LaneSet, token: object, action: str) -> PhaseHandle | None:

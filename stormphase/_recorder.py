@@ -124,6 +124,11 @@ class PhaseRecorder:
         for lanes in tuple(self._lane_sets.values()):
             lanes.close("the recorder was reset")
 
+    @property
+    def anchor(self) -> ClockAnchor:
+        """What relates the recorder's monotonic times to wall times."""
+        return self._anchor
+
     def lane_set(
         self, session_id: str, rank: int, *, attempt: int = 0, carrier: ContextCarrier | None = None
     ) -> LaneSet:

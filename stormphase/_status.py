@@ -386,6 +386,6 @@ def _cancellations() -> tuple[type[BaseException], ...]:
     return (KeyboardInterrupt, SystemExit, GeneratorExit, *(kind for kind in found if isinstance(kind, type)))
 
 
-def _group_type() -> Any:  # noqa: ANN401 - a type that Python 3.10 has only if its backport was imported
+def _group_type() -> Any:
     backport = sys.modules.get("exceptiongroup")
     return getattr(builtins, "BaseExceptionGroup", None) or getattr(backport, "BaseExceptionGroup", None)

@@ -28,7 +28,7 @@ ROOMS = """
     _version, exceptions, typing
     _clock, _model
     _attributes, _counts, _ids, _paths, _signals, _status, _tasks, _totals
-    _phase + _boundary + _errors + _misuse + _exits + _moves + _noop + _lanes + _recorder
+    _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _enter + _lanes + _recorder
     _ambient, _rank
     _decorator, _drain, _render + _summary
     _tracker

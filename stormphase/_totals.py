@@ -1,0 +1,111 @@
+"""Totals per path: what remains of ended phases when only sums, extremes and quantiles are wanted. Memory is flat.
+
+Durations go into a histogram with logarithmic buckets, each 4 % wide, whose middles are within 2 % of any value in
+them; the scheme is DDSketch's (Masson, Rim, Lee: DDSketch, VLDB 2019). Histograms of two ranks merge by adding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from stormphase._model import PhaseStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RELATIVE_ERROR: Final = 0.02
+_GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
+_LOG_GAMMA: Final = math.log(_GAMMA)
+
+
+class DurationHistogram:
+    """A mergeable histogram of nanoseconds; any quantile is within `RELATIVE_ERROR` of a true one. Not thread-safe."""
+
+    __slots__ = ("_buckets", "_count", "_zeros")
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._buckets: Counter[int] = Counter()
+        self._zeros = 0
+        self._count = 0
+
+    def add(self, duration_ns: int) -> None:
+        """Add one duration; negative ones count as 0."""
+        self._count += 1
+        if duration_ns <= 0:
+            self._zeros += 1
+        else:
+            self._buckets[math.ceil(math.log(duration_ns) / _LOG_GAMMA)] += 1
+
+    def merge(self, other: DurationHistogram) -> None:
+        """Add all that `other` holds."""
+        self._buckets.update(other._buckets)
+        self._zeros += other._zeros
+        self._count += other._count
+
+    def quantile_ns(self, fraction: float) -> float:
+        """Return the duration that `fraction` of all do not exceed (nearest rank); 0.0 if empty.
+
+        Raises:
+            ValueError: if `fraction` is not between 0 and 1.
+        """
+        if not 0 <= fraction <= 1:
+            message = f"A quantile is between 0 and 1, and {fraction} is not."
+            raise ValueError(message)
+        rank = max(1, math.ceil(fraction * self._count))
+        seen = self._zeros
+        if seen >= rank or self._count == 0:
+            return 0.0
+        bucket = 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen >= rank:
+                break
+        # The value whose relative distance to both ends of the bucket is the same.
+        return 2 * _GAMMA**bucket / (_GAMMA + 1)
+
+
+class PathTotals:
+    """The sums of all ended phases of one path, in nanoseconds. Not thread-safe.
+
+    `total_ns` is time on a lane: durations without pauses. It is `own_ns` plus what ran on top, to the nanosecond.
+    """
+
+    __slots__ = ("by_status", "count", "histogram", "max_ns", "min_ns", "own_ns", "paused_ns", "total_ns")
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.count = 0
+        self.total_ns = 0
+        self.own_ns = 0
+        self.paused_ns = 0
+        self.min_ns = 0
+        self.max_ns = 0
+        self.by_status: Counter[PhaseStatus] = Counter()
+        self.histogram = DurationHistogram()
+
+    def add(self, *, active_ns: int, own_ns: int, paused_ns: int, status: PhaseStatus) -> None:
+        """Add one ended phase."""
+        self.min_ns = active_ns if self.count == 0 else min(self.min_ns, active_ns)
+        self.max_ns = max(self.max_ns, active_ns)
+        self.count += 1
+        self.total_ns += active_ns
+        self.own_ns += own_ns
+        self.paused_ns += paused_ns
+        self.by_status[status] += 1
+        self.histogram.add(active_ns)
+
+    def quantile_ns(self, fraction: float) -> float:
+        """Return a quantile of the time on a lane, kept between the extremes, which are exact."""
+        return min(float(self.max_ns), max(float(self.min_ns), self.histogram.quantile_ns(fraction)))
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """How many ended otherwise than well, by status."""
+        return {
+            status.value: count
+            for status, count in sorted(self.by_status.items())
+            if status is not PhaseStatus.SUCCEEDED and count
+        }
