@@ -26,6 +26,9 @@ MAX_TRACEBACK_CHARS: Final = 16_384
 MAX_TRACEBACK_FRAMES: Final = 64
 _MAX_CAUSES: Final = 32
 _MARK: Final = "__stormphase_mark__"
+# Past the class, as in `_attributes_of`: a hostile one may raise from any attribute.
+_traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
+_cause_of: Final = BaseException.__dict__["__cause__"].__get__
 
 
 class Mark:
@@ -77,20 +80,23 @@ def text_of(exception: BaseException) -> str:
     """Return the exception's text, bounded; never raises, whatever its `__str__` does."""
     try:
         text = str(exception)
-    except Exception:  # noqa: BLE001 - a user's __str__ may raise anything, and the user's exception must win
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, and the user's exception must win
         return f"<unprintable {type(exception).__name__}>"
     return _bounded(text, MAX_MESSAGE_CHARS)
 
 
 def format_traceback(exception: BaseException) -> str:
     """Return the formatted traceback, its innermost frames kept; never raises."""
+    frames = _traceback_of(exception)
     try:
-        lines = traceback.format_exception(
-            type(exception), exception, exception.__traceback__, limit=-MAX_TRACEBACK_FRAMES
-        )
+        lines = traceback.format_exception(type(exception), exception, frames, limit=-MAX_TRACEBACK_FRAMES)
         text = "".join(lines)
-    except Exception:  # noqa: BLE001 - formatting calls the user's __str__ and reads source files
-        text = "".join(traceback.format_tb(exception.__traceback__, limit=-MAX_TRACEBACK_FRAMES))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - formatting calls the user's __str__ and reads source files
+        text = "".join(traceback.format_tb(frames, limit=-MAX_TRACEBACK_FRAMES))
         text += f"{type_name(exception)}: {text_of(exception)}\n"
     if len(text) > MAX_TRACEBACK_CHARS:
         half = MAX_TRACEBACK_CHARS // 2
@@ -135,10 +141,11 @@ def _with_causes(exception: BaseException) -> Iterator[BaseException]:
 def _next_causes(exception: BaseException) -> list[BaseException]:
     try:
         members: Any = getattr(exception, "exceptions", ())
-        related = [exception.__cause__, *(members if isinstance(members, tuple) else ())]
     except Exception:  # noqa: BLE001 - a hostile exception class may raise from any attribute
-        return []
-    return [cause for cause in related if isinstance(cause, BaseException)]
+        members = ()
+    related = [_cause_of(exception), *(members if type(members) is tuple else ())]
+    # Never isinstance(): that asks `__class__`, which may raise.
+    return [cause for cause in related if issubclass(type(cause), BaseException)]
 
 
 def _mark_of(exception: BaseException) -> Mark | None:

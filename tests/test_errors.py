@@ -1,0 +1,567 @@
+"""What a phase says of the exception that ended it, and what it never does to that exception."""
+
+# ruff: noqa: N818, PT012, SIM117 - what fails in nested blocks, and how it is named, is what these tests are about
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import pickle
+import sys
+import weakref
+
+import attrs
+import pytest
+
+from stormphase import _errors
+from stormphase._errors import (
+    FULL,
+    MAX_MESSAGE_CHARS,
+    MAX_TRACEBACK_CHARS,
+    MAX_TRACEBACK_FRAMES,
+    NOT_A_FAILURE,
+    REFERENCE,
+    Mark,
+    add_note,
+    describe,
+    format_traceback,
+    text_of,
+    type_name,
+)
+from stormphase._model import PhaseStatus
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+
+class Panic(BaseException):
+    """As libraries written in Rust raise it: no Exception, and not to be mistaken for a wish to stop."""
+
+
+class Panicking(Exception):
+    """Its text panics."""
+
+    def __str__(self):
+        raise Panic("in __str__")
+
+
+class OutOfMemoryError(RuntimeError):
+    """A failure of the user's own."""
+
+
+class Unprintable(Exception):
+    """Its text cannot be had."""
+
+    def __str__(self):
+        raise OSError("no text")
+
+    __repr__ = __str__
+
+
+class Hostile(Exception):
+    """Raises from whatever attribute is asked for, but for those without which nothing could be raised."""
+
+    def __getattribute__(self, name):
+        raise LookupError(name)
+
+    def __setattr__(self, name, value):
+        raise LookupError(name)
+
+
+@attrs.frozen
+class Frozen(Exception):
+    """Refuses to be changed."""
+
+    code: int
+
+
+class Slotted(Exception):
+    """Has slots, if none."""
+
+    __slots__ = ()
+
+
+class SilentError(Exception):
+    """Cannot be made again from its arguments."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def fail(error: BaseException) -> None:
+    """Raise."""
+    raise error
+
+
+def errors_of(phases):
+    """Return what each phase says of its error, by name."""
+    return {phase.name: phase._extra.error if phase._extra else None for phase in phases}
+
+
+# --- full once, by reference on the way up ----------------------------------------------------------------------------
+
+
+def test_an_error_is_told_in_full_where_it_arose_and_by_reference_above(lanes, ended):
+    """The origin has the traceback; every phase that the exception passed names the origin and has none."""
+    with pytest.raises(OutOfMemoryError), lanes.enter_phase("train"), lanes.enter_phase("step"):
+        with lanes.enter_phase("forward"):
+            raise OutOfMemoryError("8 GiB")
+    errors = errors_of(ended)
+    origin = ended[0].scope_id
+    assert ["forward", "step", "train"] == [phase.name for phase in ended]
+    assert {origin} == {error.root_cause_scope_id for error in errors.values()}
+    assert {"8 GiB"} == {error.message for error in errors.values()}
+    assert {f"{__name__}.OutOfMemoryError"} == {error.type for error in errors.values()}
+    assert (None, None) == (errors["step"].traceback, errors["train"].traceback)
+    assert 'raise OutOfMemoryError("8 GiB")' in errors["forward"].traceback
+    assert [PhaseStatus.FAILED] * 3 == [phase.status for phase in ended]
+
+
+def test_an_error_raised_above_an_ended_phase_arose_above(lanes, ended):
+    """A phase that went well before is no origin."""
+    with pytest.raises(ValueError, match="x"), lanes.enter_phase("train") as train:
+        with lanes.enter_phase("step"):
+            pass
+        raise ValueError("x")
+    assert None is ended[0]._extra
+    assert train.scope_id == train._extra.error.root_cause_scope_id
+    assert train._extra.error.traceback is not None
+
+
+def test_a_handled_failure_leaves_its_parents_clean(lanes, ended):
+    """The phase itself failed; the one that handled it succeeded and says nothing of it."""
+    with lanes.enter_phase("train") as train:
+        try:
+            with lanes.enter_phase("step"):
+                raise ValueError("bad batch")
+        except ValueError:
+            pass
+    assert [PhaseStatus.FAILED, PhaseStatus.SUCCEEDED] == [phase.status for phase in ended]
+    assert None is train._extra
+
+
+def test_raise_from_points_at_the_cause(lanes, ended):
+    """Another exception raised from the first one has the same root cause, and is not told in full again."""
+    with pytest.raises(RuntimeError, match="step failed"), lanes.enter_phase("train"):
+        try:
+            with lanes.enter_phase("step"):
+                raise ValueError("bad batch")
+        except ValueError as error:
+            raise RuntimeError("step failed") from error
+    step, train = ended
+    assert step.scope_id == train._extra.error.root_cause_scope_id
+    assert ("RuntimeError", "step failed", None) == (
+        train._extra.error.type,
+        train._extra.error.message,
+        train._extra.error.traceback,
+    )
+
+
+def test_an_exception_raised_while_another_is_handled_is_a_failure_of_its_own(lanes, ended):
+    """Without `from`, the handler's own failure is the root cause: its code raised it."""
+    with pytest.raises(KeyError), lanes.enter_phase("train") as train:
+        try:
+            with lanes.enter_phase("step"):
+                raise ValueError("bad batch")
+        except ValueError:
+            raise KeyError("handler")  # noqa: B904 - the point of the test
+    assert train.scope_id == train._extra.error.root_cause_scope_id
+
+
+def test_a_shared_exception_object_raised_twice_fails_twice(lanes, ended):
+    """Elsewhere the same object is a new failure with its own origin and traceback, not an echo of the first."""
+    shared = ValueError("shared")
+    for name in ("first", "second"):
+        with pytest.raises(ValueError, match="shared"), lanes.enter_phase(name):
+            raise shared
+    first, second = ended
+    assert [first.scope_id, second.scope_id] == [phase._extra.error.root_cause_scope_id for phase in ended]
+    assert first._extra.error.traceback is not None
+    assert second._extra.error.traceback is not None
+
+
+def test_a_shared_exception_raised_again_beside_its_origin_is_a_new_failure(lanes, ended):
+    """Two siblings under one parent raise one object: the parent blames the one that failed it."""
+    shared = ValueError("shared")
+    with pytest.raises(ValueError, match="shared"), lanes.enter_phase("train"):
+        try:
+            with lanes.enter_phase("first"):
+                raise shared
+        except ValueError:
+            pass
+        with lanes.enter_phase("second"):
+            raise shared
+    first, second, train = ended
+    assert second.scope_id == train._extra.error.root_cause_scope_id
+    assert first.scope_id != second._extra.error.root_cause_scope_id
+
+
+def test_a_cause_that_failed_elsewhere_is_not_trusted(lanes, ended):
+    """An exception of an unrelated phase, given as the cause, is not where this one arose."""
+    cause = ValueError("elsewhere")
+    with pytest.raises(ValueError, match="elsewhere"), lanes.enter_phase("elsewhere"):
+        raise cause
+    with pytest.raises(RuntimeError), lanes.enter_phase("train") as train:
+        raise RuntimeError("here") from cause
+    assert train.scope_id == train._extra.error.root_cause_scope_id
+    assert "elsewhere" in train._extra.error.traceback
+
+
+def test_a_group_points_at_its_first_member_that_failed_beneath(lanes, ended):
+    """A group of what phases beneath raised has their root cause."""
+    with pytest.raises(ExceptionGroup), lanes.enter_phase("train") as train:
+        caught = []
+        for name in ("first", "second"):
+            try:
+                with lanes.enter_phase(name):
+                    raise ValueError(name)
+            except ValueError as error:
+                caught.append(error)
+        raise ExceptionGroup("both", caught)
+    assert ended[0].scope_id == train._extra.error.root_cause_scope_id
+    assert PhaseStatus.FAILED == train.status
+
+
+def test_a_group_of_strangers_arose_where_it_was_raised(lanes):
+    """Members that no phase knows leave the group its own origin."""
+    with pytest.raises(ExceptionGroup), lanes.enter_phase("train") as train:
+        raise ExceptionGroup("all", [ValueError("a"), ExceptionGroup("inner", [KeyError("b")])])
+    assert train.scope_id == train._extra.error.root_cause_scope_id
+    assert "inner" in train._extra.error.traceback
+
+
+def test_causes_that_run_in_a_circle_end(lanes):
+    """Exceptions that are each other's cause are walked once."""
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    with pytest.raises(ValueError, match="first"), lanes.enter_phase("train") as train:
+        raise first
+    assert train.scope_id == train._extra.error.root_cause_scope_id
+
+
+def test_only_so_many_causes_are_followed(lanes):
+    """A chain of causes without end costs a bounded time; what lies beyond the bound is not found."""
+    deep = ValueError("deep")
+    with lanes.enter_phase("train") as train:
+        with pytest.raises(ValueError, match="deep"), lanes.enter_phase("step") as step:
+            raise deep
+        chain = [deep]
+        for number in range(_errors._MAX_CAUSES):
+            following = ValueError(str(number))
+            following.__cause__ = chain[-1]
+            chain.append(following)
+        origins = [_errors._trusted_origin(error, train) for error in chain]
+    assert [step.scope_id] * _errors._MAX_CAUSES + [None] == origins
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        pytest.param(ValueError("x"), PhaseStatus.FAILED, id="ValueError"),
+        pytest.param(KeyboardInterrupt(), PhaseStatus.CANCELLED, id="KeyboardInterrupt"),
+        pytest.param(SystemExit(3), PhaseStatus.CANCELLED, id="SystemExit"),
+        pytest.param(GeneratorExit(), PhaseStatus.CANCELLED, id="GeneratorExit"),
+        pytest.param(
+            BaseExceptionGroup("g", [KeyboardInterrupt(), SystemExit()]), PhaseStatus.CANCELLED, id="cancelling group"
+        ),
+        pytest.param(
+            BaseExceptionGroup("g", [KeyboardInterrupt(), ValueError()]), PhaseStatus.FAILED, id="failing group"
+        ),
+    ],
+)
+@pytest.mark.parametrize("way", ["with", "close", "exit"])
+def test_every_kind_of_end_is_told_truthfully(lanes, ended, error, status, way):
+    """Failures fail, what ends work from outside cancels; by with, close and exit alike, and it passes unchanged."""
+    if way == "with":
+        caught = None
+        try:
+            with lanes.enter_phase("train"):
+                raise error
+        except BaseException as passed:
+            caught = passed
+        assert error is caught
+    elif way == "close":
+        lanes.enter_phase("train").close(error=error)
+    else:
+        lanes.exit(lanes.enter("train"), error=error)
+    assert [status] == [phase.status for phase in ended]
+    told = ended[0]._extra.error
+    assert (type(error).__name__ in told.type, ended[0].scope_id) == (True, told.root_cause_scope_id)
+    assert (status is PhaseStatus.FAILED) == (told.traceback is not None), "only a failure has a traceback"
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "has_error", "has_traceback"),
+    [
+        (FULL, PhaseStatus.FAILED, True, True),
+        (REFERENCE, PhaseStatus.FAILED, True, False),
+        (NOT_A_FAILURE, PhaseStatus.SUCCEEDED, False, False),
+    ],
+)
+def test_a_policy_decides_what_is_told(lanes, policy, status, has_error, has_traceback):
+    """Full, by reference only, or no failure at all; the exception passes all the same."""
+    with pytest.raises(StopIteration), lanes.enter_phase("train") as train:
+        train._extra_or_new().error_policy = lambda error: policy
+        raise StopIteration
+    error = train._extra.error
+    assert (status, has_error) == (train.status, error is not None)
+    assert has_traceback == (error is not None and error.traceback is not None)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("x"), "ValueError"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (OutOfMemoryError(), f"{__name__}.OutOfMemoryError"),
+        (pickle.PickleError(), "_pickle.PickleError"),
+    ],
+)
+def test_types_are_named_in_full_but_for_builtins(error, expected):
+    """As OpenTelemetry's `error.type` has it."""
+    assert expected == type_name(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("plain"), "plain"),
+        (ValueError(), ""),
+        (KeyError("k"), "'k'"),
+        (Unprintable(), "<unprintable Unprintable>"),
+        (Panicking(), "<unprintable Panicking>"),
+        (ValueError("lone \ud800"), r"lone \ud800"),
+    ],
+)
+def test_texts_never_raise(error, expected):
+    """Whatever `__str__` does."""
+    assert expected == text_of(error)
+
+
+def test_texts_are_bounded():
+    """A megabyte of message is cut, and says so; the limit itself is whole."""
+    assert "x" * (MAX_MESSAGE_CHARS - 1) + "\N{HORIZONTAL ELLIPSIS}" == text_of(ValueError("x" * 1_000_000))
+    assert "x" * MAX_MESSAGE_CHARS == text_of(ValueError("x" * MAX_MESSAGE_CHARS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(Unprintable, ()), (Panicking, ()), (Hostile, ("h",)), (Frozen, (3,)), (Slotted, ("s",)), (SilentError, (1, 2))],
+)
+def test_odd_exceptions_pass_as_they_are(lanes, ended, kind, arguments):
+    """An unprintable, frozen, slotted or hostile exception is the one that surfaces, through both phases."""
+    caught, error = None, kind(*arguments)
+    try:
+        with lanes.enter_phase("train"), lanes.enter_phase("step"):
+            raise error
+    except BaseException as passed:
+        caught = passed
+    assert (error is caught) is True, (
+        "compared outside of pytest's sight, which would ask the hostile one for its class"
+    )
+    assert [PhaseStatus.FAILED] * 2 == [phase.status for phase in ended]
+    assert {ended[0].scope_id} == {phase._extra.error.root_cause_scope_id for phase in ended}
+    assert kind.__name__ in ended[0]._extra.error.traceback
+
+
+def test_a_huge_traceback_keeps_its_innermost_frames():
+    """A recursion of thousands of frames is told in a bounded text that ends with the error."""
+
+    def recurse(depth: int) -> None:
+        if depth == 0:
+            fail(ValueError("at the bottom"))
+        recurse(depth - 1)
+
+    try:
+        recurse(800)
+    except ValueError as error:
+        text = format_traceback(error)
+    assert len(text) <= MAX_TRACEBACK_CHARS + 100
+    assert text.rstrip().endswith("ValueError: at the bottom")
+    assert "in fail" in text
+
+
+def test_a_long_traceback_is_cut_in_its_middle(lanes):
+    """Both ends stay, and the text says how much is missing."""
+    error = ValueError("A" * 40_000 + "Z")
+    text = format_traceback(error)
+    half = MAX_TRACEBACK_CHARS // 2
+    whole = len(f"ValueError: {'A' * 40_000}Z\n")
+    assert f"\n... {whole - 2 * half} characters cut ...\n" in text
+    assert text.startswith("ValueError: AAA")
+    assert text.endswith("AZ\n")
+    assert len(text) < MAX_TRACEBACK_CHARS + 60
+
+
+def test_a_traceback_of_the_longest_allowed_length_stays_whole():
+    """The limit itself is not cut."""
+    frame = len("ValueError: \n")
+    assert "cut ..." not in format_traceback(ValueError("A" * (MAX_TRACEBACK_CHARS - frame)))
+    assert "cut ..." in format_traceback(ValueError("A" * (MAX_TRACEBACK_CHARS - frame + 1)))
+
+
+def test_only_so_many_frames_are_formatted():
+    """The innermost ones, since they tell where it happened."""
+    source = "\n".join(f"def f{number}(): f{number - 1}()" for number in range(1, 100))
+    space = {"f0": lambda: fail(ValueError("x"))}
+    exec(source, space)  # noqa: S102 - a hundred functions, so that no frame repeats
+    with pytest.raises(ValueError, match="x") as raised:
+        space["f99"]()
+    text = format_traceback(raised.value)
+    assert MAX_TRACEBACK_FRAMES == text.count("File ")
+    assert "in fail" in text
+    assert "in f99" not in text
+
+
+def test_a_traceback_that_cannot_be_formatted_is_told_by_its_frames(monkeypatch):
+    """Where formatting raises, the frames and an honest last line are left."""
+
+    def broken(*args, **kwargs):
+        raise OSError("source file gone")
+
+    monkeypatch.setattr(_errors.traceback, "format_exception", broken)
+    with pytest.raises(ValueError, match="x") as raised:
+        fail(ValueError("x"))
+    text = format_traceback(raised.value)
+    assert "in fail" in text
+    assert text.endswith("ValueError: x\n")
+
+
+def test_a_traceback_always_encodes():
+    """A lone surrogate in a message becomes its escape."""
+    assert "ValueError: lone \\ud800\n" == format_traceback(ValueError("lone \ud800"))
+
+
+# --- what the exception keeps -----------------------------------------------------------------------------------------
+
+
+class Tensor:
+    """Stands for GPU memory that a frame holds."""
+
+
+def test_no_frame_is_held(lanes, ended):
+    """Once the user's code has let go of the exception, what its frames held is freed, with the records still kept."""
+    tensors = []
+
+    def step() -> None:
+        tensor = Tensor()
+        tensors.append(weakref.ref(tensor))
+        with lanes.enter_phase("step"):
+            raise ValueError("x")
+
+    with lanes.enter_phase("train"):
+        with contextlib.suppress(ValueError):
+            step()
+    gc.collect()
+    assert ["step", "train"] == [phase.name for phase in ended]
+    assert None is tensors[0]()
+
+
+def test_no_exception_is_held(lanes, ended):
+    """The record of a failure does not keep the exception alive."""
+
+    class Watched(Exception):
+        pass
+
+    refs = []
+    try:
+        with lanes.enter_phase("step"):
+            error = Watched()
+            refs.append(weakref.ref(error))
+            raise error
+    except Watched:
+        del error
+    gc.collect()
+    assert None is refs[0]()
+    assert [PhaseStatus.FAILED] == [phase.status for phase in ended]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_marked_exception_pickles(lanes, protocol):
+    """An exception that left a phase crosses processes as before, and nobody trusts its mark there."""
+    error = OutOfMemoryError("8 GiB")
+    with lanes.enter_phase("train") as train:
+        with pytest.raises(OutOfMemoryError), lanes.enter_phase("step") as step:
+            raise error
+        twin = pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 - our own bytes
+        assert (OutOfMemoryError, ("8 GiB",)) == (type(twin), twin.args)
+        assert step.scope_id == _errors._trusted_origin(error, train)
+        assert None is _errors._trusted_origin(twin, train)
+        assert step.scope_id == _errors._mark_of(twin).origin_scope_id
+
+
+def test_a_marked_exception_copies(lanes):
+    """A deep copy, too, has a mark that nobody trusts."""
+    error = ValueError("x")
+    with lanes.enter_phase("train") as train:
+        with pytest.raises(ValueError, match="x"), lanes.enter_phase("step"):
+            raise error
+        assert None is _errors._trusted_origin(copy.deepcopy(error), train)
+
+
+def test_a_forged_mark_is_ignored(lanes):
+    """Whatever else stands under the mark's name is not believed."""
+    error = ValueError("x")
+    error.__stormphase_mark__ = "I arose elsewhere"
+    with pytest.raises(ValueError, match="x"), lanes.enter_phase("train") as train:
+        raise error
+    assert train.scope_id == train._extra.error.root_cause_scope_id
+    assert Mark is type(error.__stormphase_mark__)
+
+
+def test_a_mark_moves_up_with_its_exception(lanes):
+    """The last phase left is what an ancestor recognises, the origin stays."""
+    error = ValueError("x")
+    with lanes.enter_phase("train") as train, lanes.enter_phase("step") as step, lanes.enter_phase("forward") as inner:
+        describe(error, inner, FULL)
+        describe(error, step, FULL)
+        mark = _errors._mark_of(error)
+        assert (inner.scope_id, True) == (mark.origin_scope_id, mark.last is step)
+        assert inner.scope_id == describe(error, train, FULL).root_cause_scope_id
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_note_is_added_as_pep_678_has_it():
+    """Also on CPython 3.10, where it is only kept."""
+    error = ValueError("x")
+    add_note(error, "first")
+    add_note(error, "second")
+    assert ["first", "second"] == error.__notes__
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [(Frozen, (1,)), (Slotted, ("s",)), (Unprintable, ())])
+def test_notes_reach_odd_exceptions(kind, arguments):
+    """A frozen, slotted or unprintable exception has notes as any other."""
+    error = kind(*arguments)
+    add_note(error, "note")
+    assert ["note"] == error.__notes__
+
+
+def test_a_note_on_a_hostile_exception_is_given_up_in_silence():
+    """Its class refuses everything; the misuse is counted all the same."""
+    error = Hostile("h")
+    add_note(error, "note")
+    assert "__notes__" not in object.__getattribute__(error, "__dict__")
+
+
+def test_a_note_is_added_by_hand_where_exceptions_have_no_method_for_it():
+    """An exception whose `add_note` is hidden, as on CPython 3.10, keeps earlier notes."""
+
+    class Old(Exception):
+        @property
+        def add_note(self):
+            raise AttributeError("add_note")
+
+    error = Old("x")
+    add_note(error, "first")
+    add_note(error, "second")
+    assert ["first", "second"] == error.__notes__
