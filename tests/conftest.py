@@ -8,12 +8,14 @@ With an editable install the same folder is found again, through the path that t
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if sys.path[0] in ("", os.getcwd()):  # noqa: PTH109  (sys.path has strings)
     del sys.path[0]
@@ -23,7 +25,12 @@ import pytest
 from opentelemetry import context as otel_context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    from stormphase._lanes import LaneSet
+    from stormphase._phase import PhaseHandle
+    from stormphase._recorder import PhaseRecorder
+    from stormphase.testing import ManualClock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,9 +89,98 @@ def run_python(tmp_path: Path) -> RunPython:
     return run
 
 
+class StepThread:
+    """A real thread that does one thing at a time, when it is told to: interleavings without sleep or luck."""
+
+    def __init__(self, name: str | None = None, target: Callable[[Callable[[], None]], object] | None = None) -> None:
+        """Start; `target`, if given, is called in the thread with the loop that serves the steps."""
+        self._steps: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Future[Any]] | None]
+        self._steps = queue.SimpleQueue()
+        self.thread = threading.Thread(
+            target=self._serve if target is None else target, args=() if target is None else (self._serve,), name=name
+        )
+        self.thread.start()
+
+    def do(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call in the thread, wait, and return or raise what came of it."""
+        return self.begin(call, *arguments).result(THREAD_END_S)
+
+    def begin(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Call in the thread and do not wait."""
+        outcome: Future[Any] = Future()
+        self._steps.put((call, arguments, outcome))
+        return outcome
+
+    def end(self) -> None:
+        """Let the thread end, and wait until it has."""
+        self._steps.put(None)
+        self.thread.join(THREAD_END_S)
+
+    def _serve(self) -> None:
+        while (step := self._steps.get()) is not None:
+            call, arguments, outcome = step
+            try:
+                outcome.set_result(call(*arguments))
+            except BaseException as error:
+                outcome.set_exception(error)
+            del step, call, arguments, outcome
+
+
+@pytest.fixture
+def step_thread() -> Iterator[Callable[..., StepThread]]:
+    """Make threads that work step by step; those still alive end with the test."""
+    made: list[StepThread] = []
+
+    def make(name: str | None = None, target: Callable[[Callable[[], None]], object] | None = None) -> StepThread:
+        made.append(StepThread(name, target))
+        return made[-1]
+
+    yield make
+    for thread in made:
+        thread.end()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Return a clock that moves only when it is told to."""
+    from stormphase.testing import ManualClock
+
+    return ManualClock()
+
+
+@pytest.fixture
+def recorder(clock: ManualClock) -> PhaseRecorder:
+    """Return a strict recorder on the manual clock."""
+    from stormphase._recorder import PhaseRecorder
+
+    return PhaseRecorder(clock=clock)
+
+
+@pytest.fixture
+def lanes(recorder: PhaseRecorder) -> LaneSet:
+    """Return the recorder's lanes of session "s", rank 0."""
+    return recorder.lane_set("s", 0)
+
+
+@pytest.fixture
+def lenient(clock: ManualClock) -> LaneSet:
+    """Return lanes that recover from misuse, count it and never raise."""
+    from stormphase._recorder import PhaseRecorder
+
+    return PhaseRecorder(clock=clock, on_misuse="record").lane_set("s", 0)
+
+
+@pytest.fixture
+def ended(lanes: LaneSet, lenient: LaneSet) -> list[PhaseHandle]:
+    """Return the list in which every phase of `lanes` and of `lenient` stands once it has ended, in that order."""
+    found: list[PhaseHandle] = []
+    lanes.exit_queues = lenient.exit_queues = (found.append,)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    """Fail the test that leaves a thread, a signal handler, an environment variable or an OTel context behind."""
+    """Fail the test that leaves a thread, a signal handler, an environment variable, an OTel context or a phase."""
     threads = set(threading.enumerate())
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     environ = _environ()
@@ -94,6 +190,7 @@ def nothing_leaks() -> Iterator[None]:
     assert [] == [thread.name for thread in _threads_left(threads)], "the test left threads running"
     assert handlers == {number: signal.getsignal(number) for number in SIGNALS}, "the test left a signal handler"
     assert environ == _environ(), "the test left the environment changed"
+    assert [] == _phases_left(), "the test left phases open, or one in this thread's context"
 
 
 def _environ() -> dict[str, str]:
@@ -110,3 +207,15 @@ def _threads_left(before: set[threading.Thread]) -> list[threading.Thread]:
     for thread in new:
         thread.join(THREAD_END_S)
     return [thread for thread in new if thread.is_alive()]
+
+
+def _phases_left() -> list[str]:
+    """Name the phases that are open, and those that this thread's context still carries."""
+    recorders = getattr(sys.modules.get("stormphase._recorder"), "_recorders", ())
+    found = []
+    for lanes in [lanes for recorder in tuple(recorders) for lanes in recorder._lane_sets.values()]:
+        found += [phase.label for phase in lanes.open_phases()]
+        carried = lanes.carrier.current_phase()
+        if carried is not None:
+            found.append(f"in context: {carried.label}")
+    return found

@@ -1,0 +1,52 @@
+"""For tests of programs that use stormphase, and of stormphase itself: a clock that moves only when it is told to."""
+
+from __future__ import annotations
+
+import threading
+
+# An arbitrary Thursday, so that no test passes only because a time is 0.
+START_WALL_NS = 1_700_000_000_000_000_000
+START_MONOTONIC_NS = 1_000_000_000
+
+
+class ManualClock:
+    """A clock that stands still until `advance` moves it, so that a test knows every duration to the nanosecond.
+
+    Give it to `PhaseTracker(clock=...)` or `PhaseRecorder(clock=...)`. Thread- and async-safe. A forked child goes on
+    with a copy of its own.
+
+    Args:
+        monotonic_ns: what the monotonic clock shows at first.
+        wall_ns: what the wall clock shows at first, in nanoseconds since the Unix epoch.
+    """
+
+    def __init__(self, *, monotonic_ns: int = START_MONOTONIC_NS, wall_ns: int = START_WALL_NS) -> None:
+        """Stand at the given times."""
+        self._monotonic_ns = monotonic_ns
+        self._wall_ns = wall_ns
+        self._lock = threading.Lock()
+
+    def monotonic_ns(self) -> int:
+        """Return the monotonic time in nanoseconds."""
+        return self._monotonic_ns
+
+    def wall_ns(self) -> int:
+        """Return the wall time in nanoseconds since the Unix epoch."""
+        return self._wall_ns
+
+    def advance(self, ns: int) -> None:
+        """Move both clocks on by `ns` nanoseconds.
+
+        Raises:
+            ValueError: if `ns` is negative: a monotonic clock never goes back.
+        """
+        if ns < 0:
+            raise ValueError(f"A monotonic clock never goes back, and {ns} is negative. Use shift_wall for that.")
+        with self._lock:
+            self._monotonic_ns += ns
+            self._wall_ns += ns
+
+    def shift_wall(self, ns: int) -> None:
+        """Set the wall clock forward, or back if `ns` is negative, as NTP does; the monotonic clock stands."""
+        with self._lock:
+            self._wall_ns += ns
