@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Sample = Callable[["Subject", int, Clock], int]
 
 
+# A single sample may meet a garbage collection, and a batch cut short for that measures the loop's first turn only.
+_CALIBRATION_TRIES = 3
+
+
 class UndeliveredError(Exception):
     """What a subject should have delivered and what arrived are not the same: its figures prove nothing."""
 
@@ -145,8 +149,8 @@ def calibrated_count(subject: Subject, sample_ns: int, *, clock: Clock, sample: 
     """Find the batch that takes about `sample_ns`, by doubling; it warms the subject up as well."""
     count, spent = 1, 0
     while True:
-        elapsed = sample(subject, count, clock)
-        spent += count
+        elapsed = min(sample(subject, count, clock) for _ in range(_CALIBRATION_TRIES))
+        spent += count * _CALIBRATION_TRIES
         if elapsed >= sample_ns or count >= subject.largest_batch:
             break
         count = min(count * 2, subject.largest_batch)
