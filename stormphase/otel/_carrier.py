@@ -1,0 +1,295 @@
+"""Carries phases in OpenTelemetry's own context: the hot path of the bridge.
+
+Each phase makes one `Context`: that of its enter, with itself as the current span and, under a key of ours, as the
+current phase, which a user's own span inside it does not hide.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, INVALID_SPAN_CONTEXT, Link, Span, SpanContext, set_span_in_context
+
+from stormphase._attributes import to_otel
+from stormphase._lanes import ContextCarrier
+from stormphase.otel import _sampling, ids
+from stormphase.otel._span import PhaseSpan, RealPhaseSpan, TracedPhaseSpan, is_quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stormphase._phase import PhaseHandle
+    from stormphase.otel._traces import SessionTraces, Trace
+
+_log = logging.getLogger("stormphase")
+
+(SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
+"""The key of the current span. The API makes it anew in each process and offers no name for it."""
+
+# What became of a phase's span, as its children need to know.
+NEEDED = 1  # a child of it was sent, so it will be sent whatever the budget says
+PROMOTED = 2  # likewise, although the trace is not sampled: something beneath it failed
+SENT = 3
+DROPPED = 4
+
+
+def otel_variable() -> contextvars.ContextVar[Context] | None:
+    """Return the variable that carries OTel's context; None where another context runtime was selected."""
+    probe = Context({"stormphase-probe": 1})
+    token = otel_context.attach(probe)
+    try:
+        # What another runtime returns here can be anything.
+        variable = getattr(token, "var", None)
+        if not isinstance(variable, contextvars.ContextVar) or variable.get(None) is not probe:
+            return None
+        inner_probe = Context({"stormphase-probe": 2})
+        inner = variable.set(inner_probe)
+        try:
+            return variable if otel_context.get_current() is inner_probe else None
+        finally:
+            variable.reset(inner)
+    finally:
+        otel_context.detach(token)
+
+
+class SpanCarrier(ContextCarrier):
+    """Carries phases whose spans are built after they have ended, all in the session's trace."""
+
+    handle_type = PhaseSpan
+
+    def __init__(self, variable: contextvars.ContextVar[Context], traces: SessionTraces) -> None:
+        """Carry phases in `variable`; a key of its own keeps trackers apart."""
+        self.variable: contextvars.ContextVar[Any] = variable
+        self.traces = traces
+        self.phase_key = otel_context.create_key("stormphase-phase")
+        # What the core calls: puts a phase into the context and returns the variable's token (`ContextCarrier.put`).
+        self.put = self._make_put(self._make_wrap())
+
+    def _make_put(self, wrap: Callable[[Any], Any]) -> Callable[[Any], contextvars.Token[Any]]:
+        set_variable = self.variable.set
+        return lambda phase: set_variable(wrap(phase))
+
+    def _make_wrap(self) -> Callable[[Any], Any]:
+        # A closure: its variables are found faster than attributes.
+        get = self.variable.get
+        span_key = SPAN_KEY
+        phase_key = self.phase_key
+        context_type = Context
+
+        def wrap(phase: PhaseSpan) -> Context:
+            """Return the context in which `phase` is current, and note on it the one in which it was entered."""
+            outer = get()
+            if phase._extra is None or phase._extra.resumed_ns is None:
+                phase._outer = outer
+            values = outer.copy()
+            values[span_key] = values[phase_key] = phase
+            return context_type(values)
+
+        return wrap
+
+    def current_phase(self) -> PhaseHandle | None:
+        """Return this session's phase that the caller's context carries, whichever lane it is on."""
+        phase: PhaseHandle | None = self.variable.get().get(self.phase_key)
+        return phase
+
+    def value_before(self, phase: PhaseHandle) -> Context:
+        """Return the context in which `phase` was entered."""
+        return phase._outer if isinstance(phase, PhaseSpan) else Context()
+
+    def visible_parent(self, phase: PhaseHandle) -> PhaseSpan | None:
+        """Return the nearest ancestor whose span arrives, or may; None if that is the rank's span."""
+        parent = phase.parent
+        while parent is not None and (is_quiet(parent) or getattr(parent, "_fate", None) == DROPPED):
+            parent = parent.parent
+        return parent if isinstance(parent, PhaseSpan) else None
+
+    def visible_parent_context(self, phase: PhaseHandle) -> SpanContext:
+        """Return the context of the nearest span above that arrives: a phase's, else the rank's."""
+        parent = self.visible_parent(phase)
+        return self.traces.rank if parent is None else parent.get_span_context()
+
+    def above(self, phase: PhaseSpan, trace: Trace) -> tuple[SpanContext | None, list[Link]]:
+        """Return the parent of the phase's span, and the links that say what else it was entered under.
+
+        A user's own span, current at enter, is the parent if it is in the phase's trace; else it is linked to. At the
+        root of a trace of its own, what would have been the parent is linked to.
+        """
+        parent = self.visible_parent_context(phase)
+        links = []
+        user_context = self._users_span_around(phase)
+        if user_context is not None:
+            if user_context.trace_id == parent.trace_id:
+                parent = user_context
+            else:
+                links.append(Link(user_context))
+        if trace.root_sequence == phase._sequence:
+            links.insert(0, Link(parent))
+            return (None if trace.is_root_here else trace.root_context), links
+        if parent.trace_id != trace.trace_id and trace.root_sequence is not None:
+            # Beneath a trace's root that a filter keeps back: the other ranks' spans hang under the same one.
+            parent = trace.root_context
+        return parent, links
+
+    def _users_span_around(self, phase: PhaseSpan) -> SpanContext | None:
+        """Return the user's own span in which the phase was entered, if that was the innermost."""
+        outer = getattr(phase, "_outer", None)
+        span = None if outer is None else outer.get(SPAN_KEY)
+        if not isinstance(span, Span):
+            return None
+        if isinstance(span, PhaseSpan) and span._lane.lanes is phase._lane.lanes:
+            return None
+        context = span.get_span_context()
+        return context if context.is_valid else None
+
+
+class TracedCarrier(SpanCarrier):
+    """Carries phases whose trace must be found at enter, on the training thread.
+
+    Args:
+        variable: OTel's.
+        traces: the session's.
+        sampler: the provider's.
+        trace_per: the phase name that begins a trace of its own, or None.
+        asks_each: whether the sampler must be asked for every phase.
+        occurrences: numbers those phases.
+    """
+
+    handle_type = TracedPhaseSpan
+
+    def __init__(
+        self,
+        variable: contextvars.ContextVar[Context],
+        traces: SessionTraces,
+        *,
+        sampler: Any,
+        trace_per: str | None,
+        asks_each: bool,
+        next_occurrence: Callable[[Any, int | None], int],
+    ) -> None:
+        """Carry phases in `variable`."""
+        self._sampler = sampler
+        self._trace_per = trace_per
+        self._asks_each = asks_each
+        self._next_occurrence = next_occurrence
+        super().__init__(variable, traces)
+
+    def _make_wrap(self) -> Callable[[Any], Any]:
+        wrap_in_context = super()._make_wrap()
+
+        def wrap(phase: TracedPhaseSpan) -> Any:
+            context = wrap_in_context(phase)
+            if phase._extra is None or phase._extra.resumed_ns is None:
+                phase._trace = self._trace_at_enter(phase)
+            return context
+
+        return wrap
+
+    def _trace_at_enter(self, phase: TracedPhaseSpan) -> Trace:
+        parent = phase.parent
+        outer_trace = parent._trace if isinstance(parent, TracedPhaseSpan) else self.traces.session
+        begins = outer_trace.root_sequence is None and phase._path.name == self._trace_per
+        if not begins and not self._asks_each:
+            return outer_trace
+        try:
+            return self._begin(phase, outer_trace) if begins else self._continue(phase, outer_trace)
+        except Exception:  # noqa: BLE001 - telemetry never hurts training
+            _log.warning("stormphase: finding the trace of %s failed", phase.label, exc_info=True)
+            return outer_trace
+
+    def _begin(self, phase: TracedPhaseSpan, outer_trace: Trace) -> Trace:
+        identity = self.traces.identity
+        path = phase._path
+        place = (identity.session_id, identity.attempt, path.names, phase._step)
+        occurrence = self._next_occurrence(path, phase._step)
+        phase._trace = outer_trace
+        _, links = self.above(phase, outer_trace)
+        trace = _sampling.ask(
+            self._sampler,
+            trace_id=ids.phase_trace_id(*place, occurrence),
+            context=Context(),
+            parent=None,
+            name=path.name,
+            attributes=self._attributes(phase),
+            links=[Link(self.visible_parent_context(phase)), *links],
+        )
+        return attrs.evolve(
+            trace,
+            root_sequence=phase._sequence,
+            root_id=ids.phase_root_span_id(*place, occurrence),
+            is_root_here=identity.rank == 0,
+        )
+
+    def _continue(self, phase: TracedPhaseSpan, outer_trace: Trace) -> Trace:
+        phase._trace = outer_trace
+        parent, links = self.above(phase, outer_trace)
+        parent_span: Span | None = self.visible_parent(phase)
+        if parent_span is None or parent_span.get_span_context() is not parent:
+            parent_span = _span_of(parent)
+        asked = _sampling.ask(
+            self._sampler,
+            trace_id=outer_trace.trace_id,
+            context=set_span_in_context(parent_span, phase._outer),
+            parent=parent,
+            name=phase._path.name,
+            attributes=self._attributes(phase),
+            links=links,
+        )
+        # Its SpanContext, if it was made while the parent was looked for, has the parent's flags.
+        if hasattr(phase, "_span_context"):
+            del phase._span_context
+        return attrs.evolve(
+            asked,
+            root_sequence=outer_trace.root_sequence,
+            root_id=outer_trace.root_id,
+            is_root_here=outer_trace.is_root_here,
+        )
+
+    def _attributes(self, phase: TracedPhaseSpan) -> dict[str, Any]:
+        attributes = phase._attributes
+        return {} if attributes is None else dict(to_otel(attributes, phase._lane.lanes.attribute_counts))
+
+
+class RealCarrier(SpanCarrier):
+    """Carries phases with a real span of an unknown tracer, started at enter by `start`; or none, while it is None."""
+
+    handle_type = RealPhaseSpan
+
+    def __init__(self, variable: contextvars.ContextVar[Context], traces: SessionTraces) -> None:
+        """Carry phases in `variable`, without spans until `start` is set."""
+        self.start: Callable[[RealPhaseSpan], Span | None] | None = None
+        super().__init__(variable, traces)
+
+    def _make_wrap(self) -> Callable[[Any], Any]:
+        get = self.variable.get
+        phase_key = self.phase_key
+
+        def wrap(phase: RealPhaseSpan) -> Context:
+            outer = get()
+            values = outer.copy()
+            if phase._extra is None or phase._extra.resumed_ns is None:
+                phase._outer = outer
+                phase._real = None if self.start is None else self.start(phase)
+            if phase._real is not None:
+                values[SPAN_KEY] = phase
+            values[phase_key] = phase
+            return Context(values)
+
+        return wrap
+
+    def visible_parent(self, phase: PhaseHandle) -> PhaseSpan | None:
+        """Return the nearest ancestor that has a real span."""
+        parent = phase.parent
+        while parent is not None and (is_quiet(parent) or getattr(parent, "_real", None) is None):
+            parent = parent.parent
+        return parent if isinstance(parent, PhaseSpan) else None
+
+
+def _span_of(context: SpanContext | None) -> Span:
+    from opentelemetry.trace import NonRecordingSpan  # noqa: PLC0415 - beside its one use
+
+    return NonRecordingSpan(INVALID_SPAN_CONTEXT if context is None else context)

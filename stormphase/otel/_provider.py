@@ -1,0 +1,256 @@
+"""What the user's providers are, and what may be done with them. Every private name of the SDK stands in this module.
+
+Each private name has a fallback on public API, and `tests/otel/test_provider.py` fails when the SDK moves one. The SDK
+is never imported here before the user's own provider has shown that it is in use.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, ProxyTracerProvider
+
+from stormphase._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry.trace import Tracer
+
+_log = logging.getLogger("stormphase")
+
+SCOPE_NAME: Final = "stormphase"
+SCOPE_VERSION: Final = __version__
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.37.0"
+"""Names and units of our attributes are those of this release of the semantic conventions."""
+
+DEFAULT_QUEUE_SIZE: Final = 2_048
+_UNKNOWN_QUEUE_SIZE: Final = 512  # a batch: the smallest queue that works as its owner meant it
+_HOOKS: Final = ("on_start", "_on_ending")
+
+
+class Way(enum.Enum):
+    """How spans are made.
+
+    DIRECT: as `ReadableSpan`, handed to the processors. STARTED: with the SDK tracer's `start_span` and `end`, with ids
+    and sampling decision of our own. REAL: a real span of an unknown tracer, started at enter. LATE: none yet, since
+    nobody has set a global provider; it may still come. NONE: there will be none.
+    """
+
+    DIRECT = "direct"
+    STARTED = "started"
+    REAL = "real"
+    LATE = "late"
+    NONE = "none"
+
+
+class SdkTracer:
+    """The SDK's tracer of our scope, and what its provider does with spans.
+
+    Args:
+        provider: an SDK `TracerProvider`.
+        tracer: its tracer of our scope, exactly of the SDK's class.
+    """
+
+    def __init__(self, provider: Any, tracer: Any) -> None:
+        """Look at the provider; its processors may change later."""
+        self.provider = provider
+        self.tracer = tracer
+        self._seen_processors: object = self
+        self._takes_readable = False
+
+    @property
+    def sampler(self) -> Any:
+        """The provider's sampler, also while ours stands in the tracer."""
+        return self.provider.sampler
+
+    @property
+    def resource(self) -> Any:
+        """The resource as it is now: the SDK changes it in a forked child."""
+        return self.tracer.resource
+
+    @property
+    def limits(self) -> Any:
+        """The span limits in force; those of the environment if the tracer does not show them."""
+        limits = getattr(self.tracer, "_span_limits", None)
+        return sys.modules["opentelemetry.sdk.trace"].SpanLimits() if limits is None else limits
+
+    def is_enabled(self) -> bool:
+        """Whether our scope is enabled; it may be switched at any time."""
+        ask = getattr(self.tracer, "_is_enabled", None)
+        return True if ask is None else bool(ask())
+
+    def takes_readable(self) -> bool:
+        """Whether every processor can be given a span that was never started; cheap while none was added."""
+        # The SDK replaces the tuple when one is added.
+        processors = getattr(self.tracer.span_processor, "_span_processors", None)
+        if processors is not self._seen_processors:
+            self._takes_readable = _needs_no_start(self.tracer.span_processor)
+            self._seen_processors = processors
+        return self._takes_readable
+
+    def queue_size(self) -> int:
+        """Return the size of the smallest queue among the processors."""
+        sizes = [_queue_size(processor, "OTEL_BSP_MAX_QUEUE_SIZE") for processor in self._processors()]
+        return min(sizes, default=DEFAULT_QUEUE_SIZE)
+
+    def force_flush(self, timeout_ms: int) -> bool:
+        """Flush each processor by itself: up to SDK 1.41 the provider stops at the first that returns None."""
+        # A list: each is flushed, also after one has failed.
+        return all([_flushed(processor, timeout_ms) for processor in self._processors()])  # noqa: C419
+
+    def _processors(self) -> list[Any]:
+        return list(_flat(self.tracer.span_processor))
+
+
+def resolve_tracer(provider: Any) -> tuple[Way, Tracer | None, SdkTracer | None]:
+    """Return how spans are to be made with a tracer provider, the tracer of our scope, and what the SDK's offers."""
+    if type(provider) is ProxyTracerProvider:
+        return Way.LATE, None, None
+    tracer = provider.get_tracer(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
+    if isinstance(provider, NoOpTracerProvider) or isinstance(tracer, NoOpTracer):
+        return Way.NONE, None, None
+    sdk_trace = sys.modules.get("opentelemetry.sdk.trace")
+    if sdk_trace is None or type(tracer) is not sdk_trace.Tracer or not isinstance(provider, sdk_trace.TracerProvider):
+        return Way.REAL, tracer, None
+    sdk = SdkTracer(provider, tracer)
+    return (Way.DIRECT if sdk.takes_readable() else Way.STARTED), tracer, sdk
+
+
+def _needs_no_start(processor: Any) -> bool:
+    """Return whether a processor does nothing when a span starts or is ending, so that it can do without."""
+    if vars(processor).keys() & {*_HOOKS, "on_end"} if hasattr(processor, "__dict__") else False:
+        return False  # Patched: some instrumentations set a hook on the SDK's own processor object.
+    nested = _nested(processor)
+    if nested is not None:
+        return all(_needs_no_start(inner) for inner in nested)
+    idle = _idle_hooks()
+    return all(getattr(type(processor), hook, None) in idle[hook] for hook in _HOOKS)
+
+
+def _idle_hooks() -> dict[str, list[Any]]:
+    trace = sys.modules["opentelemetry.sdk.trace"]
+    kinds = [trace.SpanProcessor]
+    export = sys.modules.get("opentelemetry.sdk.trace.export")
+    if export is not None:
+        kinds += [export.SimpleSpanProcessor, export.BatchSpanProcessor]
+    # Up to SDK 1.39 there is no second hook: there None is what every processor has.
+    return {hook: [getattr(kind, hook, None) for kind in kinds] for hook in _HOOKS}
+
+
+def _nested(processor: Any) -> tuple[Any, ...] | None:
+    """Return the processors inside one of the SDK's multi processors; None for any other, or if they do not show."""
+    kind = type(processor)
+    if not kind.__module__.startswith("opentelemetry.sdk.") or "Multi" not in kind.__name__:
+        return None
+    for name in ("_span_processors", "_log_record_processors"):
+        inner = getattr(processor, name, None)
+        if inner is not None:
+            return tuple(inner)
+    return None
+
+
+def _flat(processor: Any) -> Iterator[Any]:
+    nested = _nested(processor)
+    if nested is None:
+        yield processor
+        return
+    for inner in nested:
+        yield from _flat(inner)
+
+
+def _queue_size(processor: Any, variable: str) -> int:
+    """Return how many items a batch processor's queue holds; the default's size for processors without one."""
+    if "Batch" not in type(processor).__name__:
+        return DEFAULT_QUEUE_SIZE
+    size = getattr(getattr(processor, "_batch_processor", None), "_max_queue_size", None)
+    if isinstance(size, int) and size > 0:
+        return size
+    try:
+        return min(_UNKNOWN_QUEUE_SIZE, int(os.environ.get(variable, _UNKNOWN_QUEUE_SIZE)))
+    except ValueError:
+        return _UNKNOWN_QUEUE_SIZE
+
+
+def _flushed(processor: Any, timeout_ms: int) -> bool:
+    """Flush one processor; False if it says so or raises. None, as the SDK once returned, is no failure."""
+    try:
+        return processor.force_flush(timeout_ms) is not False
+    except Exception:  # noqa: BLE001 - a user's processor may raise anything
+        _log.warning("stormphase: flushing %r failed", processor, exc_info=True)
+        return False
+
+
+class LogSink:
+    """The logger of our scope, by whatever `emit` its release of OpenTelemetry has.
+
+    Args:
+        provider: any logger provider.
+    """
+
+    def __init__(self, provider: Any) -> None:
+        """Get the logger."""
+        self._provider = provider
+        self.logger = provider.get_logger(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
+        self.emit = _emitter(self.logger)
+        self._enabled: Callable[..., bool] | None = getattr(self.logger, "enabled", None)
+
+    def is_enabled(self, context: Any, severity: Any, event_name: str) -> bool:
+        """Whether a record would go anywhere, as far as this release can tell."""
+        ask = self._enabled
+        return ask is None or ask(context=context, severity_number=severity, event_name=event_name)
+
+    def queue_size(self) -> int:
+        """Return the size of the smallest queue among the log processors."""
+        sizes = [_queue_size(processor, "OTEL_BLRP_MAX_QUEUE_SIZE") for processor in self._processors()]
+        return min(sizes, default=DEFAULT_QUEUE_SIZE)
+
+    def force_flush(self, timeout_ms: int) -> bool:
+        """Flush each processor, or the provider where it does not show them."""
+        processors = self._processors()
+        if processors:
+            return all([_flushed(processor, timeout_ms) for processor in processors])  # noqa: C419 - as above
+        return not hasattr(self._provider, "force_flush") or _flushed(self._provider, timeout_ms)
+
+    def _processors(self) -> list[Any]:
+        multi = getattr(self._provider, "_multi_log_record_processor", None)
+        return [] if multi is None else list(_flat(multi))
+
+
+def resolve_logger(provider: Any) -> LogSink | None:
+    """Return what takes our log events; None while there is no provider, or for one that takes nothing."""
+    from opentelemetry import _logs  # noqa: PLC0415 - the API's logs; 10 ms that only a bridge should pay
+
+    kind = type(provider)
+    if kind.__module__.startswith("opentelemetry._logs") and kind.__name__ in (
+        "ProxyLoggerProvider",
+        "NoOpLoggerProvider",
+    ):
+        return None
+    sink = LogSink(provider)
+    return None if isinstance(sink.logger, _logs.NoOpLogger) else sink
+
+
+def _emitter(logger: Any) -> Callable[..., None]:
+    """Return `logger.emit` if it takes keywords (API 1.38 on), else a function that does and makes the SDK's record."""
+    parameters = inspect.signature(logger.emit).parameters
+    if "event_name" in parameters or any(kind.kind is kind.VAR_KEYWORD for kind in parameters.values()):
+        emit: Callable[..., None] = logger.emit
+        return emit
+    sdk_logs = sys.modules.get("opentelemetry.sdk._logs")
+    if sdk_logs is not None and type(logger).__module__.startswith("opentelemetry.sdk."):
+        record_type, resource = sdk_logs.LogRecord, {"resource": logger.resource}
+    else:
+        from opentelemetry._logs import LogRecord  # noqa: PLC0415 - for loggers of nobody we know
+
+        record_type, resource = LogRecord, {}
+
+    def emit_record(**fields: Any) -> None:
+        logger.emit(record_type(**fields, **resource))
+
+    return emit_record

@@ -1,0 +1,163 @@
+"""Real spans of a tracer that is not the SDK's own, started at enter and ended at exit, on the training thread.
+
+This is what is left where ids cannot be chosen and spans cannot be built: wrappers such as logfire's, tracers of other
+makers, and an SDK that was set as the global one after the session had started. It costs what the tracer costs.
+"""
+
+# ruff: noqa: SLF001 - a span is a phase: the bridge shares the slots of the core's handles and lanes
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, SpanKind, StatusCode, get_current_span, set_span_in_context
+
+from stormphase.otel._span import RealPhaseSpan
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+    from stormphase._clock import ClockAnchor
+    from stormphase._counts import Counts
+    from stormphase._phase import PhaseHandle
+    from stormphase.otel._build import SpanFacts
+    from stormphase.otel._carrier import RealCarrier
+    from stormphase.otel._facts import PhaseFacts
+    from stormphase.otel._outlet import SessionSpan
+    from stormphase.otel._traces import SessionTraces
+
+_log = logging.getLogger("stormphase")
+
+
+class RealSpans:
+    """Starts and ends real spans; without a tracer it does nothing.
+
+    Args:
+        carrier: carries the phases; gets `start` from here.
+        traces: the session's; its contexts become those of the real spans.
+        facts: describes phases.
+        session_span: describes the session's and the rank's spans.
+        anchor: relates times.
+        counts: `offered`, `handed_over` and `dropped_...`.
+    """
+
+    def __init__(
+        self,
+        carrier: RealCarrier,
+        traces: SessionTraces,
+        facts: PhaseFacts,
+        *,
+        session_span: SessionSpan,
+        anchor: ClockAnchor,
+        counts: Counts,
+    ) -> None:
+        """Start with no tracer."""
+        self._carrier = carrier
+        self._traces = traces
+        self._facts = facts
+        self._session_span = session_span
+        self._anchor = anchor
+        self._counts = counts
+        self._tracer: Tracer | None = None
+        self._session: Span | None = None
+        self._rank: Span | None = None
+
+    def use(self, tracer: Tracer) -> None:
+        """Start the rank's span, and that of a session which has one rank only; phases follow from now on.
+
+        With several ranks nobody can send the root span, as its id cannot be chosen; the ranks' spans still share its
+        trace.
+        """
+        traces = self._traces
+        self._tracer = tracer
+        around = Context() if traces.caller is None else set_span_in_context(NonRecordingSpan(traces.caller), Context())
+        if traces.identity.world_size == 1:
+            self._session = self._started(self._session_span.root_facts(traces, None, 0), around)
+            around = set_span_in_context(self._session, Context())
+            traces.root = self._session.get_span_context()
+        else:
+            around = set_span_in_context(NonRecordingSpan(traces.root), Context())
+        self._rank = self._started(self._session_span.rank_facts(traces, None, 0), around)
+        traces.rank = self._rank.get_span_context()
+        self._carrier.start = self.start
+
+    def _started(self, facts: SpanFacts, around: Context) -> Span:
+        assert self._tracer is not None  # noqa: S101 - set by the only caller
+        return self._tracer.start_span(
+            facts.name, around, SpanKind.INTERNAL, facts.attributes, list(facts.links), facts.start_ns
+        )
+
+    def start(self, phase: RealPhaseSpan) -> Span | None:
+        """Start the span of a phase that is being entered; None, and counted, if the tracer fails."""
+        if self._tracer is None:
+            return None
+        try:
+            parent, links = self._carrier.above(phase, self._traces.session)
+            outer = phase._outer
+            if parent is not None and get_current_span(outer).get_span_context() != parent:
+                outer = set_span_in_context(NonRecordingSpan(parent), outer)
+            return self._tracer.start_span(
+                phase._path.name,
+                outer,
+                SpanKind.INTERNAL,
+                self._facts.enter_attributes(phase),
+                links,
+                self._anchor.to_wall_ns(phase._entered_ns),
+            )
+        except Exception:  # noqa: BLE001 - a user's tracer may raise anything, and we are on the training thread
+            self._count_failure()
+            return None
+
+    def exit_hook(self, phase: PhaseHandle) -> None:
+        """End the span of a phase that has just ended."""
+        real = getattr(phase, "_real", None)
+        if not isinstance(phase, RealPhaseSpan) or real is None:
+            return
+        self._counts.add("offered")
+        try:
+            trace = self._traces.session
+            facts = self._facts.span(phase, trace, real.get_span_context())
+            started = 0 if phase._extra is None else len(facts.links) - len(phase._extra.links or ())
+            self._end(real, facts, started)
+        except Exception:  # noqa: BLE001 - as in `start`
+            self._count_failure()
+            self._counts.add("dropped_error")
+            return
+        self._counts.add("handed_over")
+
+    def finish(self, outcome: BaseException | None, end_ns: int) -> None:
+        """End the rank's span and the session's."""
+        if self._rank is None:
+            return
+        self._carrier.start = None
+        both: list[tuple[Any, SpanFacts]] = [(self._rank, self._session_span.rank_facts(self._traces, outcome, end_ns))]
+        if self._session is not None:
+            both.append((self._session, self._session_span.root_facts(self._traces, outcome, end_ns)))
+        self._rank = None
+        for span, facts in both:
+            self._counts.add("offered")
+            self._end(span, facts, len(facts.links))
+            self._counts.add("handed_over")
+
+    def _end(self, span: Span, facts: SpanFacts, started_link_count: int) -> None:
+        span.set_attributes(facts.attributes)
+        for link in facts.links[started_link_count:]:
+            span.add_link(link.context, link.attributes)
+        for name, when_ns, attributes in facts.events:
+            span.add_event(name, attributes, when_ns)
+        if facts.status.status_code is not StatusCode.UNSET:
+            span.set_status(facts.status)
+        span.update_name(facts.name)
+        span.end(facts.end_ns)
+
+    def _count_failure(self) -> None:
+        if not self._counts["real_span_failures"]:
+            _log.warning("stormphase: the tracer raised; further failures are only counted", exc_info=True)
+        self._counts.add("real_span_failures")
+
+    def after_fork_in_child(self, counts: Counts) -> None:
+        """Leave the session's and the rank's spans to the parent, and count anew."""
+        self._counts = counts
+        self._rank = self._session = None

@@ -1,0 +1,82 @@
+"""Asking the user's sampler: once per trace root where that is as good as asking for every span, else for every one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.trace import SpanKind, TraceFlags
+
+from stormphase.otel._traces import NO_STATE, RANDOM_FLAG, Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, SpanContext
+
+_log = logging.getLogger("stormphase")
+
+_INHERITING_END: Final = (
+    "localParentSampled:AlwaysOnSampler,localParentNotSampled:AlwaysOffSampler}"  # how a plain ParentBased ends
+)
+
+
+def children_inherit(sampler: Any) -> bool:
+    """Return whether a child of a sampled span is sampled and one of an unsampled span is not, whatever it is.
+
+    True for the SDK's own samplers: constant ones, those that look at nothing but the trace id, and ParentBased unless
+    it was given other delegates for local parents.
+    """
+    sampling = sys.modules.get("opentelemetry.sdk.trace.sampling")
+    if sampling is None:
+        return False
+    if type(sampler) is sampling.ParentBased:
+        return bool(sampler.get_description().endswith(_INHERITING_END))
+    return type(sampler) in (sampling.StaticSampler, sampling.TraceIdRatioBased)
+
+
+def ask(
+    sampler: Any,
+    *,
+    trace_id: int,
+    context: Context,
+    parent: SpanContext | None,
+    name: str,
+    attributes: Mapping[str, Any],
+    links: Sequence[Link],
+) -> Trace:
+    """Return the trace with the sampler's word on it; a sampler that raises samples nothing, and is logged.
+
+    Args:
+        sampler: the provider's, or None where there is no SDK: then everything is sampled.
+        trace_id: of the span asked about.
+        context: given to the sampler; empty for a root.
+        parent: the parent's context, or None for a root; its random flag is inherited.
+        name: the span's.
+        attributes: the span's, as they are at enter.
+        links: the span's.
+    """
+    is_random = parent is None or bool(parent.trace_flags & RANDOM_FLAG)
+    random_flag = RANDOM_FLAG if is_random else 0
+    if sampler is None:
+        return Trace(trace_id=trace_id, flags=TraceFlags(TraceFlags.SAMPLED | random_flag))
+    try:
+        result = sampler.should_sample(context, trace_id, name, SpanKind.INTERNAL, attributes, links)
+        is_sampled = result.decision.is_sampled()
+        return Trace(
+            trace_id=trace_id,
+            flags=TraceFlags((TraceFlags.SAMPLED if is_sampled else 0) | random_flag),
+            state=NO_STATE if result.trace_state is None else result.trace_state,
+            is_recording=result.decision.is_recording(),
+            is_sampled=is_sampled,
+            attributes=_added(result.attributes, attributes),
+        )
+    except Exception:  # noqa: BLE001 - a user's sampler may raise anything
+        _log.warning("stormphase: the sampler %r raised; nothing of this trace is sampled", sampler, exc_info=True)
+        return Trace(trace_id=trace_id, flags=TraceFlags(random_flag), is_recording=False, is_sampled=False)
+
+
+def _added(result: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in (result or {}).items() if key not in given or given[key] != value}

@@ -1,0 +1,387 @@
+"""`OTelBridge`: a session's phases as spans, events and metrics in the user's own OpenTelemetry providers."""
+
+# ruff: noqa: SLF001 - a span is a phase: the bridge shares the slots of the core's handles and lanes
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import trace as otel_trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, NonRecordingSpan, set_span_in_context
+
+from stormphase import _boundary
+from stormphase._counts import Counts
+from stormphase._lanes import ContextCarrier
+from stormphase.exceptions import ConfigurationError
+from stormphase.otel import _carrier, _provider, _sampling, _traces
+from stormphase.otel._events import EventLog
+from stormphase.otel._facts import ERROR_STATUSES, PhaseFacts
+from stormphase.otel._long_open import LONG_NS, LongOpen
+from stormphase.otel._metrics import PhaseMetrics
+from stormphase.otel._outlet import SessionSpan, SpanOutlet, root_attributes
+from stormphase.otel._provider import Way
+from stormphase.otel._real import RealSpans
+from stormphase.otel._span import PhaseSpan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stormphase._lanes import LaneSet
+    from stormphase._phase import PhaseHandle
+    from stormphase._tracker import BridgeSession
+    from stormphase.otel._provider import SdkTracer
+
+_log = logging.getLogger("stormphase")
+
+EVENTS: Final = ("long", "all", "off")
+EVENTS_TO: Final = ("logs", "span")
+SPAN_BUDGET: Final = 5_000
+EXCEPTION_OPT_IN: Final = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
+_NO_BOUNDARIES: Final = (False, False)
+
+
+class OTelBridge:
+    """Sends phases to the OpenTelemetry backend that its owner already has. Give it to one `PhaseTracker`.
+
+    Never sets a global provider. What it costs the training thread is one context variable set and reset a phase; spans
+    are built on the tracker's worker after their phase has ended, unless the tracer is not the SDK's own.
+
+    Args:
+        tracer_provider: takes the spans; by default the global one when the session starts.
+        logger_provider: takes the events; by default the global one.
+        meter_provider: takes the metrics; by default the global one.
+        events: which boundaries become events: "long" (an enter once a phase has been open for a second, the exit of
+            those and of every failure), "all" or "off".
+        events_to: "logs" for log-based OTel events, or "span" for events on the phase's span, for backends without
+            OTLP logs.
+        trace_per: the name of a phase that begins a trace of its own, such as "step", the same on all ranks; a link
+            leads to the session's trace.
+        keep_failures: whether a failed phase and its ancestors are sent although the sampler dropped their trace.
+        pending: whether a phase that has been open for a second sends a pending span, so that it shows while it runs.
+        metrics: whether durations, open phases and drops are also sent as metrics.
+        span_budget: how many spans the session's trace may have, all ranks together; None for no limit. Beyond it
+            spans are dropped and counted, failures are not. Traces made by `trace_per` have no budget.
+
+    Raises:
+        ConfigurationError: if an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: Any = None,
+        logger_provider: Any = None,
+        meter_provider: Any = None,
+        *,
+        events: str = "long",
+        events_to: str = "logs",
+        trace_per: str | None = None,
+        keep_failures: bool = False,
+        pending: bool = False,
+        metrics: bool = False,
+        span_budget: int | None = SPAN_BUDGET,
+    ) -> None:
+        """Check the arguments; nothing starts yet."""
+        _check_provider("tracer_provider", tracer_provider, "get_tracer")
+        _check_provider("logger_provider", logger_provider, "get_logger")
+        _check_provider("meter_provider", meter_provider, "get_meter")
+        _check_choice("events", events, EVENTS)
+        _check_choice("events_to", events_to, EVENTS_TO)
+        _check_budget(span_budget)
+        self._tracer_provider = tracer_provider
+        self._logger_provider = logger_provider
+        self._meter_provider = meter_provider
+        self._events_mode = events
+        self._events_on_spans = events_to == "span"
+        self._trace_per = _checked_name(trace_per)
+        self._keep_failures = keep_failures
+        self._pending = pending
+        self._wants_metrics = metrics
+        self._span_budget = span_budget
+        self.exit_hook: Callable[[PhaseHandle], object] | None = None
+        self._session: BridgeSession | None = None
+        self._way = Way.NONE
+        self._sdk: SdkTracer | None = None
+        self._tracer: otel_trace.Tracer | None = None
+        self._traces: _traces.SessionTraces | None = None
+        self._carrier: ContextCarrier = ContextCarrier()
+        self._lanes: LaneSet | None = None
+        self._outlet: SpanOutlet | None = None
+        self._real: RealSpans | None = None
+        self._events: EventLog | None = None
+        self._metrics: PhaseMetrics | None = None
+        self._long_open = LongOpen()
+        self._counts = Counts()
+        self._is_forked_child = False
+        self._exception_signals = frozenset({"spans"})
+
+    # Called by the tracker, on the thread that starts it
+
+    def attach(self, session: BridgeSession) -> ContextCarrier:
+        """Look at the providers, choose the way, ask the session's sampler, and return what carries the phases.
+
+        Raises:
+            ConfigurationError: if the bridge already serves a tracker.
+        """
+        if self._session is not None:
+            raise ConfigurationError(
+                "An OTelBridge serves one tracker, and this one already does.",
+                setting="bridge",
+                fix="Make a new OTelBridge for each PhaseTracker.",
+            )
+        self._session = session
+        self._exception_signals = _exception_signals(session.environ.get(EXCEPTION_OPT_IN, ""))
+        variable = _carrier.otel_variable()
+        if variable is None:
+            _log.warning(
+                "stormphase: OTEL_PYTHON_CONTEXT selects a context runtime other than contextvars_context, in which "
+                "phases could not be kept current; the bridge is off. Unset OTEL_PYTHON_CONTEXT to turn it on."
+            )
+            return self._carrier
+        provider = otel_trace.get_tracer_provider() if self._tracer_provider is None else self._tracer_provider
+        self._way, self._tracer, self._sdk = _provider.resolve_tracer(provider)
+        sampler = None if self._sdk is None else self._sdk.sampler
+        traces = self._traces = self._ask_session_sampler(session, sampler)
+        if self._sdk is None:
+            self._warn_of_trace_per()
+            self._carrier = _carrier.RealCarrier(variable, traces)
+            return self._carrier
+        asks_each = not _sampling.children_inherit(sampler)
+        if self._trace_per is None and not asks_each:
+            self._carrier = _carrier.SpanCarrier(variable, traces)
+        else:
+            self._carrier = _carrier.TracedCarrier(
+                variable,
+                traces,
+                sampler=sampler,
+                trace_per=self._trace_per,
+                asks_each=asks_each,
+                next_occurrence=_traces.Occurrences().next,
+            )
+        return self._carrier
+
+    def _ask_session_sampler(self, session: BridgeSession, sampler: Any) -> _traces.SessionTraces:
+        identity = session.identity
+        caller = _traces.caller_of(session.environ)
+        around = Context() if caller is None else set_span_in_context(NonRecordingSpan(caller), Context())
+        previous = _traces.previous_root(identity, caller)
+        trace = _sampling.ask(
+            sampler,
+            trace_id=_traces.session_trace_id(identity, caller),
+            context=around,
+            parent=caller,
+            name="session",
+            attributes=root_attributes(session.name, identity.session_id, identity.attempt, identity.world_size),
+            links=[] if previous is None else [Link(previous)],
+        )
+        return _traces.session_traces(identity, caller, trace)
+
+    def _warn_of_trace_per(self) -> None:
+        if self._trace_per is not None and self._way is Way.REAL:
+            _log.warning(
+                "stormphase: trace_per=%r has no effect: this tracer provider is not the OpenTelemetry SDK's own, so "
+                "the ids of a shared trace cannot be chosen. Give OTelBridge an SDK TracerProvider.",
+                self._trace_per,
+            )
+
+    def bind(self, lanes: LaneSet) -> None:
+        """Learn the lanes made with the carrier that `attach` returned."""
+        session, traces = self._session, self._traces
+        if session is None or traces is None:
+            return
+        self._lanes = lanes
+        facts = PhaseFacts(session.identity, lanes, exceptions_on_spans="spans" in self._exception_signals)
+        session_span = SessionSpan(session.name, session.pid, session.anchor.to_wall_ns(session.started_ns))
+        if self._sdk is not None:
+            self._outlet = SpanOutlet(
+                self._sdk,
+                traces,
+                facts,
+                session_span=session_span,
+                span_budget=self._span_budget,
+                keep_failures=self._keep_failures,
+                counts=self._counts,
+            )
+        elif isinstance(self._carrier, _carrier.RealCarrier) and self._way in (Way.REAL, Way.LATE):
+            self._real = RealSpans(
+                self._carrier, traces, facts, session_span=session_span, anchor=session.anchor, counts=self._counts
+            )
+            self.exit_hook = self._real.exit_hook
+            if self._tracer is not None:
+                self._real.use(self._tracer)
+        self._events = EventLog(self._logger_provider, facts, session.clock, self._counts)
+        if self._wants_metrics:
+            self._metrics = PhaseMetrics(self._meter_provider, facts, lanes, self._dropped)
+
+    def environment(self) -> dict[str, str]:
+        """Return `TRACEPARENT` and `TRACESTATE` of the caller's current phase, else of the rank; from any thread."""
+        traces = self._traces
+        if traces is None or self._way in (Way.NONE, Way.LATE):
+            return {}
+        phase = self._carrier.current_phase()
+        if isinstance(phase, PhaseSpan) and not phase.closed:
+            return _traces.environment_of(phase.get_span_context())
+        return _traces.environment_of(traces.rank)
+
+    # Called by the tracker, on the bridge's worker thread
+
+    def take(self, phase: PhaseHandle) -> None:
+        """Send what there is to say of one ended phase; children come before their parents on a lane."""
+        if not isinstance(phase, PhaseSpan):
+            return
+        if self._metrics is not None:
+            self._metrics.record(phase)
+        is_failure = phase._status in ERROR_STATUSES
+        was_announced = self._long_open.forget(phase)
+        wants = self._wanted_boundaries(phase, is_failure=is_failure, was_announced=was_announced)
+        is_sent = False
+        if self._outlet is not None:
+            is_sent = self._outlet.take(phase, wants if self._events_on_spans else _NO_BOUNDARIES)
+        elif isinstance(self._carrier, _carrier.RealCarrier):
+            is_sent = getattr(phase, "_real", None) is not None
+        if wants != _NO_BOUNDARIES or is_failure:
+            self._emit(phase, wants, is_failure=is_failure, was_announced=was_announced, is_sent=is_sent)
+
+    def _wanted_boundaries(self, phase: PhaseSpan, *, is_failure: bool, was_announced: bool) -> tuple[bool, bool]:
+        """Return whether the enter and the exit of an ended phase are events."""
+        if self._events_mode == "off":
+            return _NO_BOUNDARIES
+        if self._events_mode == "all":
+            return (True, True)
+        is_long = was_announced or _boundary.duration_ns(phase) >= LONG_NS
+        return (is_long, is_long or is_failure)
+
+    def _emit(
+        self, phase: PhaseSpan, wants: tuple[bool, bool], *, is_failure: bool, was_announced: bool, is_sent: bool
+    ) -> None:
+        events = self._events
+        if events is None or not events.has_logger:
+            return
+        wants_enter, wants_exit = wants
+        in_logs = "logs" in self._exception_signals
+        if self._events_on_spans:
+            # On a span that is not sent a failure would be silent.
+            wants_enter, wants_exit = False, is_failure and wants_exit and not is_sent
+        if is_failure and in_logs:
+            wants_exit = True
+        to_wall_ns = phase._lane.lanes.anchor.to_wall_ns
+        if wants_enter and not was_announced:
+            events.enter(phase, to_wall_ns(phase._entered_ns))
+        if wants_exit:
+            events.exit(phase, to_wall_ns(phase._ended_ns), with_exception=in_logs or not is_sent)
+
+    def tick(self) -> None:
+        """Look for providers set meanwhile, and announce the phases that have been open for a second."""
+        if self._lanes is None:
+            return
+        if self._way is Way.LATE:
+            self._look_for_tracer()
+        if self._events is not None:
+            self._events.look_again()
+        announces = self._events_mode != "off" and not self._events_on_spans
+        if not announces and not self._pending:
+            return
+        for phase in self._long_open.newly(self._lanes):
+            if announces and self._events is not None:
+                self._events.enter(phase, self._lanes.anchor.to_wall_ns(phase._entered_ns))
+            if self._pending and self._outlet is not None:
+                self._outlet.send_pending(phase, self._lanes.anchor.to_wall_ns(self._lanes.now()))
+
+    def _look_for_tracer(self) -> None:
+        """Use a tracer provider that was set as the global one after the session had started."""
+        way, tracer, sdk = _provider.resolve_tracer(otel_trace.get_tracer_provider())
+        if way is Way.LATE or self._real is None:
+            return
+        self._way = Way.REAL if way is not Way.NONE else Way.NONE
+        tracer = sdk.tracer if sdk is not None else tracer
+        if tracer is not None:
+            self._real.use(tracer)
+            self._warn_of_trace_per()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Flush the user's processors; False if one says that it failed. The SDK may take longer than asked."""
+        timeout_ms = max(1, int(timeout_s * 1_000))
+        spans = self._outlet is None or self._outlet.pacer.flush(timeout_ms)
+        logs = self._events is None or self._events.flush(timeout_ms)
+        return spans and logs
+
+    def finish(self, outcome: BaseException | None) -> None:
+        """Send the rank's span and, on rank 0, the session's; a forked child leaves that to its parent."""
+        session = self._session
+        if session is None or self._is_forked_child:
+            return
+        end_ns = session.anchor.to_wall_ns(session.clock.monotonic_ns())
+        if self._outlet is not None:
+            self._outlet.finish(outcome, end_ns)
+        if self._real is not None:
+            self._real.finish(outcome, end_ns)
+
+    def after_fork_in_child(self) -> None:
+        """Forget what the parent has counted and started; the session's and the rank's spans are its own."""
+        self._is_forked_child = True
+        self._counts = counts = Counts()
+        self._long_open = LongOpen()
+        for part in (self._outlet, self._real, self._events):
+            if part is not None:
+                part.after_fork_in_child(counts)
+
+    def stats(self) -> dict[str, int]:
+        """Return exact counts by name: offered = handed_over + dropped, and each reason as `dropped_...`."""
+        counts = self._counts.to_dict()
+        dropped = sum(self._dropped().values())
+        flush_count = 0 if self._outlet is None else self._outlet.pacer.flush_count
+        return {"offered": 0, "handed_over": 0, **counts, "dropped": dropped, "flushes": flush_count}
+
+    def _dropped(self) -> dict[str, int]:
+        prefix = "dropped_"
+        counts = self._counts.to_dict()
+        return {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
+
+
+def _exception_signals(opt_in: str) -> frozenset[str]:
+    """Return where exceptions go, as OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN says: spans, logs or both."""
+    wishes = {wish.strip() for wish in opt_in.split(",")}
+    if "logs/dup" in wishes:
+        return frozenset({"spans", "logs"})
+    return frozenset({"logs"}) if "logs" in wishes else frozenset({"spans"})
+
+
+def _check_provider(setting: str, provider: Any, method: str) -> None:
+    if provider is not None and not callable(getattr(provider, method, None)):
+        kind = setting.replace("_", " ")
+        raise ConfigurationError(
+            f"{setting} must be an OpenTelemetry {kind}, not {type(provider).__name__}.",
+            setting=setting,
+            fix=f"Give an object with {method}(), or nothing for the global one.",
+        )
+
+
+def _check_choice(setting: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigurationError(
+            f"{setting} must be one of {', '.join(choices)}, not {value!r:.60}.",
+            setting=setting,
+            fix=f'Write {setting}="{choices[0]}", or leave it out.',
+        )
+
+
+def _check_budget(value: object) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigurationError(
+            f"span_budget must be a whole number of at least 1, or None, not {value!r:.60}.",
+            setting="span_budget",
+            fix=f"Write span_budget={SPAN_BUDGET}, or span_budget=None for no limit.",
+        )
+
+
+def _checked_name(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigurationError(
+            f"trace_per must be the name of a phase, not {value!r:.60}.",
+            setting="trace_per",
+            fix='Write trace_per="step" for a trace per step.',
+        )
+    return value.strip()
