@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stormphase.otel.bridge import OTelBridge
     from stormphase.otel._configure import Telemetry, configure
+    from stormphase.otel.bridge import OTelBridge
     from stormphase.otel.id_generator import SeedProofIdGenerator
     from stormphase.otel.json_lines import JsonLinesCounts, JsonLinesLogExporter, JsonLinesSpanExporter
 
