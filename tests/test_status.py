@@ -190,6 +190,7 @@ def test_only_the_owner_may(current, to, actor):
     with pytest.raises(OwnershipError, match="only its owner, rank0, can do that") as caught:
         TABLE.change(current, to, owner="rank0", actor=actor, at_ns=AT_NS)
     assert ("rank0", actor) == (caught.value.owner, caught.value.actor)
+    assert str(caught.value).startswith(f"{actor or 'Nobody in particular'} cannot make a phase that is {current} {to}")
 
 
 @pytest.mark.parametrize(("current", "to"), BY_OWNER, ids=pair_id)
@@ -320,6 +321,13 @@ def test_what_is_no_record_is_refused(text, problem):
     with pytest.raises(ValueError, match="A status change") as caught:
         StatusChange.from_json(text)
     assert problem in str(caught.value)
+
+
+def test_records_of_just_the_greatest_size_are_read():
+    """The limits are the greatest sizes that are still allowed."""
+    text = written(evidence="x" * 4_096)
+    change = StatusChange.from_json(text + " " * (MAX_JSON_CHARS - len(text)))
+    assert "x" * 4_096 == change.evidence
 
 
 @pytest.mark.parametrize(("field", "value"), [("actor", "x" * 4_097), ("at_ns", -1), ("evidence", 7)])
