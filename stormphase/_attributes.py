@@ -13,8 +13,6 @@ SystemExit: those are how signal handlers stop a program; they have nothing to d
 Thread-, fork- and async-safe: no lock, and no state but the counts and a cache of well-formed keys.
 """
 
-# ruff: noqa: ANN401 - users' attribute values are anything
-
 from __future__ import annotations
 
 import codecs
