@@ -129,7 +129,7 @@ def _link(link: Link) -> Json:
     return _with_attributes(encoded, link.attributes, link.dropped_attributes)
 
 
-def _log(item: Any) -> Json:  # noqa: ANN401 - the class has another name and home in each range of SDK releases
+def _log(item: Any) -> Json:
     record = item.log_record
     encoded: Json = {}
     _put_time(encoded, "timeUnixNano", record.timestamp)
@@ -150,7 +150,7 @@ def _log(item: Any) -> Json:  # noqa: ANN401 - the class has another name and ho
     return _with_attributes(encoded, record.attributes, dropped)
 
 
-def _resource_of_log(item: Any) -> Resource | None:  # noqa: ANN401 - as above
+def _resource_of_log(item: Any) -> Resource | None:
     resource: Resource | None = item.resource if hasattr(item, "resource") else item.log_record.resource
     return resource
 
@@ -206,14 +206,14 @@ def _with_attributes(into: Json, attributes: Mapping[str, Any] | None, dropped: 
     return into
 
 
-def _value_or_text(value: Any) -> Json:  # noqa: ANN401 - a log body may be anything
+def _value_or_text(value: Any) -> Json:
     try:
         return _value(value)
     except Exception:  # noqa: BLE001 - as above; a log record has no count of dropped bodies, so say what was there
         return {"stringValue": f"<{type(value).__name__} without a form in OTLP>"}
 
 
-def _value(value: Any) -> Json:  # noqa: ANN401, PLR0911 - one line for each kind of OTLP's AnyValue
+def _value(value: Any) -> Json:  # noqa: PLR0911 - one line for each kind of OTLP's AnyValue
     if isinstance(value, str):
         return {"stringValue": value}
     if isinstance(value, bool):

@@ -224,20 +224,23 @@ def test_a_value_that_holds_itself_is_dropped() -> None:
     assert 1 == of_resource.scope_spans[0].spans[0].dropped_attributes_count
 
 
-def test_a_log_body_without_a_form_is_named() -> None:
-    """A record whose body OTLP cannot hold says so."""
+@pytest.mark.parametrize("resource", [RESOURCE, None])
+def test_a_log_body_without_a_form_is_named(resource: Resource | None) -> None:
+    """A record whose body OTLP cannot hold says so, with or without a resource."""
 
     class Record:
         timestamp = observed_timestamp = severity_number = severity_text = event_name = attributes = None
         trace_id = span_id = trace_flags = dropped_attributes = 0
         body = object()
-        resource = RESOURCE
 
     class Item:
         log_record = Record()
         instrumentation_scope = None
 
-    (of_resource,) = parsed_logs(encode_logs([Item()])).resource_logs
+    record = Item()
+    record.log_record.resource = resource
+    (of_resource,) = parsed_logs(encode_logs([record])).resource_logs
+    assert (2 if resource else 0) == len(of_resource.resource.attributes)
     assert "<object without a form in OTLP>" == of_resource.scope_logs[0].log_records[0].body.string_value
 
 
