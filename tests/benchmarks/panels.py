@@ -38,9 +38,9 @@ def _cost(*subjects: str, rounds: int = 300, sample_ns: int = MILLISECOND, **env
     return Panel("cost", (FLOOR, *subjects), rounds=rounds, sample_ns=sample_ns, environ=environ)
 
 
-def _cpu(sdk: str, ours: str) -> Panel:
+def _cpu(*subjects: str) -> Panel:
     # A sample is one batch as large as the SDK's queue allows, whatever it takes: flushing has its share of the cost.
-    return Panel("cpu", (sdk, ours), rounds=60, sample_ns=1_000 * MILLISECOND)
+    return Panel("cpu", subjects, rounds=60, sample_ns=1_000 * MILLISECOND)
 
 
 PANELS: dict[str, Panel] = {
@@ -57,7 +57,9 @@ PANELS: dict[str, Panel] = {
     "bridge": _cost("ours_bridged:Bridged", "sdk:SdkSpan"),
     "bridge_attributes": _cost("ours_bridged:BridgedWithAttributes", "sdk:SdkSpanWithAttributes"),
     "cpu_default": _cpu("sdk:SdkSpanDelivered", "ours_bridged:BridgedDelivered"),
-    "cpu_span_events": _cpu("sdk:SdkSpanWithTwoEvents", "ours_bridged:BridgedWithSpanEvents"),
+    "cpu_span_events": _cpu(
+        "sdk:SdkSpanWithTwoEvents", "sdk:SdkSpanWithTwoRichEvents", "ours_bridged:BridgedWithSpanEvents"
+    ),
     "cpu_log_events": _cpu("sdk:SdkSpanWithTwoLogs", "ours_bridged:BridgedWithLogs"),
     "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep"), rounds=6, operations=1_000),
     "disabled": _cost("ours:Disabled", rounds=600, STORMPHASE_DISABLED="1"),
