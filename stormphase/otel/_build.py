@@ -21,6 +21,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from stormphase._attributes import MAX_ATTRIBUTES
+from stormphase._model import PhaseStatus
 from stormphase.otel._provider import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 
 if TYPE_CHECKING:
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
     SpanEvent = tuple[str, int, dict[str, Any]]
 
 UNSET: Final = Status(StatusCode.UNSET)
+ENTER: Final = "stormphase.phase.enter"
+EXIT: Final = "stormphase.phase.exit"
+PLAIN_EVENTS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    (ENTER, {}),
+    (EXIT, {"stormphase.phase.status": PhaseStatus.SUCCEEDED.value}),
+)
+# What a phase has of its own, and the most that a user can give it.
+MAX_PLAIN_ATTRIBUTES: Final = 16 + MAX_ATTRIBUTES
 
 
 class SpanFacts:
@@ -126,6 +136,53 @@ class DirectSender:
             facts.status,
             facts.start_ns,
             facts.end_ns,
+            self._scope,
+        )
+        tracer.span_processor.on_end(span)
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether `send_plain` may be used: no limit of the provider is so low that it touches a plain phase."""
+        limits = self._limits
+        return (
+            limits.max_span_attribute_length is None
+            and limits.max_attribute_length is None
+            and self._max_attributes >= MAX_PLAIN_ATTRIBUTES
+            and self._max_events >= len(PLAIN_EVENTS)
+            and self._max_event_attributes >= 1
+        )
+
+    def send_plain(
+        self,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext,
+        attributes: dict[str, Any],
+        times: tuple[int, int],
+        *,
+        with_boundaries: bool,
+    ) -> None:
+        """Hand over a span that has nothing but attributes and, perhaps, its boundaries as events."""
+        start_ns, end_ns = times
+        tracer = self._sdk.tracer
+        events: Any = ()
+        if with_boundaries:
+            (enter, enter_attributes), (exit_, exit_attributes) = PLAIN_EVENTS
+            make = self._event
+            events = (make(enter, enter_attributes, start_ns), make(exit_, exit_attributes, end_ns))
+        span = self._span(
+            name,
+            context,
+            parent,
+            tracer.resource,
+            attributes,
+            events,
+            (),
+            SpanKind.INTERNAL,
+            tracer.instrumentation_info,
+            UNSET,
+            start_ns,
+            end_ns,
             self._scope,
         )
         tracer.span_processor.on_end(span)

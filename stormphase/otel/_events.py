@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 
 from stormphase._model import PhaseStatus
 from stormphase.otel import _provider
+from stormphase.otel._build import ENTER, EXIT
 from stormphase.otel._carrier import SPAN_KEY
 from stormphase.otel._pacing import Pacer
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stormphase")
 
-ENTER: Final = "stormphase.phase.enter"
-EXIT: Final = "stormphase.phase.exit"
+ASK_AFTER: Final = 64  # events; and at every tick
 _SEVERITIES: Final = {
     PhaseStatus.FAILED: SeverityNumber.ERROR,
     PhaseStatus.LOST: SeverityNumber.ERROR,
@@ -40,7 +40,10 @@ class EventLog:
         provider: the user's, or None for the global one, which may be set later.
         facts: describes phases.
         clock: when an event was observed.
-        counts: counts what was emitted and what nobody wanted.
+        counts: counts what nobody wanted and what failed.
+
+    Attributes:
+        emitted_count: how many events the logger was given.
     """
 
     def __init__(self, provider: Any, facts: PhaseFacts, clock: Clock, counts: Counts) -> None:
@@ -51,6 +54,8 @@ class EventLog:
         self._counts = counts
         self._sink: _provider.LogSink | None = None
         self._pacer: Pacer | None = None
+        self._wanted: dict[tuple[str, SeverityNumber], int] = {}
+        self.emitted_count = 0
         self.look_again()
 
     @property
@@ -65,6 +70,7 @@ class EventLog:
 
     def look_again(self) -> None:
         """Find the logger, unless that is done: a global provider may be set after the tracker was started."""
+        self._wanted.clear()
         if self._sink is not None:
             return
         from opentelemetry import _logs  # noqa: PLC0415 - as in `_provider`
@@ -91,7 +97,7 @@ class EventLog:
             return
         context = Context({SPAN_KEY: phase})
         try:
-            if not sink.is_enabled(context, severity, event_name):
+            if not self._is_wanted(sink, context, severity, event_name):
                 self._counts.add("events_not_enabled")
                 return
             sink.emit(
@@ -109,9 +115,21 @@ class EventLog:
                 _log.warning("stormphase: emitting a log event failed; more are only counted", exc_info=True)
             self._counts.add("events_failed")
             return
-        self._counts.add("events_emitted")
+        self.emitted_count += 1
         if self._pacer is not None:
             self._pacer.handed_over()
+
+    def _is_wanted(self, sink: _provider.LogSink, context: Context, severity: SeverityNumber, event_name: str) -> bool:
+        """Ask the logger, and remember its answer for a few events."""
+        key = (event_name, severity)
+        left = self._wanted.get(key, 0)
+        if left > 0:
+            self._wanted[key] = left - 1
+            return True
+        if sink.is_enabled(context, severity, event_name):
+            self._wanted[key] = ASK_AFTER
+            return True
+        return False
 
     def flush(self, timeout_ms: int) -> bool:
         """Flush the log processors; True if there are none."""
@@ -119,4 +137,5 @@ class EventLog:
 
     def after_fork_in_child(self, counts: Counts) -> None:
         """Count anew."""
+        self.emitted_count = 0
         self._counts = counts

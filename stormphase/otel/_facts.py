@@ -11,7 +11,7 @@ from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 from stormphase import _boundary
 from stormphase._attributes import to_otel
 from stormphase._model import PhaseStatus
-from stormphase.otel._build import UNSET, SpanFacts
+from stormphase.otel._build import ENTER, EXIT, UNSET, SpanFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,10 +54,13 @@ class PhaseFacts:
     def __init__(self, identity: RankIdentity, lanes: LaneSet, *, exceptions_on_spans: bool) -> None:
         """Prepare what all phases share."""
         self._common = session_attributes(identity)
+        self._event_common = {"stormphase.session.id": identity.session_id, "stormphase.rank": identity.rank}
         self._counts = lanes.attribute_counts
         self._anchor: ClockAnchor = lanes.anchor
         self._exceptions_on_spans = exceptions_on_spans
         self._paths: dict[PathNode, str] = {}
+        self._plain: dict[PathNode, dict[str, Any]] = {}
+        self.wall_offset_ns = self._anchor.to_wall_ns(0)
 
     def path_text(self, path: PathNode) -> str:
         """Return a path as people read it; kept, since few paths have many phases."""
@@ -92,6 +95,34 @@ class PhaseFacts:
                 attributes["stormphase.phase.root_cause_scope_id"] = error.root_cause_scope_id
         return self._with_users(_boundary.all_attributes(phase), attributes)
 
+    def plain_attributes(self, phase: PhaseSpan) -> dict[str, Any]:
+        """Return what `exit_attributes` does, for a phase that has no `PhaseExtra`; three times as fast."""
+        path = phase._path
+        template = self._plain.get(path)
+        if template is None:
+            template = self._plain_template(path)
+        attributes = template.copy()
+        lane = phase._lane
+        attributes["stormphase.phase.sequence"] = phase._sequence
+        attributes["thread.id"] = lane.thread_id
+        attributes["thread.name"] = lane.thread_name
+        attributes["stormphase.phase.self_time"] = (phase._ended_ns - phase._entered_ns - phase._children_ns) / NS
+        if phase._step is not None:
+            attributes["stormphase.step"] = phase._step
+        return attributes if phase._attributes is None else self._with_users(phase._attributes, attributes)
+
+    def _plain_template(self, path: PathNode) -> dict[str, Any]:
+        if len(self._plain) >= MAX_CACHED_PATHS:
+            self._plain.clear()
+        template = self._plain[path] = {
+            **self._common,
+            "stormphase.phase.path": self.path_text(path),
+            "stormphase.phase.status": PhaseStatus.SUCCEEDED.value,
+            "stormphase.phase.depth": path.depth,
+            "stormphase.phase.attempt": 0,
+        }
+        return template
+
     def _own(self, phase: PhaseSpan, status: PhaseStatus) -> dict[str, Any]:
         lane = phase._lane
         path = phase._path
@@ -123,9 +154,11 @@ class PhaseFacts:
         return merged
 
     def event_attributes(self, phase: PhaseSpan, *, is_exit: bool, with_exception: bool) -> dict[str, Any]:
-        """Return what a boundary's log event says; it names its span, so it need not repeat all that the span says."""
-        attributes: dict[str, Any] = dict(self._common)
-        attributes["stormphase.phase.path"] = self.path_text(phase._path)
+        """Return what a boundary's log event says: little, since it names its span and the SDK cleans each attribute."""
+        attributes: dict[str, Any] = {
+            **self._event_common,
+            "stormphase.phase.path": self._paths.get(phase._path) or self.path_text(phase._path),
+        }
         if phase._step is not None:
             attributes["stormphase.step"] = phase._step
         if not is_exit:
@@ -133,7 +166,6 @@ class PhaseFacts:
             return self._with_users(phase._attributes, attributes)
         attributes["stormphase.phase.status"] = phase._status.value
         attributes["stormphase.phase.duration"] = _boundary.duration_ns(phase) / NS
-        attributes["stormphase.phase.self_time"] = _boundary.self_ns(phase) / NS
         error = None if phase._extra is None else phase._extra.error
         if error is not None and phase._status in ERROR_STATUSES:
             attributes["error.type"] = error.type
@@ -162,12 +194,12 @@ class PhaseFacts:
         extra = phase._extra
         events: list[SpanEvent] = []
         if boundaries[0]:
-            events.append(("stormphase.phase.enter", start_ns, {}))
+            events.append((ENTER, start_ns, {}))
         if extra is not None or notes is not None:
             events += self._said_events(phase, end_ns)
             links += links_of(phase)
         if boundaries[1]:
-            events.append(("stormphase.phase.exit", end_ns, {"stormphase.phase.status": phase._status.value}))
+            events.append((EXIT, end_ns, {"stormphase.phase.status": phase._status.value}))
         return SpanFacts(
             phase._path.name if notes is None or notes.name is None else notes.name,
             context,

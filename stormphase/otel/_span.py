@@ -90,10 +90,9 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
         A phase that a filter may keep from the backend answers with the nearest one that will arrive there, so that
         nothing hangs under a span that never comes.
         """
-        try:
-            return self._span_context
-        except AttributeError:
-            pass
+        known: SpanContext | None = getattr(self, "_span_context", None)
+        if known is not None:
+            return known
         if is_quiet(self):
             return self.carrier.visible_parent_context(self)
         trace = self.trace

@@ -115,6 +115,8 @@ class OTelBridge:
         self._counts = Counts()
         self._is_forked_child = False
         self._exception_signals = frozenset({"spans"})
+        # Whether a short phase without anything special means a span and nothing else.
+        self._takes_plain = not metrics and (events != "all" or self._events_on_spans)
 
     # Called by the tracker, on the thread that starts it
 
@@ -230,6 +232,14 @@ class OTelBridge:
         """Send what there is to say of one ended phase; children come before their parents on a lane."""
         if not isinstance(phase, PhaseSpan):
             return
+        if (
+            self._takes_plain
+            and phase._extra is None
+            and self._outlet is not None
+            and phase._ended_ns - phase._entered_ns < LONG_NS
+            and self._outlet.take_plain(phase, with_boundaries=self._events_on_spans and self._events_mode == "all")
+        ):
+            return
         if self._metrics is not None:
             self._metrics.record(phase)
         is_failure = phase._status in ERROR_STATUSES
@@ -279,6 +289,8 @@ class OTelBridge:
             self._look_for_tracer()
         if self._events is not None:
             self._events.look_again()
+        if self._outlet is not None:
+            self._outlet.refresh()
         announces = self._events_mode != "off" and not self._events_on_spans
         if not announces and not self._pending:
             return
@@ -331,7 +343,13 @@ class OTelBridge:
         counts = self._counts.to_dict()
         dropped = sum(self._dropped().values())
         flush_count = 0 if self._outlet is None else self._outlet.pacer.flush_count
-        return {"offered": 0, "handed_over": 0, **counts, "dropped": dropped, "flushes": flush_count}
+        stats = {"offered": 0, "handed_over": 0, **counts, "dropped": dropped, "flushes": flush_count}
+        if self._outlet is not None:
+            stats["offered"] += self._outlet.offered_count
+            stats["handed_over"] += self._outlet.handed_over_count
+        if self._events is not None and self._events.emitted_count:
+            stats["events_emitted"] = self._events.emitted_count
+        return stats
 
     def _dropped(self) -> dict[str, int]:
         prefix = "dropped_"
