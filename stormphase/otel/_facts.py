@@ -154,7 +154,7 @@ class PhaseFacts:
         return merged
 
     def event_attributes(self, phase: PhaseSpan, *, is_exit: bool, with_exception: bool) -> dict[str, Any]:
-        """Return what a boundary's log event says: little, since it names its span and the SDK cleans each attribute."""
+        """Return what a boundary's log event says: little, since it names its span, which says more."""
         attributes: dict[str, Any] = {
             **self._event_common,
             "stormphase.phase.path": self._paths.get(phase._path) or self.path_text(phase._path),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, ProxyTracerProvider
 
+from stormphase._attributes import MAX_ATTRIBUTES
 from stormphase._version import __version__
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.37.0"
 
 DEFAULT_QUEUE_SIZE: Final = 2_048
 _UNKNOWN_QUEUE_SIZE: Final = 512  # a batch: the smallest queue that works as its owner meant it
+MAX_EVENT_ATTRIBUTES: Final = 16 + MAX_ATTRIBUTES  # what a boundary has of its own, and the most of a user's
 _HOOKS: Final = ("on_start", "_on_ending")
 
 
@@ -237,7 +239,15 @@ def resolve_logger(provider: Any) -> LogSink | None:
 
 
 def _emitter(logger: Any) -> Callable[..., None]:
-    """Return `logger.emit` if it takes keywords (API 1.38 on), else a function that does and makes the SDK's record."""
+    """Return a function that emits a record given by keywords, whatever the release.
+
+    For the SDK's own logger (1.39 on) the record is made here, with limits read once and attributes that are clean
+    already: its keyword `emit` takes half as long again. For any other logger `emit` itself takes keywords (API 1.38
+    on); before that, a record is made and given.
+    """
+    made = _sdk_record_emitter(logger)
+    if made is not None:
+        return made
     parameters = inspect.signature(logger.emit).parameters
     if "event_name" in parameters or any(kind.kind is kind.VAR_KEYWORD for kind in parameters.values()):
         emit: Callable[..., None] = logger.emit
@@ -254,3 +264,28 @@ def _emitter(logger: Any) -> Callable[..., None]:
         logger.emit(record_type(**fields, **resource))
 
     return emit_record
+
+
+def _sdk_record_emitter(logger: Any) -> Callable[..., None] | None:
+    """Return what emits the SDK's own read-write record; None for other loggers, releases and narrower limits."""
+    sdk_logs = sys.modules.get("opentelemetry.sdk._logs")
+    limits_type = getattr(sdk_logs, "LogRecordLimits", None)
+    record_type = getattr(sdk_logs, "ReadWriteLogRecord", None)
+    if limits_type is None or record_type is None or type(logger) is not getattr(sdk_logs, "Logger", None):
+        return None
+    from opentelemetry._logs import LogRecord  # noqa: PLC0415 - the API's, which the SDK has loaded
+
+    limits = getattr(logger, "_log_record_limits", None) or limits_type()
+    # Renamed in SDK 1.45; a class that has neither name is taken as one that limits.
+    most = getattr(limits, "max_log_record_attributes", getattr(limits, "max_attributes", 0))
+    length = getattr(limits, "max_log_record_attribute_length", getattr(limits, "max_attribute_length", 0))
+    if length is not None or (most is not None and most < MAX_EVENT_ATTRIBUTES):
+        return None
+    scope = logger.instrumentation_scope
+
+    def emit(*, attributes: Any, **fields: Any) -> None:
+        record = record_type(LogRecord(**fields), logger.resource, scope, limits)
+        record.log_record.attributes = attributes
+        logger.emit(record)
+
+    return emit

@@ -40,6 +40,7 @@ EVENTS_TO: Final = ("logs", "span")
 SPAN_BUDGET: Final = 5_000
 EXCEPTION_OPT_IN: Final = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 _NO_BOUNDARIES: Final = (False, False)
+_BOTH_BOUNDARIES: Final = (True, True)
 
 
 class OTelBridge:
@@ -115,8 +116,8 @@ class OTelBridge:
         self._counts = Counts()
         self._is_forked_child = False
         self._exception_signals = frozenset({"spans"})
-        # Whether a short phase without anything special means a span and nothing else.
-        self._takes_plain = not metrics and (events != "all" or self._events_on_spans)
+        self._puts_all_on_spans = events == "all" and self._events_on_spans
+        self._emits_all = events == "all" and not self._events_on_spans
 
     # Called by the tracker, on the thread that starts it
 
@@ -232,16 +233,17 @@ class OTelBridge:
         """Send what there is to say of one ended phase; children come before their parents on a lane."""
         if not isinstance(phase, PhaseSpan):
             return
-        if (
-            self._takes_plain
-            and phase._extra is None
-            and self._outlet is not None
-            and phase._ended_ns - phase._entered_ns < LONG_NS
-            and self._outlet.take_plain(phase, with_boundaries=self._events_on_spans and self._events_mode == "all")
-        ):
-            return
         if self._metrics is not None:
             self._metrics.record(phase)
+        if (
+            phase._extra is None
+            and self._outlet is not None
+            and phase._ended_ns - phase._entered_ns < LONG_NS
+            and self._outlet.take_plain(phase, with_boundaries=self._puts_all_on_spans)
+        ):
+            if self._emits_all:
+                self._emit(phase, _BOTH_BOUNDARIES, is_failure=False, was_announced=False, is_sent=True)
+            return
         is_failure = phase._status in ERROR_STATUSES
         was_announced = self._long_open.forget(phase)
         wants = self._wanted_boundaries(phase, is_failure=is_failure, was_announced=was_announced)
@@ -258,7 +260,7 @@ class OTelBridge:
         if self._events_mode == "off":
             return _NO_BOUNDARIES
         if self._events_mode == "all":
-            return (True, True)
+            return _BOTH_BOUNDARIES
         is_long = was_announced or _boundary.duration_ns(phase) >= LONG_NS
         return (is_long, is_long or is_failure)
 
