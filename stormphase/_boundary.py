@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase._model import PHASE_ENTER, PHASE_EXIT, PhaseBoundary, PhaseStatus
+from stormphase._model import PHASE_ENTER, PHASE_EXIT, PHASE_MISUSE, PhaseBoundary, PhaseStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +32,11 @@ def exit_boundary(phase: PhaseHandle, metadata: Mapping[str, Any] | None = None)
     if extra is not None and extra.error is not None:
         scope["error"] = extra.error.to_dict()
     return _boundary(PHASE_EXIT, "Phase exited: ", phase, scope, metadata)
+
+
+def misuse_boundary(problem: str, *, scope_id: str = "", path: tuple[str, ...] = ()) -> PhaseBoundary:
+    """Return what stands for an exit that was refused where misuse is only recorded: nothing has ended."""
+    return PhaseBoundary(event_type=PHASE_MISUSE, context=problem, metadata={}, scope_id=scope_id, path=path)
 
 
 def duration_ns(phase: PhaseHandle) -> int:

@@ -56,10 +56,15 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         below = lane.top
         path = below._path
         is_special = sync
-        if below is lane and (origin := current_phase()) is not None and origin._lane is not lane:
-            # The lane's outermost phase, in a context that another lane's phase was carried into.
-            path = origin._path
-            is_special = True
+        if below is lane and (origin := current_phase()) is not None:
+            if origin._lane is lane:
+                # Ended by a reset, and nobody was here to take it out of this context.
+                _exits.forget_ended(lanes, lane)
+                origin = current_phase()
+            if origin is not None:
+                # The lane's outermost phase, in a context that another lane's phase was carried into.
+                path = origin._path
+                is_special = True
         try:
             path = path.children[name]
         except (KeyError, TypeError):

@@ -6,6 +6,7 @@ its owner ends it, the lane stays a stack, the user's exception wins, and no nan
 
 from __future__ import annotations
 
+import functools
 import os
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -17,8 +18,9 @@ from stormphase._status import TABLE, outcome_of
 from stormphase.exceptions import Misuse
 
 if TYPE_CHECKING:
-    from stormphase._lanes import Lane, LaneSet
+    from stormphase._lanes import Lane, LaneSet, Publish
 
+_ACTIVE = PhaseStatus.ACTIVE
 _PAUSED = PhaseStatus.PAUSED
 _ON_ABANDON = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.ABANDONED)
 _ON_POLICY_SUCCESS = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.SUCCEEDED)
@@ -38,7 +40,7 @@ def leave(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None, *, is
         PhaseProtocolError: on misuse, if nothing is in flight and the tracker was made to raise.
     """
     if phase._status in FINAL:
-        restore_context(lanes, phase)
+        forget_in_context(lanes, phase)
         if not is_unwinding:
             lanes.misuse(_misuse.already_ended(phase, "exit"), error)
         return
@@ -46,7 +48,7 @@ def leave(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None, *, is
     if lane.is_inherited:
         if is_unwinding:
             # The child leaves a block that its parent entered: the context is the child's own, the phase is not.
-            restore_context(lanes, phase)
+            forget_in_context(lanes, phase)
             lanes.counts.add(Misuse.FOREIGN_PROCESS)
         else:
             lanes.misuse(_misuse.foreign_process(phase, os.getpid(), "exit"), error)
@@ -72,7 +74,7 @@ def _leave_over_others(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Ba
     """End a phase inside which others are open: strictly an error, else they become ABANDONED."""
     inside = inside_of(lane, phase)
     if inside is None:  # A reset or stop took it off its lane a moment ago.
-        restore_context(lanes, phase)
+        forget_in_context(lanes, phase)
         return
     lanes.misuse(_misuse.still_open_inside(phase, inside, "exit"), error)
     for inner in reversed(inside):
@@ -99,14 +101,22 @@ def end(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | N
     """End the phase on top of its lane, as its owner."""
     ended_ns = lane.now()
     status = settle(phase, error)
+    _end_on_top(lanes, lane, phase, ended_ns, status)
+
+
+def _end_on_top(lanes: LaneSet, lane: Lane, phase: PhaseHandle, ended_ns: int, status: PhaseStatus) -> None:
+    started_ns = segment_start_ns(phase)
+    queues, offered = _receivers(lanes, phase, status)
     restore_context(lanes, phase)
     if lane.top is phase:  # No call from here to the last store: see `_phase`.
         below = phase._below
         lane.top = below
-        below._children_ns += ended_ns - segment_start_ns(phase)
+        below._children_ns += ended_ns - started_ns
         phase._ended_ns = ended_ns
         phase._status = status
-        publish_exit(lanes, lane, phase)
+        lane.ended_count += offered
+        for append in queues:
+            append(phase)
 
 
 def settle(phase: PhaseHandle, error: BaseException | None) -> PhaseStatus:
@@ -144,18 +154,40 @@ def restore_context(lanes: LaneSet, phase: PhaseHandle) -> None:
         return
 
 
-def publish_exit(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> None:
-    """Hand an ended phase to the queues; those of the sinks only if no filter kept it from them."""
+def forget_in_context(lanes: LaneSet, phase: PhaseHandle) -> None:
+    """Take a phase that others ended out of the caller's context, unless that has moved on since."""
+    if lanes.carrier.current_phase() is phase:
+        restore_context(lanes, phase)
+    else:
+        # Its token would bring back what was current at its enter, and that may have ended as well.
+        phase._context_token = None
+
+
+def forget_ended(lanes: LaneSet, lane: Lane) -> None:
+    """Take phases of `lane`, which is empty, out of the caller's context."""
+    carrier = lanes.carrier
+    phase = carrier.current_phase()
+    while phase is not None and phase._lane is lane:
+        carrier.variable.set(carrier.value_before(phase))
+        phase = carrier.current_phase()
+
+
+def _receivers(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus) -> tuple[tuple[Publish, ...], int]:
+    """Return who is told that the phase has ended, and how many exits the sinks are thereby offered.
+
+    Asked before the phase ends, so that between its end and the sinks' queues a signal handler cannot raise.
+    """
     extra = phase._extra
-    if extra is not None and extra.is_quiet and phase._status is PhaseStatus.SUCCEEDED:
-        lanes.counts.add("filtered")
-        for append in lanes.quiet_queues:
-            append(phase)
-        return
-    if lanes.exit_queues:
-        lane.ended_count += 1
-        for append in lanes.exit_queues:
-            append(phase)
+    if extra is not None and extra.is_quiet and status is PhaseStatus.SUCCEEDED:
+        return (functools.partial(_publish_quietly, lanes),), 0
+    return lanes.exit_queues, 1 if lanes.exit_queues else 0
+
+
+def _publish_quietly(lanes: LaneSet, phase: PhaseHandle) -> None:
+    """Hand over a success that a filter keeps from the sinks."""
+    lanes.counts.add("filtered")
+    for append in lanes.quiet_queues:
+        append(phase)
 
 
 def inside_of(lane: Lane, phase: PhaseHandle) -> list[PhaseHandle] | None:
@@ -171,20 +203,22 @@ def inside_of(lane: Lane, phase: PhaseHandle) -> list[PhaseHandle] | None:
     return inside
 
 
-def _abandon(lanes: LaneSet, lane: Lane, phase: PhaseHandle, why: str) -> bool:
-    """End the phase on top of `lane` as ABANDONED, from any thread; False if another one ended it first."""
+def _abandon(lanes: LaneSet, lane: Lane, phase: PhaseHandle, why: str) -> None:
+    """End the phase on top of `lane` as ABANDONED, from any thread, unless another one ended it first."""
     ended_ns = lanes.now()
+    started_ns = segment_start_ns(phase)
     extra = phase._extra_or_new()
+    queues, offered = _receivers(lanes, phase, _ON_ABANDON)
     if lane.top is phase:  # No call from here to the last store: see `_phase`.
         below = phase._below
         lane.top = below
-        below._children_ns += ended_ns - segment_start_ns(phase)
+        below._children_ns += ended_ns - started_ns
         phase._ended_ns = ended_ns
         phase._status = _ON_ABANDON
         extra.status_text = why
-        publish_exit(lanes, lane, phase)
-        return True
-    return False
+        lane.ended_count += offered
+        for append in queues:
+            append(phase)
 
 
 def abandon_lane(lanes: LaneSet, lane: Lane, why: str) -> None:
@@ -193,34 +227,42 @@ def abandon_lane(lanes: LaneSet, lane: Lane, why: str) -> None:
         _abandon(lanes, lane, top, why)
 
 
+def is_parked(phase: PhaseHandle) -> bool:
+    """Whether the phase is paused and on no lane; not so the old handle of one that was acquired, which says the same.
+
+    `LaneSet.parked` only helps to find these: a signal handler that raises may leave others in it.
+    """
+    extra = phase._extra
+    return phase._status is _PAUSED and extra is not None and not (extra.released and extra.token is None)
+
+
 def abandon_parked(lanes: LaneSet, phase: PhaseHandle, why: str) -> None:
     """End a paused or released phase as ABANDONED, unless it was resumed or ended meanwhile."""
-    try:
-        lanes.parked.remove(phase)
-    except KeyError:
-        return
-    phase._extra_or_new().status_text = why
-    _close_parked(lanes, phase, _ON_ABANDON)
+    if is_parked(phase):
+        _close_parked(lanes, phase, _ON_ABANDON, why)
+    lanes.parked.discard(phase)
 
 
 def _end_parked(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None) -> None:
-    status = settle(phase, error)
-    try:
-        lanes.parked.remove(phase)
-    except KeyError:
-        return
-    _close_parked(lanes, phase, status)
+    _close_parked(lanes, phase, settle(phase, error), None)
+    lanes.parked.discard(phase)
 
 
-def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus) -> None:
+def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus, why: str | None) -> None:
     extra = phase._extra_or_new()
     ended_ns = lanes.now()
-    if extra.paused_since_ns is not None:
-        extra.paused_ns += ended_ns - extra.paused_since_ns
+    paused_ns = extra.paused_ns + ended_ns - (ended_ns if extra.paused_since_ns is None else extra.paused_since_ns)
+    text = extra.status_text if why is None else why
+    queues, offered = _receivers(lanes, phase, status)
+    if phase._status is _PAUSED and phase._extra is extra:  # No call from here to the last store: see `_phase`.
+        extra.paused_ns = paused_ns
         extra.paused_since_ns = None
-    phase._ended_ns = ended_ns
-    phase._status = status
-    publish_exit(lanes, phase._lane, phase)
+        extra.status_text = text
+        phase._ended_ns = ended_ns
+        phase._status = status
+        lanes.retired_counts[1] += offered  # Its lane's thread may have ended, and what that had counted been added up.
+        for append in queues:
+            append(phase)
 
 
 def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | None) -> None:
@@ -238,30 +280,37 @@ def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Bas
     inside = inside_of(lane, phase)
     if inside is None:
         return
-    duration_ns = ended_ns - segment_start_ns(phase)
-    below = phase._below
-    if inside:
-        above = inside[0]
-        shared_ns = ended_ns - segment_start_ns(above)
+    if not inside:
+        _end_on_top(lanes, lane, phase, ended_ns, status)
+        return
+    above = inside[0]
+    extra = above._extra_or_new()
+    origin = above.parent  # It keeps its parent, as it keeps its path.
+    started_ns = segment_start_ns(phase)
+    shared_ns = ended_ns - segment_start_ns(above)
+    queues, offered = _receivers(lanes, phase, status)
+    # No call from here to the last store: see `_phase`. A reset that takes phases off the lane ends them all.
+    if phase._status is _ACTIVE and above._status is _ACTIVE and above._below is phase:
+        below = phase._below
         above._below = below
+        extra.origin = origin
+        extra.is_rooted = True
         phase._children_ns += shared_ns
         # `above` will add its whole segment to `below` when it ends; this part of it is counted with `phase`.
-        below._children_ns += duration_ns - shared_ns
-    else:
-        lane.top = below
-        below._children_ns += duration_ns
-    phase._ended_ns = ended_ns
-    phase._status = status
-    publish_exit(lanes, lane, phase)
+        below._children_ns += ended_ns - started_ns - shared_ns
+        phase._ended_ns = ended_ns
+        phase._status = status
+        lane.ended_count += offered
+        for append in queues:
+            append(phase)
 
 
 def take_back(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> None:
     """Undo an enter into which a signal handler raised: as if it had never been."""
-    variable = lanes.carrier.variable
     if hasattr(phase, "_context_token"):
         restore_context(lanes, phase)
     elif lanes.carrier.current_phase() is phase:
         # Set, but the token was lost with the interrupted call: set back what the phase below had put there.
-        variable.set(lanes.carrier.value_before(phase))
+        lanes.carrier.variable.set(lanes.carrier.value_before(phase))
     if lane.top is phase:
         lane.top = phase._below

@@ -14,11 +14,10 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from stormphase import _exits, _moves, _tasks
+from stormphase import _exits, _misuse, _moves, _tasks
 from stormphase._attributes import AttributeCounts
 from stormphase._counts import Counts
 from stormphase._enter import make_enter_phase
-from stormphase._errors import add_note
 from stormphase._ids import new_base
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._paths import UNNAMED
@@ -114,6 +113,11 @@ class Lane:
         thread = f"thread {self.thread_name!r} ({self.thread_id})"
         return thread if self.task_name is None else f"task {self.task_name!r} in {thread}"
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the thread or task has ended."""
+        return not self.is_plain if self.task_ref is None else self.task_ref() is None
+
     def phases(self) -> list[PhaseHandle]:
         """Return the open phases, outermost first; a snapshot, from any thread."""
         found = []
@@ -159,7 +163,6 @@ class LaneSet:
         "_gone",
         "_lock",
         "_muted",
-        "_retired_counts",
         "anchor",
         "attempt",
         "attribute_counts",
@@ -181,6 +184,7 @@ class LaneSet:
         "paths",
         "quiet_queues",
         "rank",
+        "retired_counts",
         "running_loop",
         "session_id",
         "step",
@@ -219,8 +223,8 @@ class LaneSet:
         self.parked: set[PhaseHandle] = set()
         self.open_lanes: dict[int, Lane] = {}
         self._gone: deque[Lane] = deque()
-        self._retired_counts = [0, 0]
-        self._lock = threading.Lock()
+        self.retired_counts = [0, 0]
+        self._lock = threading.RLock()  # A signal handler may enter phases, too.
         self._muted = threading.local()
         self.local = _ThreadLocal()
         self.running_loop = _tasks.running_loop_probe()
@@ -297,20 +301,25 @@ class LaneSet:
 
     def _retire_gone(self) -> None:
         """Forget the lanes of ended threads and tasks, but for those that still hold open phases; under the lock."""
-        for _ in range(len(self._gone)):
-            lane = self._gone.popleft()
-            if lane.top is not lane:
-                # Nobody can end these any more but stop or reset, which look here.
-                continue
-            if self.open_lanes.pop(id(lane), None) is not None:
-                self._retired_counts[0] += lane.entered_count
-                self._retired_counts[1] += lane.ended_count
+        gone = self._gone
+        while gone:
+            lane = gone.popleft()
+            # What is open on it, nobody can end any more but stop or reset, which look here.
+            if lane.top is lane:
+                self._retire(lane)
+
+    def _retire(self, lane: Lane) -> None:
+        key = id(lane)
+        if key in self.open_lanes:  # No call from here to the last store, so that no signal handler parts them.
+            del self.open_lanes[key]
+            self.retired_counts[0] += lane.entered_count
+            self.retired_counts[1] += lane.ended_count
 
     def boundary_counts(self) -> tuple[int, int]:
         """Return how many enters and exits were offered to the queues so far; exact once the lanes are quiet."""
         with self._lock:
             lanes = list(self.open_lanes.values())
-            entered, ended = self._retired_counts
+            entered, ended = self.retired_counts
         return entered + sum(lane.entered_count for lane in lanes), ended + sum(lane.ended_count for lane in lanes)
 
     def lanes(self) -> list[Lane]:
@@ -323,7 +332,7 @@ class LaneSet:
         """Yield a snapshot of all open phases, outermost first within each lane, paused ones last."""
         for lane in self.lanes():
             yield from lane.phases()
-        yield from tuple(self.parked)
+        yield from filter(_exits.is_parked, tuple(self.parked))
 
     def mute_this_thread(self) -> None:
         """Make every later phase of the calling thread a no-op: a sink that enters phases must not feed itself."""
@@ -339,13 +348,7 @@ class LaneSet:
         Raises:
             PhaseProtocolError: `error`, if nothing is in flight and the set was made with `on_misuse="raise"`.
         """
-        self.counts.add(error.reason)
-        if pending is None:
-            pending = sys.exc_info()[1]
-        if pending is not None:
-            add_note(pending, f"stormphase: {error}")
-        elif self.on_misuse == "raise":
-            raise error
+        _misuse.tell(error, self.counts, pending, raises=self.on_misuse == "raise")
 
     def close(self, why: str) -> None:
         """End every open phase as ABANDONED, from any thread; the lanes stay, empty."""
@@ -355,10 +358,13 @@ class LaneSet:
             _exits.abandon_parked(self, phase, why)
         with self._lock:
             self._retire_gone()
+            for lane in tuple(self.open_lanes.values()):
+                if lane.is_gone and lane.top is lane:
+                    self._retire(lane)
 
     def after_fork_in_child(self) -> None:
         """Start anew in a forked child: new ids, empty lanes, and the parent's phases fenced off."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.paths.renew_lock()
         self.id_base = new_base()
         # Only the forking thread lives on here, and it is the one that runs this.
@@ -369,7 +375,7 @@ class LaneSet:
             lane.is_plain = False
         self.open_lanes = {}
         self._gone = deque()
-        self._retired_counts = [0, 0]
+        self.retired_counts = [0, 0]
         for phase in self.parked:
             phase._lane.is_inherited = True
         self.parked = set()

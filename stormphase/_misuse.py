@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
+from stormphase._errors import add_note
 from stormphase.exceptions import Misuse, PhaseProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from stormphase._counts import Counts
     from stormphase._phase import PhaseHandle
 
 MAX_NAMED: Final = 8
 _USE_WITH: Final = 'use "with tracker.enter_phase(...)"'
 _MOVE: Final = "token = phase.release() in its owner, then tracker.acquire(token) where it goes on"
+
+
+def tell(problem: PhaseProtocolError, counts: Counts, pending: BaseException | None, *, raises: bool) -> None:
+    """Count a misuse; note it on the exception in flight, or else raise it if `raises`.
+
+    Raises:
+        PhaseProtocolError: `problem`, if nothing is in flight and `raises` is true.
+    """
+    counts.add(problem.reason)
+    if pending is None:
+        pending = sys.exc_info()[1]
+    if pending is not None:
+        add_note(pending, f"stormphase: {problem}")
+    elif raises:
+        raise problem
 
 
 def still_open_inside(phase: PhaseHandle, inside: Sequence[PhaseHandle], action: str) -> PhaseProtocolError:

@@ -12,6 +12,7 @@ import attrs
 
 PHASE_ENTER: Final = "phase_enter"
 PHASE_EXIT: Final = "phase_exit"
+PHASE_MISUSE: Final = "phase_misuse"
 
 
 class PhaseStatus(str, enum.Enum):
@@ -61,7 +62,8 @@ class PhaseBoundary:
     """What one enter or one exit says to the outside.
 
     Attributes:
-        event_type: "phase_enter" or "phase_exit".
+        event_type: "phase_enter" or "phase_exit"; "phase_misuse" for an exit that was refused where misuse is only
+            recorded.
         context: the path as people read it, `train / step / forward`.
         metadata: `{"phase_scope": {...}}` and, where the caller gave some, its own metadata beside it. `phase_scope`
             has action, name, path (list), depth, scope_id, parent_scope_id, thread_id, thread_name, sequence,

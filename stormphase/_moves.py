@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stormphase import _exits, _misuse
 from stormphase._attributes import take
 from stormphase._model import PhaseStatus
-from stormphase._phase import FINAL, PhaseHandle, PhaseToken
+from stormphase._phase import FINAL, PhaseExtra, PhaseHandle, PhaseToken
 from stormphase._status import TABLE
 from stormphase.exceptions import Misuse, PhaseProtocolError
 
@@ -55,20 +55,22 @@ def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "
         lanes.misuse(problem)
         return False
     extra = phase._extra_or_new()
-    if extra.resumed_ns is None:
-        extra.origin = phase.parent
-        extra.is_rooted = True
+    origin = phase.parent
+    started_ns = _exits.segment_start_ns(phase)
+    lanes.parked.add(phase)  # First, so that nothing that is paused can be missing in it: see `_exits.is_parked`.
     paused_ns = lanes.now()
     _exits.restore_context(lanes, phase)
-    if lane.top is not phase:
-        return False
-    below = phase._below
-    lane.top = below
-    below._children_ns += paused_ns - _exits.segment_start_ns(phase)
-    extra.paused_since_ns = paused_ns
-    phase._status = _ON_PAUSE
-    lanes.parked.add(phase)
-    return True
+    if lane.top is phase:  # No call from here to the last store: see `_phase`.
+        below = phase._below
+        lane.top = below
+        below._children_ns += paused_ns - started_ns
+        extra.origin = origin
+        extra.is_rooted = True
+        extra.paused_since_ns = paused_ns
+        phase._status = _ON_PAUSE
+        return True
+    lanes.parked.discard(phase)
+    return False
 
 
 def resume(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool) -> bool:
@@ -88,26 +90,52 @@ def resume(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool) -> bool:
         if problem is not None:
             lanes.misuse(problem)
         return False
-    return _put_on(lanes, phase, lane)
+    return _put_on(lanes, phase, phase, lane, None)
 
 
-def _put_on(lanes: LaneSet, phase: PhaseHandle, lane: Lane) -> bool:
+def _put_on(lanes: LaneSet, phase: PhaseHandle, successor: PhaseHandle, lane: Lane, fence: PhaseExtra | None) -> bool:
+    """Put a paused phase on a lane; False if another one resumed, acquired or ended it first.
+
+    `successor` is `phase` itself, or the handle that takes its place; `fence` is then what the old one is left with.
+    """
     extra = phase._extra_or_new()
-    try:
-        lanes.parked.remove(phase)  # One C call: of two that resume at once, one finds it.
-    except KeyError:
-        return False
-    phase._lane = lane
-    phase._below = lane.top
     resumed_ns = lanes.now()
-    if extra.paused_since_ns is not None:
-        extra.paused_ns += resumed_ns - extra.paused_since_ns
+    paused_ns = extra.paused_ns + resumed_ns
+    paused_ns -= resumed_ns if extra.paused_since_ns is None else extra.paused_since_ns
+    current = lanes.carrier.variable.get()
+    kept = extra if fence is None else fence
+    token = extra.token if fence is None else None
+    if phase._status is _ON_PAUSE and phase._extra is extra:  # No call from here to the last store: see `_phase`.
+        phase._extra = kept
+        extra.released = False
+        extra.token = token
+        extra.paused_ns = paused_ns
         extra.paused_since_ns = None
-    extra.resumed_ns = resumed_ns
-    phase._status = _ON_RESUME
-    lane.top = phase
-    lanes.put_in_context(phase)
-    return True
+        extra.resumed_ns = resumed_ns
+        successor._lane = lane
+        successor._below = lane.top
+        successor._status = _ON_RESUME
+        lane.top = successor
+        try:
+            lanes.parked.discard(phase)
+            lanes.put_in_context(successor)
+        except BaseException:
+            _park_again(lanes, successor, lane, resumed_ns, current)
+            raise
+        return True
+    return False
+
+
+def _park_again(lanes: LaneSet, phase: PhaseHandle, lane: Lane, resumed_ns: int, context_value: object) -> None:
+    """Undo a resume into which a signal handler raised: the phase stays paused, and the context is as it was."""
+    extra = phase._extra_or_new()
+    lanes.parked.add(phase)
+    lanes.carrier.variable.set(context_value)
+    phase._context_token = None
+    if lane.top is phase:  # No call from here to the last store: see `_phase`.
+        lane.top = phase._below
+        extra.paused_since_ns = resumed_ns
+        phase._status = _ON_PAUSE
 
 
 def release(lanes: LaneSet, phase: PhaseHandle) -> PhaseToken:
@@ -119,8 +147,9 @@ def release(lanes: LaneSet, phase: PhaseHandle) -> PhaseToken:
             return PhaseToken.of_nothing(phase)
     elif not pause(lanes, phase, must_own=True, action="release"):
         return PhaseToken.of_nothing(phase)
+    token = PhaseToken.of(phase)
     phase._extra_or_new().released = True
-    return PhaseToken.of(phase)
+    return token
 
 
 def acquire(lanes: LaneSet, token: PhaseToken) -> PhaseHandle:
@@ -139,19 +168,13 @@ def acquire(lanes: LaneSet, token: PhaseToken) -> PhaseHandle:
     if not extra.released:
         lanes.misuse(_misuse.not_paused(phase))
         return lanes.noop
-    try:
-        lanes.parked.remove(phase)  # One C call: of two that acquire at once, one finds it.
-    except KeyError:
-        lanes.misuse(_misuse.bad_token(token, "acquire", Misuse.STALE_TOKEN))
-        return lanes.noop
     successor = phase.clone()
-    extra.released = False
-    extra.token = None
-    fence = phase._extra = type(extra)()
+    fence = PhaseExtra()
     fence.released = True
-    lanes.parked.add(successor)
-    _put_on(lanes, successor, lane)
-    return successor
+    if _put_on(lanes, phase, successor, lane, fence):
+        return successor
+    lanes.misuse(_misuse.bad_token(token, "acquire", Misuse.STALE_TOKEN))
+    return lanes.noop
 
 
 def retry(lanes: LaneSet, previous: PhaseHandle, attributes: Mapping[str, Any] | None) -> PhaseHandle:

@@ -60,7 +60,7 @@ class PathTable:
         self.root = PathNode("", None)
         self._max_paths = max_paths
         self._kept = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal handler may enter phases, too.
 
     def child(self, parent: PathNode, name: str) -> PathNode:
         """Return the node of `name` under `parent`, making it at first sight.
@@ -85,7 +85,7 @@ class PathTable:
 
     def renew_lock(self) -> None:
         """Replace the lock in a forked child: another thread of the parent may have held it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 def normalise_name(name: object) -> str:

@@ -12,11 +12,12 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from stormphase import _misuse
-from stormphase._boundary import enter_boundary, exit_boundary
+from stormphase._boundary import enter_boundary, exit_boundary, misuse_boundary
 from stormphase._clock import ClockAnchor, SystemClock
+from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier, LaneSet
 from stormphase._paths import PathTable
-from stormphase._phase import PhaseHandle, PhaseToken
+from stormphase._phase import FINAL, PhaseHandle, PhaseToken
 from stormphase.exceptions import ConfigurationError, Misuse
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from stormphase._lanes import Lane
     from stormphase._model import PhaseBoundary
+    from stormphase.exceptions import PhaseProtocolError
     from stormphase.typing import Clock
 
 ON_MISUSE = ("raise", "record")
@@ -56,7 +58,8 @@ class PhaseRecorder:
         self._on_misuse = on_misuse
         self._paths = PathTable()
         self._lane_sets: dict[tuple[str, int], LaneSet] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal handler may enter phases, too.
+        self.counts = Counts()  # Misuse that belongs to none of the sessions.
         _remember(self)
 
     def enter(
@@ -74,17 +77,21 @@ class PhaseRecorder:
     def exit(self, token: PhaseToken, *, error: BaseException | None = None) -> PhaseBoundary:
         """End the phase that `token` proves; returns its exit boundary.
 
+        Where misuse is only recorded, a boundary of the type "phase_misuse" says why nothing has ended.
+
         Raises:
             PhaseProtocolError: if the token is forged, copied, stale or another recorder's, or the phase is not the
                 caller's innermost one.
         """
         handle = token._handle if type(token) is PhaseToken else None
-        lanes = None if handle is None else self._lane_sets.get((token.session_id, token.rank))
-        if handle is None or lanes is None or handle._lane.lanes is not lanes:
-            reason = Misuse.FORGED_TOKEN if handle is None else Misuse.FOREIGN_TRACKER
-            raise _misuse.bad_token(token, "exit", reason)
+        if handle is None:
+            return self._refuse(_misuse.bad_token(token, "exit", Misuse.FORGED_TOKEN))
+        lanes = self._lane_sets.get((token.session_id, token.rank))
+        if lanes is None or handle._lane.lanes is not lanes:
+            return self._refuse(_misuse.bad_token(token, "exit", Misuse.FOREIGN_TRACKER), lanes)
+        was_open = handle._status not in FINAL
         lanes.exit(token, error=error)
-        return self._ended(handle)
+        return self._ended(handle) if was_open else _not_ended(handle)
 
     def enter_phase(
         self, *, session_id: str, rank: int, name: str, metadata: Mapping[str, Any] | None = None
@@ -99,7 +106,7 @@ class PhaseRecorder:
         return enter_boundary(handle)
 
     def exit_phase(self, *, session_id: str, rank: int, scope_id: str, thread_id: int) -> PhaseBoundary:
-        """End a phase by its id, from the lane that entered it.
+        """End a phase by its id, from the lane that entered it; returns as `exit` does.
 
         Raises:
             PhaseProtocolError: if no such phase is open on the caller's lane, or others are open inside it.
@@ -107,15 +114,18 @@ class PhaseRecorder:
         lanes = self._lane_sets.get((session_id, rank))
         lane = None if lanes is None else lanes.lane_of_caller()
         if lanes is None or lane is None:
-            raise _misuse.unknown_scope(scope_id, f"any lane of session {session_id!r:.60}, rank {rank!r:.20}")
+            where = f"any lane of session {session_id!r:.60}, rank {rank!r:.20}"
+            return self._refuse(_misuse.unknown_scope(scope_id, where), lanes)
         handle = _find(lane, scope_id)
         if handle is None:
             for other in lanes.open_phases():
                 if other.scope_id == scope_id:
-                    raise _misuse.foreign_owner(other, lane.label, "exit", _foreign_reason(lane, other._lane))
-            raise _misuse.unknown_scope(scope_id, lane.label)
+                    reason = _foreign_reason(lane, other._lane)
+                    return self._refuse(_misuse.foreign_owner(other, lane.label, "exit", reason), lanes)
+            return self._refuse(_misuse.unknown_scope(scope_id, lane.label), lanes)
         if thread_id != lane.thread_id:
-            raise _misuse.foreign_owner(handle, f"thread {thread_id!r:.40}", "exit", Misuse.FOREIGN_THREAD)
+            problem = _misuse.foreign_owner(handle, f"thread {thread_id!r:.40}", "exit", Misuse.FOREIGN_THREAD)
+            return self._refuse(problem, lanes)
         lanes.leave(handle, None, is_unwinding=False)
         return self._ended(handle)
 
@@ -161,11 +171,16 @@ class PhaseRecorder:
         return handle
 
     def _ended(self, handle: PhaseHandle) -> PhaseBoundary:
-        return exit_boundary(handle)
+        return exit_boundary(handle) if handle._status in FINAL else _not_ended(handle)
+
+    def _refuse(self, problem: PhaseProtocolError, lanes: LaneSet | None = None) -> PhaseBoundary:
+        counts = self.counts if lanes is None else lanes.counts
+        _misuse.tell(problem, counts, None, raises=self._on_misuse == "raise")
+        return misuse_boundary(str(problem))
 
     def after_fork_in_child(self) -> None:
         """Replace the locks and start every lane anew; called by the interpreter in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for lanes in self._lane_sets.values():
             lanes.after_fork_in_child()
 
@@ -177,6 +192,11 @@ def _find(lane: Lane, scope_id: str) -> PhaseHandle | None:
             return node
         node = node._below
     return None
+
+
+def _not_ended(handle: PhaseHandle) -> PhaseBoundary:
+    problem = f"Cannot exit phase {handle.label}: see the misuse counts."
+    return misuse_boundary(problem, scope_id=handle.scope_id, path=handle.path)
 
 
 def _foreign_reason(caller: Lane, owner: Lane) -> str:
