@@ -173,7 +173,9 @@ class _LineFile:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
         except BaseException:  # Ctrl+C, too, if the SDK exports on the main thread
-            if len(rest) < len(line):  # a torn line would join the next one
+            taken = len(line) - len(rest)
+            # A torn line would join the next one; but what a forked child has written meanwhile stays.
+            if taken and os.fstat(self._descriptor).st_size == size_before + taken:
                 os.ftruncate(self._descriptor, size_before)
             raise
 

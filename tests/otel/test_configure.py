@@ -210,6 +210,32 @@ configure(jsonl_dir=sys.argv[1]).tracer_provider.get_tracer("t").start_span("for
     assert '"name":"forgotten"' in path.read_text(encoding="utf-8")
 
 
+def test_a_forked_child_writes_on(run_python: RunPython, tmp_path: Path) -> None:
+    """What a forked child makes is written too, with ids of its own, and the parent's is written once."""
+    source = """
+import os, sys, warnings
+from stormphase.otel import configure
+warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside the SDK's threads
+telemetry = configure(jsonl_dir=sys.argv[1])
+tracer = telemetry.tracer_provider.get_tracer("t")
+tracer.start_span("of the parent").end()
+child = os.fork()
+tracer.start_span("of both").end()
+done = telemetry.shutdown()
+if not child:
+    os._exit(0 if done else 1)
+print(os.waitpid(child, 0)[1], done)
+"""
+    assert "0 True\n" == run_python(source, str(tmp_path)).stdout
+    (path,) = tmp_path.glob("traces-*.jsonl")
+    groups = [
+        group for line in path.read_text(encoding="utf-8").splitlines() for group in json.loads(line)["resourceSpans"]
+    ]
+    spans = [span for group in groups for of_scope in group["scopeSpans"] for span in of_scope["spans"]]
+    assert ["of both", "of both", "of the parent"] == sorted(span["name"] for span in spans)
+    assert 3 == len({span["spanId"] for span in spans})
+
+
 def test_shutdown_works_while_the_interpreter_ends(run_python: RunPython, tmp_path: Path) -> None:
     """Called at exit, where newer Pythons start no threads, it still writes what waits."""
     source = """
