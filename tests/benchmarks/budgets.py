@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Budget's key -> why it is missed. A reason is shown only while its budget is missed.
 REASONS: dict[str, str] = {}
 
-FLAT_BYTES = 1024 * 1024
+FLAT_KIB = 1024
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ BUDGETS = (
     Budget("bridge", "bridge on a real SDK provider, training thread", 9, _ratio("bridge", BRIDGE_COST, "floor")),
     Budget(
         "bridge_of_sdk",
-        "the same against the SDK's `start_as_current_span` with a BatchSpanProcessor",
+        "the same against the SDK's `start_as_current_span` with a BatchSpanProcessor (a budget of bridge and journal)",
         1 / 6,
         _ratio("bridge", BRIDGE_COST, SDK),
         "x SDK",
@@ -67,7 +67,7 @@ BUDGETS = (
     ),
     Budget(
         "cpu_span_events",
-        "the same with two span events each, against the SDK's",
+        "the same with two span events each, against the SDK's, bare as ours",
         1 / 3,
         _ratio(
             "cpu_span_events",
@@ -89,7 +89,7 @@ BUDGETS = (
     ),
     Budget(
         "tail",
-        "wall p99 of a short step that releases the GIL, nine phases with bridge, against without",
+        "wall p99 of a short step that releases the GIL, nine phases in it, with bridge",
         1.5,
         _ratio("tail", "step of 8 pieces, 9 phases with bridge", "step of 8 pieces, no phases", "p99_ns"),
         "x without",
@@ -111,13 +111,17 @@ BUDGETS = (
     ),
     Budget(
         "growth",
-        "the last of many against the first",
+        "the 10,000,000th against the first",
         1.3,
         lambda found: _grown(found)["last_ratio"] / _grown(found)["first_ratio"],
         "x first",
     ),
     Budget(
-        "memory", "memory after them", FLAT_BYTES / 1024, lambda found: _grown(found)["grown_bytes"] / 1024, "KiB more"
+        "memory",
+        "memory after ten million",
+        FLAT_BYTES / 1024,
+        lambda found: _grown(found)["grown_bytes"] / 1024,
+        "KiB more",
     ),
     Budget(
         "import", "`import stormphase` against `import attrs`", 2, _ratio("imports", "stormphase", "attrs"), "x attrs"

@@ -28,13 +28,13 @@ class Panel:
 
     kind: str
     subjects: tuple[str, ...]
-    rounds: int = 300
+    rounds: int = 600
     sample_ns: int = MILLISECOND
     operations: int = 0
     environ: dict[str, str] = field(default_factory=dict)
 
 
-def _cost(*subjects: str, rounds: int = 300, sample_ns: int = MILLISECOND, **environ: str) -> Panel:
+def _cost(*subjects: str, rounds: int = 600, sample_ns: int = MILLISECOND, **environ: str) -> Panel:
     return Panel("cost", (FLOOR, *subjects), rounds=rounds, sample_ns=sample_ns, environ=environ)
 
 
@@ -52,24 +52,23 @@ PANELS: dict[str, Panel] = {
     "stormlog_tracker": _cost("peers:StormlogTracker"),
     "one_logger": _cost("peers:OneLogger"),
     "logfire": _cost("sdk:Logfire"),
-    "local": _cost("ours:Root", "ours:Nested", "ours:NestedWithAttributes", rounds=600),
+    "local": _cost("ours:Root", "ours:Nested", "ours:NestedWithAttributes", rounds=1_500),
     "recorder": _cost("ours:RecorderByToken"),
-    "bridge": _cost("ours_bridged:Bridged", "sdk:SdkSpan"),
+    "bridge": _cost("ours_bridged:Bridged", "sdk:SdkSpan", rounds=1_500),
     "bridge_attributes": _cost("ours_bridged:BridgedWithAttributes", "sdk:SdkSpanWithAttributes"),
     "cpu_default": _cpu("sdk:SdkSpanDelivered", "ours_bridged:BridgedDelivered"),
     "cpu_span_events": _cpu(
         "sdk:SdkSpanWithTwoEvents", "sdk:SdkSpanWithTwoRichEvents", "ours_bridged:BridgedWithSpanEvents"
     ),
     "cpu_log_events": _cpu("sdk:SdkSpanWithTwoLogs", "ours_bridged:BridgedWithLogs"),
-    "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep"), rounds=6, operations=1_000),
-    "disabled": _cost("ours:Disabled", rounds=600, STORMPHASE_DISABLED="1"),
+    "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep"), rounds=12, operations=1_000),
+    "disabled": _cost("ours:Disabled", STORMPHASE_DISABLED="1"),
     "depth": _cost("ours:Shallow", "ours:Deep"),
     # Longer samples: a thread keeps the GIL for 5 ms, and all sixteen should have had it.
     "threads": _cost("ours:OneThread", "ours:SixteenThreads", rounds=30, sample_ns=40 * MILLISECOND),
-    "growth": Panel("growth", (FLOOR, "ours:Root"), operations=1_000_000),
+    "growth": Panel("growth", (FLOOR, "ours:Root"), operations=10_000_000),
     "imports": Panel("imports", ("attrs", "stormphase"), rounds=25),
 }
 
 # What `import stormphase` must not bring along.
 FORBIDDEN_AT_IMPORT = ("asyncio", "opentelemetry.sdk", "rich", "sqlite3", "torch")
-LONG_GROWTH_OPERATIONS = 10_000_000

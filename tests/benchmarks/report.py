@@ -21,7 +21,8 @@ Every ratio is of two figures of one process, measured in turns: the best of man
 is quiet and has delivered all it had. Deliveries are counted at the exporter; where a count is not exact, there is no
 figure. The floor is a `with` on an empty slotted context manager made anew each time. A figure of the *training thread*
 is wall time between enter and exit; what the background does for it is in the *CPU* rows, which count all threads until
-the last span has reached the exporter. Where the ratio of medians is far from that of the best, the machine was busy.
+the last span has reached the exporter. Where the ratio of medians is far from that of the best, the machine was busy;
+how far `at the root` and `depth 1` lie apart, which are one thing in two processes, is how far a figure may be trusted.
 """
 
 

@@ -1,8 +1,7 @@
 """Measures stormphase against the floor and its peers, and writes RESULTS.md beside this file.
 
-    python tests/benchmarks/run.py                  # CPython 3.11 and 3.13, about ten minutes
-    python tests/benchmarks/run.py --python 3.12    # another one; may be given several times
-    python tests/benchmarks/run.py --long           # ten million phases instead of one
+    python tests/benchmarks/run.py                  # CPython 3.11 and 3.13, about five minutes
+    python tests/benchmarks/run.py --python 3.12    # another one; may be given more than once
     python tests/benchmarks/run.py --only local --only bridge --output -
     python tests/benchmarks/run.py --render         # the last run again, after an edit of the reasons in budgets.py
 
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from environment import default_cache, machine, make_environment
-from panels import LONG_GROWTH_OPERATIONS, PANELS
+from panels import PANELS
 from report import COMMAND, Page, Run, render
 
 if TYPE_CHECKING:
@@ -56,15 +55,13 @@ def run_panel(name: str, panel: Panel, environment: Environment, options: list[s
         return found
 
 
-def run_all(environment: Environment, names: list[str], *, is_long: bool, rounds: int | None) -> Run:
+def run_all(environment: Environment, names: list[str], rounds: int | None) -> Run:
     """Measure panels one after the other; one that fails is told of, left out and does not end the run."""
     found = {}
     failed = []
     for name in names:
         panel = PANELS[name]
         options = [] if rounds is None else ["--rounds", str(rounds)]
-        if is_long and panel.kind == "growth":
-            options += ["--operations", str(LONG_GROWTH_OPERATIONS)]
         print(f"CPython {environment.version}: {name}", file=sys.stderr, flush=True)
         try:
             found[name] = run_panel(name, panel, environment, options)
@@ -86,7 +83,6 @@ def _command(arguments: argparse.Namespace) -> str:
     words = [COMMAND]
     words += [f"--python {version}" for version in arguments.python or ()]
     words += [f"--only {name}" for name in arguments.only or ()]
-    words += ["--long"] if arguments.long else []
     words += [f"--rounds {arguments.rounds}"] if arguments.rounds else []
     return " ".join(words)
 
@@ -100,9 +96,7 @@ def measure(arguments: argparse.Namespace) -> Page:
         machine=machine(),
         date=dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
         command=_command(arguments),
-        runs=[
-            run_all(environment, names, is_long=arguments.long, rounds=arguments.rounds) for environment in environments
-        ],
+        runs=[run_all(environment, names, arguments.rounds) for environment in environments],
     )
 
 
@@ -110,7 +104,6 @@ def main() -> int:
     """Do what the command line says; returns 1 if a panel failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", metavar="X.Y", help="a version of CPython; default: 3.11 and 3.13")
-    parser.add_argument("--long", action="store_true", help="ten million phases for the growth rows, not one million")
     parser.add_argument("--only", action="append", choices=PANELS, metavar="PANEL", help=f"of {', '.join(PANELS)}")
     parser.add_argument("--rounds", type=int, help="samples of each subject, instead of each panel's own number")
     parser.add_argument("--render", action="store_true", help="measure nothing: write the last run's page again")

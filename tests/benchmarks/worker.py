@@ -1,6 +1,6 @@
 """Measures one panel in this process and writes what it found as JSON; `run.py` starts it in an environment of its own.
 
-    python tests/benchmarks/worker.py PANEL OUTPUT [--rounds N] [--operations N]
+    python tests/benchmarks/worker.py PANEL OUTPUT [--rounds N]
     python tests/benchmarks/worker.py --repeat SUBJECT COUNT
 
 The second form only does an operation COUNT times, for tools that watch a process from outside: see instructions.py.
@@ -153,13 +153,13 @@ def main() -> None:
     parser.add_argument("where_or_count", help="the file to write, or how often with --repeat")
     parser.add_argument("--repeat", action="store_true")
     parser.add_argument("--rounds", type=int, help="instead of the panel's own")
-    parser.add_argument("--operations", type=int, help="instead of the panel's own")
     arguments = parser.parse_args()
     if arguments.repeat:
         repeat(arguments.what, int(arguments.where_or_count))
         return
-    changes = {name: value for name in ("rounds", "operations") if (value := getattr(arguments, name)) is not None}
-    panel = replace(PANELS[arguments.what], **changes)
+    panel = PANELS[arguments.what]
+    if arguments.rounds is not None:
+        panel = replace(panel, rounds=arguments.rounds)
     Path(arguments.where_or_count).write_text(json.dumps(measure_panel(panel)))
 
 
