@@ -119,7 +119,7 @@ BUDGETS = (
     Budget(
         "memory",
         "memory after ten million",
-        FLAT_BYTES / 1024,
+        FLAT_KIB,
         lambda found: _grown(found)["grown_bytes"] / 1024,
         "KiB more",
     ),

@@ -53,9 +53,15 @@ class Bridged(Subject):
     def _make_bridge(self) -> OTelBridge:
         return self._bridge_with()
 
-    def _bridge_with(self, **options: str) -> OTelBridge:
+    def _bridge_with(self, events: str = "long", events_to: str = "logs") -> OTelBridge:
         # No budget: a benchmark makes more spans than a backend would take for one trace, and all have to arrive.
-        return OTelBridge(self._providers.tracer_provider, self._providers.logger_provider, span_budget=None, **options)
+        return OTelBridge(
+            self._providers.tracer_provider,
+            self._providers.logger_provider,
+            events=events,
+            events_to=events_to,
+            span_budget=None,
+        )
 
 
 class BridgedWithAttributes(Bridged):
