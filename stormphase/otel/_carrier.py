@@ -61,6 +61,8 @@ class SpanCarrier(ContextCarrier):
     """Carries phases whose spans are built after they have ended, all in the session's trace."""
 
     handle_type = PhaseSpan
+    # Whether a phase that was not sampled is sent all the same if it fails.
+    keeps_unsampled = False
 
     def __init__(self, variable: contextvars.ContextVar[Context], traces: SessionTraces) -> None:
         """Carry phases in `variable`; a key of its own keeps trackers apart."""

@@ -55,7 +55,7 @@ class PhaseFacts:
         """Prepare what all phases share."""
         self._common = session_attributes(identity)
         self._event_common = {"stormphase.session.id": identity.session_id, "stormphase.rank": identity.rank}
-        self._counts = lanes.attribute_counts
+        self._lanes = lanes
         self._anchor: ClockAnchor = lanes.anchor
         self._exceptions_on_spans = exceptions_on_spans
         self._paths: dict[PathNode, str] = {}
@@ -146,11 +146,11 @@ class PhaseFacts:
     def _with_users(self, users: Mapping[str, Any] | None, own: dict[str, Any]) -> dict[str, Any]:
         if not users:
             return own
-        converted = to_otel(users, self._counts)
+        converted = to_otel(users, self._lanes.attribute_counts)
         merged = {**converted, **own}
         shadowed = len(converted) + len(own) - len(merged)
         if shadowed:
-            self._counts.count_dropped(shadowed)
+            self._lanes.attribute_counts.count_dropped(shadowed)
         return merged
 
     def event_attributes(self, phase: PhaseSpan, *, is_exit: bool, with_exception: bool) -> dict[str, Any]:
@@ -237,7 +237,10 @@ class PhaseFacts:
         notes = phase.notes
         events: list[SpanEvent] = []
         if extra is not None and extra.events:
-            events += [(name, when_ns, dict(to_otel(given, self._counts))) for name, when_ns, given in extra.events]
+            events += [
+                (name, when_ns, dict(to_otel(given, self._lanes.attribute_counts)))
+                for name, when_ns, given in extra.events
+            ]
         error = None if extra is None or phase._status not in ERROR_STATUSES else extra.error
         final: RecordedException | None = None
         for recorded in () if notes is None else notes.exceptions:
@@ -246,7 +249,7 @@ class PhaseFacts:
             elif self._exceptions_on_spans:
                 events.append(self._exception_event(recorded))
         if error is not None and is_origin(phase, error) and self._exceptions_on_spans:
-            attributes = {} if final is None else dict(to_otel(final.attributes, self._counts))
+            attributes = {} if final is None else dict(to_otel(final.attributes, self._lanes.attribute_counts))
             attributes.update(exception_attributes(error.type, error.message, error.traceback))
             events.append(("exception", end_ns if final is None else final.when_ns, attributes))
         events.sort(key=_when)
@@ -254,7 +257,7 @@ class PhaseFacts:
 
     def _exception_event(self, recorded: RecordedException) -> SpanEvent:
         attributes = exception_attributes(recorded.type, recorded.message, recorded.stacktrace)
-        attributes.update(to_otel(recorded.attributes, self._counts))
+        attributes.update(to_otel(recorded.attributes, self._lanes.attribute_counts))
         return ("exception", recorded.when_ns, attributes)
 
 

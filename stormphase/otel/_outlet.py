@@ -78,6 +78,7 @@ class SpanOutlet:
         self._started: StartedSender | None = None
         self._open_spans: dict[int, tuple[Span, int]] = {}
         self.pacer = Pacer(sdk.queue_size, sdk.force_flush)
+        self._is_child = False
         self.offered_count = 0
         self.handed_over_count = 0
         self.refresh()
@@ -257,15 +258,20 @@ class SpanOutlet:
     def _start_ancestors(self, phase: PhaseSpan) -> None:
         """Start what the phase hangs under: some processors understand a parent only if it starts before its child."""
         sender = self._starter()
-        if _RANK_KEY not in self._open_spans:
+        if _RANK_KEY not in self._open_spans and not self._is_child:
             ranks = self._session_span
             if self._traces.identity.rank == 0:
                 self._open(sender, _ROOT_KEY, ranks.root_facts(self._traces, None, ranks.start_ns))
             self._open(sender, _RANK_KEY, ranks.rank_facts(self._traces, None, ranks.start_ns))
         waiting = []
         parent = phase.carrier.visible_parent(phase)
-        while parent is not None and parent._sequence not in self._open_spans and not parent.closed:
-            waiting.append(parent)
+        while (
+            parent is not None
+            and parent._sequence not in self._open_spans
+            and getattr(parent, "_fate", None) not in (SENT, DROPPED)
+        ):
+            if not parent._lane.is_inherited:  # What a parent process has open is its own to start.
+                waiting.append(parent)
             parent = parent.carrier.visible_parent(parent)
         for ancestor in reversed(waiting):
             trace = ancestor.trace
@@ -295,6 +301,7 @@ class SpanOutlet:
         """Forget the spans that the parent has open, and count anew."""
         self._counts = counts
         self._open_spans = {}
+        self._is_child = True
         self.offered_count = self.handed_over_count = 0
 
 

@@ -102,7 +102,8 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
 
     def is_recording(self) -> bool:
         """Whether attributes and events will still be kept: open, of this process, and not sampled out."""
-        return self.trace.is_recording and not self.closed and not self._lane.is_inherited
+        is_kept = self.trace.is_recording or self.carrier.keeps_unsampled
+        return is_kept and not self.closed and not self._lane.is_inherited
 
     def end(self, end_time: int | None = None) -> None:
         """Do nothing but count: the phase ends where it was entered."""

@@ -27,6 +27,7 @@ from stormphase.otel._span import PhaseSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import ContextVar
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
@@ -150,19 +151,24 @@ class OTelBridge:
             self._warn_of_trace_per()
             self._carrier = _carrier.RealCarrier(variable, traces)
             return self._carrier
+        carrier = self._carrier = self._span_carrier(variable, traces, sampler)
+        carrier.keeps_unsampled = self._keep_failures
+        return carrier
+
+    def _span_carrier(
+        self, variable: ContextVar[Context], traces: _traces.SessionTraces, sampler: Any
+    ) -> _carrier.SpanCarrier:
         asks_each = not _sampling.children_inherit(sampler)
         if self._trace_per is None and not asks_each:
-            self._carrier = _carrier.SpanCarrier(variable, traces)
-        else:
-            self._carrier = _carrier.TracedCarrier(
-                variable,
-                traces,
-                sampler=sampler,
-                trace_per=self._trace_per,
-                asks_each=asks_each,
-                next_occurrence=_traces.Occurrences().next,
-            )
-        return self._carrier
+            return _carrier.SpanCarrier(variable, traces)
+        return _carrier.TracedCarrier(
+            variable,
+            traces,
+            sampler=sampler,
+            trace_per=self._trace_per,
+            asks_each=asks_each,
+            next_occurrence=_traces.Occurrences().next,
+        )
 
     def _ask_session_sampler(self, session: BridgeSession, sampler: Any) -> _traces.SessionTraces:
         identity = session.identity
@@ -223,9 +229,14 @@ class OTelBridge:
         if traces is None or self._way in (Way.NONE, Way.LATE):
             return {}
         phase = self._carrier.current_phase()
+        context = traces.rank
         if isinstance(phase, PhaseSpan) and not phase.closed:
-            return _traces.environment_of(phase.get_span_context())
-        return _traces.environment_of(traces.rank)
+            context = phase.get_span_context()
+        variables = _traces.environment_of(context)
+        if self._session is not None and "TRACESTATE" in self._session.environ:
+            # Else the child would read our own caller's.
+            variables.setdefault("TRACESTATE", "")
+        return variables
 
     # Called by the tracker, on the bridge's worker thread
 
