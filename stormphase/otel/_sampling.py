@@ -32,7 +32,7 @@ def children_inherit(sampler: Any) -> bool:
     sampling = sys.modules.get("opentelemetry.sdk.trace.sampling")
     if sampling is None:
         return False
-    if type(sampler) is sampling.ParentBased:
+    if type(sampler) in (sampling.ParentBased, sampling.ParentBasedTraceIdRatio):
         return bool(sampler.get_description().endswith(_INHERITING_END))
     return type(sampler) in (sampling.StaticSampler, sampling.TraceIdRatioBased)
 
