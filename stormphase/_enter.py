@@ -22,6 +22,15 @@ _getframe = sys._getframe
 _modules = sys.modules
 
 
+class QuietName(str):
+    """The name of a phase of whose enter the sinks are not told, since a filter keeps its success from them.
+
+    It rides on the name, so that no other phase pays for one more argument.
+    """
+
+    __slots__ = ()
+
+
 class EnterPhase(Protocol):
     """How `enter_phase` is called."""
 
@@ -97,7 +106,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         except BaseException:
             _exits.take_back(lanes, lane, handle)
             raise
-        if lanes.enter_queues:
+        if lanes.enter_queues and type(name) is not QuietName:
             lane.entered_count += 1
             for append in lanes.enter_queues:
                 append((handle,))
