@@ -99,24 +99,32 @@ def _leave_from_elsewhere(
 
 def end(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | None) -> None:
     """End the phase on top of its lane, as its owner."""
+    spent_ns = phase._children_ns
     ended_ns = lane.now()
     status = settle(phase, error)
-    _end_on_top(lanes, lane, phase, ended_ns, status)
+    restore_context(lanes, phase)
+    _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, status=status)
 
 
-def _end_on_top(lanes: LaneSet, lane: Lane, phase: PhaseHandle, ended_ns: int, status: PhaseStatus) -> None:
+def _end_on_top(
+    lanes: LaneSet, lane: Lane, phase: PhaseHandle, *, spent_ns: int, ended_ns: int, status: PhaseStatus
+) -> None:
     started_ns = segment_start_ns(phase)
     queues, offered = _receivers(lanes, phase, status)
-    restore_context(lanes, phase)
-    if lane.top is phase:  # No call from here to the last store: see `_phase`.
-        below = phase._below
-        lane.top = below
-        below._children_ns += ended_ns - started_ns
-        phase._ended_ns = ended_ns
-        phase._status = status
-        lane.ended_count += offered
-        for append in queues:
-            append(phase)
+    while lane.top is phase:
+        if lane.top is phase and phase._children_ns is spent_ns:  # No call from here to the last store: see `_phase`.
+            below = phase._below
+            lane.top = below
+            below._children_ns += ended_ns - started_ns
+            phase._ended_ns = ended_ns
+            phase._status = status
+            lane.ended_count += offered
+            for append in queues:
+                append(phase)
+            return
+        # A signal handler's phases came and went since the clock was read.
+        spent_ns = phase._children_ns
+        ended_ns = lane.now()
 
 
 def settle(phase: PhaseHandle, error: BaseException | None) -> PhaseStatus:
@@ -156,11 +164,16 @@ def restore_context(lanes: LaneSet, phase: PhaseHandle) -> None:
 
 def forget_in_context(lanes: LaneSet, phase: PhaseHandle) -> None:
     """Take a phase that others ended out of the caller's context, unless that has moved on since."""
-    if lanes.carrier.current_phase() is phase:
+    carrier = lanes.carrier
+    current = carrier.current_phase()
+    if current is phase:
         restore_context(lanes, phase)
-    else:
-        # Its token would bring back what was current at its enter, and that may have ended as well.
-        phase._context_token = None
+        return
+    # Its token would bring back what was current at its enter, and that may have ended as well.
+    phase._context_token = None
+    if current is not None and current._status in FINAL and current.is_within(phase):
+        # One inside it that has ended, too, and whose own exit was interrupted.
+        carrier.variable.set(carrier.value_before(phase))
 
 
 def forget_ended(lanes: LaneSet, lane: Lane) -> None:
@@ -205,20 +218,23 @@ def inside_of(lane: Lane, phase: PhaseHandle) -> list[PhaseHandle] | None:
 
 def _abandon(lanes: LaneSet, lane: Lane, phase: PhaseHandle, why: str) -> None:
     """End the phase on top of `lane` as ABANDONED, from any thread, unless another one ended it first."""
-    ended_ns = lanes.now()
     started_ns = segment_start_ns(phase)
     extra = phase._extra_or_new()
     queues, offered = _receivers(lanes, phase, _ON_ABANDON)
-    if lane.top is phase:  # No call from here to the last store: see `_phase`.
-        below = phase._below
-        lane.top = below
-        below._children_ns += ended_ns - started_ns
-        phase._ended_ns = ended_ns
-        phase._status = _ON_ABANDON
-        extra.status_text = why
-        lane.ended_count += offered
-        for append in queues:
-            append(phase)
+    while lane.top is phase:
+        spent_ns = phase._children_ns
+        ended_ns = lanes.now()
+        if lane.top is phase and phase._children_ns is spent_ns:  # No call from here to the last store: see `_phase`.
+            below = phase._below
+            lane.top = below
+            below._children_ns += ended_ns - started_ns
+            phase._ended_ns = ended_ns
+            phase._status = _ON_ABANDON
+            extra.status_text = why
+            lane.ended_count += offered
+            for append in queues:
+                append(phase)
+            return
 
 
 def abandon_lane(lanes: LaneSet, lane: Lane, why: str) -> None:
@@ -251,7 +267,8 @@ def _end_parked(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None)
 def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus, why: str | None) -> None:
     extra = phase._extra_or_new()
     ended_ns = lanes.now()
-    paused_ns = extra.paused_ns + ended_ns - (ended_ns if extra.paused_since_ns is None else extra.paused_since_ns)
+    since_ns = extra.paused_since_ns
+    paused_ns = extra.paused_ns + ended_ns - (ended_ns if since_ns is None else since_ns)
     text = extra.status_text if why is None else why
     queues, offered = _receivers(lanes, phase, status)
     if phase._status is _PAUSED and phase._extra is extra:  # No call from here to the last store: see `_phase`.
@@ -275,13 +292,14 @@ def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Bas
     if phase._status is _PAUSED:
         _end_parked(lanes, phase, error)
         return
+    spent_ns = phase._children_ns
     ended_ns = lanes.now()
     status = settle(phase, error)
     inside = inside_of(lane, phase)
     if inside is None:
         return
     if not inside:
-        _end_on_top(lanes, lane, phase, ended_ns, status)
+        _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, status=status)
         return
     above = inside[0]
     extra = above._extra_or_new()

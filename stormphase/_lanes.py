@@ -147,8 +147,9 @@ class _ThreadGuard:
         self._gone = gone
 
     def __del__(self) -> None:
-        self._lane.is_plain = False
-        self._gone.append(self._lane)
+        if hasattr(self, "_lane"):  # Not if a signal handler raised into `__init__`.
+            self._lane.is_plain = False
+            self._gone.append(self._lane)
 
 
 class LaneSet:
@@ -282,10 +283,13 @@ class LaneSet:
         if self.on_first_sight is not None:
             self.on_first_sight()
         lane = Lane(self, get_ident(), threading.current_thread().name, None)
-        local.guard = _ThreadGuard(lane, self._gone)
-        local.lane = lane
+        guard = _ThreadGuard(lane, self._gone)
         self._keep(lane)
-        return lane
+        first = local.lane
+        if first is None:  # A signal handler may have been here since, and entered a phase.
+            local.guard = guard
+            local.lane = first = lane
+        return first
 
     def _lane_of_new_task(self, thread_lane: Lane, task: Any) -> Lane:
         lane = Lane(self, thread_lane.thread_id, thread_lane.thread_name, task)

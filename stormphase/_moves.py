@@ -58,17 +58,19 @@ def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "
     origin = phase.parent
     started_ns = _exits.segment_start_ns(phase)
     lanes.parked.add(phase)  # First, so that nothing that is paused can be missing in it: see `_exits.is_parked`.
-    paused_ns = lanes.now()
     _exits.restore_context(lanes, phase)
-    if lane.top is phase:  # No call from here to the last store: see `_phase`.
-        below = phase._below
-        lane.top = below
-        below._children_ns += paused_ns - started_ns
-        extra.origin = origin
-        extra.is_rooted = True
-        extra.paused_since_ns = paused_ns
-        phase._status = _ON_PAUSE
-        return True
+    while lane.top is phase:
+        spent_ns = phase._children_ns
+        paused_ns = lanes.now()
+        if lane.top is phase and phase._children_ns is spent_ns:  # No call from here to the last store: see `_phase`.
+            below = phase._below
+            lane.top = below
+            below._children_ns += paused_ns - started_ns
+            extra.origin = origin
+            extra.is_rooted = True
+            extra.paused_since_ns = paused_ns
+            phase._status = _ON_PAUSE
+            return True
     lanes.parked.discard(phase)
     return False
 
@@ -99,30 +101,38 @@ def _put_on(lanes: LaneSet, phase: PhaseHandle, successor: PhaseHandle, lane: La
     `successor` is `phase` itself, or the handle that takes its place; `fence` is then what the old one is left with.
     """
     extra = phase._extra_or_new()
-    resumed_ns = lanes.now()
-    paused_ns = extra.paused_ns + resumed_ns
-    paused_ns -= resumed_ns if extra.paused_since_ns is None else extra.paused_since_ns
     current = lanes.carrier.variable.get()
     kept = extra if fence is None else fence
     token = extra.token if fence is None else None
-    if phase._status is _ON_PAUSE and phase._extra is extra:  # No call from here to the last store: see `_phase`.
-        phase._extra = kept
-        extra.released = False
-        extra.token = token
-        extra.paused_ns = paused_ns
-        extra.paused_since_ns = None
-        extra.resumed_ns = resumed_ns
-        successor._lane = lane
-        successor._below = lane.top
-        successor._status = _ON_RESUME
-        lane.top = successor
-        try:
-            lanes.parked.discard(phase)
-            lanes.put_in_context(successor)
-        except BaseException:
-            _park_again(lanes, successor, lane, resumed_ns, current)
-            raise
-        return True
+    while phase._status is _ON_PAUSE and phase._extra is extra:
+        below = lane.top
+        spent_ns = below._children_ns
+        resumed_ns = lanes.now()
+        since_ns = extra.paused_since_ns
+        paused_ns = extra.paused_ns + resumed_ns - (resumed_ns if since_ns is None else since_ns)
+        if (  # No call from here to the last store: see `_phase`.
+            phase._status is _ON_PAUSE
+            and phase._extra is extra
+            and lane.top is below
+            and below._children_ns is spent_ns
+        ):
+            phase._extra = kept
+            extra.released = False
+            extra.token = token
+            extra.paused_ns = paused_ns
+            extra.paused_since_ns = None
+            extra.resumed_ns = resumed_ns
+            successor._lane = lane
+            successor._below = below
+            successor._status = _ON_RESUME
+            lane.top = successor
+            try:
+                lanes.parked.discard(phase)
+                lanes.put_in_context(successor)
+            except BaseException:
+                _park_again(lanes, successor, lane, resumed_ns, current)
+                raise
+            return True
     return False
 
 

@@ -122,6 +122,7 @@ class PhaseHandle:
         lane = self._lane
         if exc is None and lane.top is self and self._extra is None and lane.is_plain:
             now = lane.now  # Into a local first: CPython 3.11 is slow to call what a slot holds.
+            spent_ns = self._children_ns
             ended_ns = now()
             reset = lane.reset
             try:
@@ -131,7 +132,8 @@ class PhaseHandle:
                 self._context_token = None
                 lane.lanes.leave(self, None, is_unwinding=True)
                 return
-            if lane.top is self:  # No call from here to the last store: see the module's docstring.
+            # A signal handler's phases may have come and gone since the clock was read: then it is read again.
+            if lane.top is self and self._children_ns is spent_ns:  # No call from here to the last store: see above.
                 below = self._below
                 lane.top = below
                 below._children_ns += ended_ns - self._entered_ns
