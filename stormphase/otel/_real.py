@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanKind, StatusCode, get_current_span, set_span_in_context
 
+from stormphase.otel._facts import links_of
 from stormphase.otel._span import RealPhaseSpan
 
 if TYPE_CHECKING:
@@ -119,8 +120,7 @@ class RealSpans:
         try:
             trace = self._traces.session
             facts = self._facts.span(phase, trace, real.get_span_context())
-            started = 0 if phase._extra is None else len(facts.links) - len(phase._extra.links or ())
-            self._end(real, facts, started)
+            self._end(real, facts, len(facts.links) - len(links_of(phase)))
         except Exception:  # noqa: BLE001 - as in `start`
             self._count_failure()
             self._counts.add("dropped_error")

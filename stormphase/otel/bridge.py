@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar
 
+    from stormphase._bridge import BridgeSession
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
-    from stormphase._tracker import BridgeSession
     from stormphase.otel._provider import SdkTracer
 
 _log = logging.getLogger("stormphase")

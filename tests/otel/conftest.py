@@ -134,11 +134,11 @@ def bridged(clock: ManualClock) -> Callable[..., Bridged]:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+    from stormphase._bridge import BridgeSession
     from stormphase._clock import ClockAnchor
     from stormphase._lanes import LaneSet
     from stormphase._model import RankIdentity
     from stormphase._paths import PathTable
-    from stormphase._tracker import BridgeSession
     from stormphase.otel import OTelBridge
 
     def make(

@@ -1,4 +1,4 @@
-"""Boundaries as events: log-based with the phase's own time and span, or on spans; long phases, failures, exceptions."""
+"""Boundaries as events: log-based with the phase's own time and span, or on spans; pending spans."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Asked(Sampler):
         self.dropped = dropped
         self.decision = decision
 
-    def should_sample(
+    def should_sample(  # noqa: PLR0917 - OTel's signature
         self, parent_context, trace_id, name, kind=None, attributes=None, links=None, trace_state=None
     ) -> SamplingResult:
         """Note the question."""

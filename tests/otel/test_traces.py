@@ -221,7 +221,7 @@ def test_an_unsampled_session_may_have_sampled_steps(bridged: Callable[..., Brid
     from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
 
     class OnlySteps(Sampler):
-        def should_sample(
+        def should_sample(  # noqa: PLR0917 - OTel's signature
             self, parent_context, trace_id, name, kind=None, attributes=None, links=None, trace_state=None
         ):
             return SamplingResult(Decision.RECORD_AND_SAMPLE if name == "step" else Decision.DROP)
