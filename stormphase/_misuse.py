@@ -39,7 +39,7 @@ def still_open_inside(phase: PhaseHandle, inside: Sequence[PhaseHandle], action:
     labels = [inner.label for inner in inside]
     shown = ", ".join(labels[:MAX_NAMED]) + (f" and {len(labels) - MAX_NAMED} more" if len(labels) > MAX_NAMED else "")
     verb = "is" if len(labels) == 1 else "are"
-    them = "it" if len(labels) == 1 else "them, innermost first,"
+    first = "it first" if len(labels) == 1 else "them first, from the innermost outwards"
     return PhaseProtocolError(
         f"Cannot {action} phase {phase.label}: {shown} {verb} still open inside it. "
         "Likely causes: an exit that an early return skipped, a generator that yields inside a phase, "
@@ -48,7 +48,7 @@ def still_open_inside(phase: PhaseHandle, inside: Sequence[PhaseHandle], action:
         reason=Misuse.STILL_OPEN_INSIDE,
         phase=phase.label,
         open_inside=labels,
-        fix=f"Exit {them} first, or {_USE_WITH}.",
+        fix=f"Exit {first}, or {_USE_WITH}.",
     )
 
 

@@ -266,7 +266,8 @@ class PhaseHandle:
         depth = ancestor._path.depth
         phase: PhaseHandle | None = self
         while phase is not None and phase._path.depth >= depth:
-            if phase is ancestor:
+            # By number and not by handle: that changes when another thread or task acquires the phase.
+            if phase._sequence == ancestor._sequence and phase._lane.lanes is ancestor._lane.lanes:
                 return True
             phase = phase.parent
         return False
