@@ -75,10 +75,12 @@ def example_environ(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**own, **(changes or {})}
 
 
-def run_example(name: str, *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None) -> str:
+def run_example(
+    name: str, *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None, folder: Path = EXAMPLES
+) -> str:
     """Run an example in a process of its own and return what it printed; it must end well and complain of nothing."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
+        [sys.executable, str(folder / name), *arguments],
         cwd=cwd,
         env=example_environ(environ),
         stdin=subprocess.DEVNULL,
