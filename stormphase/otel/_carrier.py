@@ -17,13 +17,14 @@ from opentelemetry.trace import INVALID_SPAN, INVALID_SPAN_CONTEXT, Link, Span, 
 
 from stormphase._attributes import to_otel
 from stormphase._lanes import ContextCarrier
-from stormphase.otel import _sampling, ids
+from stormphase.otel import ids
 from stormphase.otel._span import PhaseSpan, RealPhaseSpan, TracedPhaseSpan, is_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stormphase._phase import PhaseHandle
+    from stormphase.otel._sampling import SamplerQuestions
     from stormphase.otel._traces import SessionTraces, Trace
 
 _log = logging.getLogger("stormphase")
@@ -155,10 +156,10 @@ class TracedCarrier(SpanCarrier):
     Args:
         variable: OTel's.
         traces: the session's.
-        sampler: the provider's.
+        questions: asks the provider's sampler.
         trace_per: the phase name that begins a trace of its own, or None.
         asks_each: whether the sampler must be asked for every phase.
-        occurrences: numbers those phases.
+        next_occurrence: numbers those phases.
     """
 
     handle_type = TracedPhaseSpan
@@ -168,13 +169,13 @@ class TracedCarrier(SpanCarrier):
         variable: contextvars.ContextVar[Context],
         traces: SessionTraces,
         *,
-        sampler: Any,
+        questions: SamplerQuestions,
         trace_per: str | None,
         asks_each: bool,
         next_occurrence: Callable[[Any, int | None], int],
     ) -> None:
         """Carry phases in `variable`."""
-        self._sampler = sampler
+        self._questions = questions
         self._trace_per = trace_per
         self._asks_each = asks_each
         self._next_occurrence = next_occurrence
@@ -210,8 +211,7 @@ class TracedCarrier(SpanCarrier):
         occurrence = self._next_occurrence(path, phase._step)
         phase._trace = outer_trace
         _, links = self.above(phase, outer_trace)
-        trace = _sampling.ask(
-            self._sampler,
+        trace = self._questions.ask(
             trace_id=ids.phase_trace_id(*place, occurrence),
             context=Context(),
             parent=None,
@@ -232,8 +232,7 @@ class TracedCarrier(SpanCarrier):
         parent_span: Span | None = self.visible_parent(phase)
         if parent_span is None or parent_span.get_span_context() is not parent:
             parent_span = _span_of(parent)
-        asked = _sampling.ask(
-            self._sampler,
+        asked = self._questions.ask(
             trace_id=outer_trace.trace_id,
             context=set_span_in_context(parent_span, phase._outer),
             parent=parent,

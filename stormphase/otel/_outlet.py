@@ -148,6 +148,14 @@ class SpanOutlet:
         """Send the span of an ended phase, or count why not; returns whether it was sent."""
         self.refresh()
         self.offered_count += 1
+        try:
+            return self._take(phase, boundaries)
+        except Exception:  # noqa: BLE001 - counts stay exact, whatever goes wrong
+            phase._fate = DROPPED
+            self._count_error()
+            return False
+
+    def _take(self, phase: PhaseSpan, boundaries: tuple[bool, bool]) -> bool:
         trace = phase.trace
         reason, is_promoted = self._verdict(phase, trace)
         if reason is not None:

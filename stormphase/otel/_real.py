@@ -62,10 +62,11 @@ class RealSpans:
         self._anchor = anchor
         self._counts = counts
         self._tracer: Tracer | None = None
+        self._provider: Any = None
         self._session: Span | None = None
         self._rank: Span | None = None
 
-    def use(self, tracer: Tracer) -> None:
+    def use(self, tracer: Tracer, provider: Any) -> None:
         """Start the rank's span, and that of a session which has one rank only; phases follow from now on.
 
         With several ranks nobody can send the root span, as its id cannot be chosen; the ranks' spans still share its
@@ -73,6 +74,7 @@ class RealSpans:
         """
         traces = self._traces
         self._tracer = tracer
+        self._provider = provider
         around = Context() if traces.caller is None else set_span_in_context(NonRecordingSpan(traces.caller), Context())
         if traces.identity.world_size == 1:
             self._session = self._started(self._session_span.root_facts(traces, None, 0), around)
@@ -140,6 +142,15 @@ class RealSpans:
             self._counts.add("offered")
             self._end(span, facts, len(facts.links))
             self._counts.add("handed_over")
+
+    def flush(self, timeout_ms: int) -> bool:
+        """Flush the provider, if it can be; False if it says that it failed or raises."""
+        force_flush = getattr(self._provider, "force_flush", None)
+        try:
+            return force_flush is None or force_flush(timeout_ms) is not False
+        except Exception:  # noqa: BLE001 - a user's provider may raise anything
+            self._count_failure()
+            return False
 
     def _end(self, span: Span, facts: SpanFacts, started_link_count: int) -> None:
         span.set_attributes(facts.attributes)

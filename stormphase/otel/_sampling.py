@@ -37,45 +37,61 @@ def children_inherit(sampler: Any) -> bool:
     return type(sampler) in (sampling.StaticSampler, sampling.TraceIdRatioBased)
 
 
-def ask(
-    sampler: Any,
-    *,
-    trace_id: int,
-    context: Context,
-    parent: SpanContext | None,
-    name: str,
-    attributes: Mapping[str, Any],
-    links: Sequence[Link],
-) -> Trace:
-    """Return the trace with the sampler's word on it; a sampler that raises samples nothing, and is logged.
+class SamplerQuestions:
+    """Asks one sampler; from any thread, without a lock. One that raises samples nothing, and is told once.
 
     Args:
         sampler: the provider's, or None where there is no SDK: then everything is sampled.
-        trace_id: of the span asked about.
-        context: given to the sampler; empty for a root.
-        parent: the parent's context, or None for a root; its random flag is inherited.
-        name: the span's.
-        attributes: the span's, as they are at enter.
-        links: the span's.
     """
-    is_random = parent is None or bool(parent.trace_flags & RANDOM_FLAG)
-    random_flag = RANDOM_FLAG if is_random else 0
-    if sampler is None:
-        return Trace(trace_id=trace_id, flags=TraceFlags(TraceFlags.SAMPLED | random_flag))
-    try:
-        result = sampler.should_sample(context, trace_id, name, SpanKind.INTERNAL, attributes, links)
-        is_sampled = result.decision.is_sampled()
-        return Trace(
-            trace_id=trace_id,
-            flags=TraceFlags((TraceFlags.SAMPLED if is_sampled else 0) | random_flag),
-            state=NO_STATE if result.trace_state is None else result.trace_state,
-            is_recording=result.decision.is_recording(),
-            is_sampled=is_sampled,
-            attributes=_added(result.attributes, attributes),
-        )
-    except Exception:  # noqa: BLE001 - a user's sampler may raise anything
-        _log.warning("stormphase: the sampler %r raised; nothing of this trace is sampled", sampler, exc_info=True)
-        return Trace(trace_id=trace_id, flags=TraceFlags(random_flag), is_recording=False, is_sampled=False)
+
+    def __init__(self, sampler: Any) -> None:
+        """Ask nothing yet."""
+        self._sampler = sampler
+        self._has_warned = False
+
+    def ask(
+        self,
+        *,
+        trace_id: int,
+        context: Context,
+        parent: SpanContext | None,
+        name: str,
+        attributes: Mapping[str, Any],
+        links: Sequence[Link],
+    ) -> Trace:
+        """Return the trace with the sampler's word on it.
+
+        Args:
+            trace_id: of the span asked about.
+            context: given to the sampler; empty for a root.
+            parent: the parent's context, or None for a root; its random flag is inherited.
+            name: the span's.
+            attributes: the span's, as they are at enter.
+            links: the span's.
+        """
+        is_random = parent is None or bool(parent.trace_flags & RANDOM_FLAG)
+        random_flag = RANDOM_FLAG if is_random else 0
+        if self._sampler is None:
+            return Trace(trace_id=trace_id, flags=TraceFlags(TraceFlags.SAMPLED | random_flag))
+        try:
+            result = self._sampler.should_sample(context, trace_id, name, SpanKind.INTERNAL, attributes, links)
+            is_sampled = result.decision.is_sampled()
+            return Trace(
+                trace_id=trace_id,
+                flags=TraceFlags((TraceFlags.SAMPLED if is_sampled else 0) | random_flag),
+                state=NO_STATE if result.trace_state is None else result.trace_state,
+                is_recording=result.decision.is_recording(),
+                is_sampled=is_sampled,
+                attributes=_added(result.attributes, attributes),
+            )
+        except Exception:  # noqa: BLE001 - a user's sampler may raise anything
+            self._warn()
+            return Trace(trace_id=trace_id, flags=TraceFlags(random_flag), is_recording=False, is_sampled=False)
+
+    def _warn(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning("stormphase: the sampler raised, so spans are not sampled; told once", exc_info=True)
 
 
 def _added(result: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:

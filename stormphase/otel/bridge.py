@@ -15,7 +15,7 @@ from stormphase import _boundary
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier
 from stormphase.exceptions import ConfigurationError
-from stormphase.otel import _carrier, _provider, _sampling, _traces
+from stormphase.otel import _arguments, _carrier, _provider, _traces
 from stormphase.otel._events import EventLog
 from stormphase.otel._facts import ERROR_STATUSES, PhaseFacts
 from stormphase.otel._long_open import LONG_NS, LongOpen
@@ -23,11 +23,11 @@ from stormphase.otel._metrics import PhaseMetrics
 from stormphase.otel._outlet import SessionSpan, SpanOutlet, root_attributes
 from stormphase.otel._provider import Way
 from stormphase.otel._real import RealSpans
+from stormphase.otel._sampling import SamplerQuestions, children_inherit
 from stormphase.otel._span import PhaseSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import ContextVar
 
     from stormphase._bridge import BridgeSession
     from stormphase._lanes import LaneSet
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stormphase")
 
-EVENTS: Final = ("long", "all", "off")
-EVENTS_TO: Final = ("logs", "span")
-SPAN_BUDGET: Final = 5_000
 EXCEPTION_OPT_IN: Final = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 _NO_BOUNDARIES: Final = (False, False)
 _BOTH_BOUNDARIES: Final = (True, True)
@@ -82,21 +79,21 @@ class OTelBridge:
         keep_failures: bool = False,
         pending: bool = False,
         metrics: bool = False,
-        span_budget: int | None = SPAN_BUDGET,
+        span_budget: int | None = _arguments.SPAN_BUDGET,
     ) -> None:
         """Check the arguments; nothing starts yet."""
-        _check_provider("tracer_provider", tracer_provider, "get_tracer")
-        _check_provider("logger_provider", logger_provider, "get_logger")
-        _check_provider("meter_provider", meter_provider, "get_meter")
-        _check_choice("events", events, EVENTS)
-        _check_choice("events_to", events_to, EVENTS_TO)
-        _check_budget(span_budget)
+        _arguments.check_provider("tracer_provider", tracer_provider, "get_tracer")
+        _arguments.check_provider("logger_provider", logger_provider, "get_logger")
+        _arguments.check_provider("meter_provider", meter_provider, "get_meter")
+        _arguments.check_choice("events", events, _arguments.EVENTS)
+        _arguments.check_choice("events_to", events_to, _arguments.EVENTS_TO)
+        _arguments.check_budget(span_budget)
         self._tracer_provider = tracer_provider
         self._logger_provider = logger_provider
         self._meter_provider = meter_provider
         self._events_mode = events
         self._events_on_spans = events_to == "span"
-        self._trace_per = _checked_name(trace_per)
+        self._trace_per = _arguments.checked_name(trace_per)
         self._keep_failures = keep_failures
         self._pending = pending
         self._wants_metrics = metrics
@@ -126,7 +123,7 @@ class OTelBridge:
         """Look at the providers, choose the way, ask the session's sampler, and return what carries the phases.
 
         Raises:
-            ConfigurationError: if the bridge already serves a tracker.
+            ConfigurationError: if the bridge already serves a tracker, or the provider gives no tracer.
         """
         if self._session is not None:
             raise ConfigurationError(
@@ -144,47 +141,29 @@ class OTelBridge:
             )
             return self._carrier
         provider = otel_trace.get_tracer_provider() if self._tracer_provider is None else self._tracer_provider
-        self._way, self._tracer, self._sdk = _provider.resolve_tracer(provider)
+        self._way, self._tracer, self._sdk = _resolved(provider)
         sampler = None if self._sdk is None else self._sdk.sampler
-        traces = self._traces = self._ask_session_sampler(session, sampler)
+        questions = SamplerQuestions(sampler)
+        traces = self._traces = _ask_for_session(session, questions)
         if self._sdk is None:
             self._warn_of_trace_per()
             self._carrier = _carrier.RealCarrier(variable, traces)
             return self._carrier
-        carrier = self._carrier = self._span_carrier(variable, traces, sampler)
-        carrier.keeps_unsampled = self._keep_failures
-        return carrier
-
-    def _span_carrier(
-        self, variable: ContextVar[Context], traces: _traces.SessionTraces, sampler: Any
-    ) -> _carrier.SpanCarrier:
-        asks_each = not _sampling.children_inherit(sampler)
+        asks_each = not children_inherit(sampler)
         if self._trace_per is None and not asks_each:
-            return _carrier.SpanCarrier(variable, traces)
-        return _carrier.TracedCarrier(
-            variable,
-            traces,
-            sampler=sampler,
-            trace_per=self._trace_per,
-            asks_each=asks_each,
-            next_occurrence=_traces.Occurrences().next,
-        )
-
-    def _ask_session_sampler(self, session: BridgeSession, sampler: Any) -> _traces.SessionTraces:
-        identity = session.identity
-        caller = _traces.caller_of(session.environ)
-        around = Context() if caller is None else set_span_in_context(NonRecordingSpan(caller), Context())
-        previous = _traces.previous_root(identity, caller)
-        trace = _sampling.ask(
-            sampler,
-            trace_id=_traces.session_trace_id(identity, caller),
-            context=around,
-            parent=caller,
-            name="session",
-            attributes=root_attributes(session.name, identity.session_id, identity.attempt, identity.world_size),
-            links=[] if previous is None else [Link(previous)],
-        )
-        return _traces.session_traces(identity, caller, trace)
+            carrier = _carrier.SpanCarrier(variable, traces)
+        else:
+            carrier = _carrier.TracedCarrier(
+                variable,
+                traces,
+                questions=questions,
+                trace_per=self._trace_per,
+                asks_each=asks_each,
+                next_occurrence=_traces.Occurrences().next,
+            )
+        carrier.keeps_unsampled = self._keep_failures
+        self._carrier = carrier
+        return carrier
 
     def _warn_of_trace_per(self) -> None:
         if self._trace_per is not None and self._way is Way.REAL:
@@ -218,7 +197,7 @@ class OTelBridge:
             )
             self.exit_hook = self._real.exit_hook
             if self._tracer is not None:
-                self._real.use(self._tracer)
+                self._real.use(self._tracer, self._tracer_provider or otel_trace.get_tracer_provider())
         self._events = EventLog(self._logger_provider, facts, session.clock, self._counts)
         if self._wants_metrics:
             self._metrics = PhaseMetrics(self._meter_provider, facts, lanes, self._dropped)
@@ -315,13 +294,14 @@ class OTelBridge:
 
     def _look_for_tracer(self) -> None:
         """Use a tracer provider that was set as the global one after the session had started."""
-        way, tracer, sdk = _provider.resolve_tracer(otel_trace.get_tracer_provider())
+        provider = otel_trace.get_tracer_provider()
+        way, tracer, sdk = _provider.resolve_tracer(provider)
         if way is Way.LATE or self._real is None:
             return
         self._way = Way.REAL if way is not Way.NONE else Way.NONE
         tracer = sdk.tracer if sdk is not None else tracer
         if tracer is not None:
-            self._real.use(tracer)
+            self._real.use(tracer, provider)
             self._warn_of_trace_per()
 
     def flush(self, timeout_s: float) -> bool:
@@ -329,7 +309,8 @@ class OTelBridge:
         timeout_ms = max(1, int(timeout_s * 1_000))
         spans = self._outlet is None or self._outlet.pacer.flush(timeout_ms)
         logs = self._events is None or self._events.flush(timeout_ms)
-        return spans and logs
+        reals = self._real is None or self._real.flush(timeout_ms)
+        return spans and logs and reals
 
     def finish(self, outcome: BaseException | None) -> None:
         """Send the rank's span and, on rank 0, the session's; a forked child leaves that to its parent."""
@@ -370,49 +351,37 @@ class OTelBridge:
         return {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
 
 
+def _resolved(provider: Any) -> tuple[Way, otel_trace.Tracer | None, SdkTracer | None]:
+    try:
+        return _provider.resolve_tracer(provider)
+    except Exception as error:
+        raise ConfigurationError(
+            f"The tracer provider {type(provider).__name__} gave no tracer: {type(error).__name__}.",
+            setting="tracer_provider",
+            fix="Give OTelBridge an SDK TracerProvider, or PhaseTracker(bridge=None) for no spans.",
+        ) from error
+
+
+def _ask_for_session(session: BridgeSession, questions: SamplerQuestions) -> _traces.SessionTraces:
+    """Ask the sampler about the session's root span, on every rank alike."""
+    identity = session.identity
+    caller = _traces.caller_of(session.environ)
+    around = Context() if caller is None else set_span_in_context(NonRecordingSpan(caller), Context())
+    previous = _traces.previous_root(identity, caller)
+    trace = questions.ask(
+        trace_id=_traces.session_trace_id(identity, caller),
+        context=around,
+        parent=caller,
+        name="session",
+        attributes=root_attributes(session.name, identity.session_id, identity.attempt, identity.world_size),
+        links=[] if previous is None else [Link(previous)],
+    )
+    return _traces.session_traces(identity, caller, trace)
+
+
 def _exception_signals(opt_in: str) -> frozenset[str]:
     """Return where exceptions go, as OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN says: spans, logs or both."""
     wishes = {wish.strip() for wish in opt_in.split(",")}
     if "logs/dup" in wishes:
         return frozenset({"spans", "logs"})
     return frozenset({"logs"}) if "logs" in wishes else frozenset({"spans"})
-
-
-def _check_provider(setting: str, provider: Any, method: str) -> None:
-    if provider is not None and not callable(getattr(provider, method, None)):
-        kind = setting.replace("_", " ")
-        raise ConfigurationError(
-            f"{setting} must be an OpenTelemetry {kind}, not {type(provider).__name__}.",
-            setting=setting,
-            fix=f"Give an object with {method}(), or nothing for the global one.",
-        )
-
-
-def _check_choice(setting: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigurationError(
-            f"{setting} must be one of {', '.join(choices)}, not {value!r:.60}.",
-            setting=setting,
-            fix=f'Write {setting}="{choices[0]}", or leave it out.',
-        )
-
-
-def _check_budget(value: object) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ConfigurationError(
-            f"span_budget must be a whole number of at least 1, or None, not {value!r:.60}.",
-            setting="span_budget",
-            fix=f"Write span_budget={SPAN_BUDGET}, or span_budget=None for no limit.",
-        )
-
-
-def _checked_name(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigurationError(
-            f"trace_per must be the name of a phase, not {value!r:.60}.",
-            setting="trace_per",
-            fix='Write trace_per="step" for a trace per step.',
-        )
-    return value.strip()

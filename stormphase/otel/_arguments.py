@@ -1,0 +1,55 @@
+"""What the bridge's arguments may be; each error says what to write instead."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from stormphase.exceptions import ConfigurationError
+
+EVENTS: Final = ("long", "all", "off")
+EVENTS_TO: Final = ("logs", "span")
+SPAN_BUDGET: Final = 5_000
+
+
+def check_provider(setting: str, provider: Any, method: str) -> None:
+    """Refuse what is no provider; None stands for the global one."""
+    if provider is not None and not callable(getattr(provider, method, None)):
+        kind = setting.replace("_", " ")
+        raise ConfigurationError(
+            f"{setting} must be an OpenTelemetry {kind}, not {type(provider).__name__}.",
+            setting=setting,
+            fix=f"Give an object with {method}(), or nothing for the global one.",
+        )
+
+
+def check_choice(setting: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is not among the choices."""
+    if value not in choices:
+        raise ConfigurationError(
+            f"{setting} must be one of {', '.join(choices)}, not {value!r:.60}.",
+            setting=setting,
+            fix=f'Write {setting}="{choices[0]}", or leave it out.',
+        )
+
+
+def check_budget(value: object) -> None:
+    """Refuse what is no number of spans; None stands for no limit."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigurationError(
+            f"span_budget must be a whole number of at least 1, or None, not {value!r:.60}.",
+            setting="span_budget",
+            fix=f"Write span_budget={SPAN_BUDGET}, or span_budget=None for no limit.",
+        )
+
+
+def checked_name(value: object) -> str | None:
+    """Return the name of a phase as phases have it, None for none; refuse anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigurationError(
+            f"trace_per must be the name of a phase, not {value!r:.60}.",
+            setting="trace_per",
+            fix='Write trace_per="step" for a trace per step.',
+        )
+    return value.strip()
