@@ -61,6 +61,19 @@ def test_a_bridge_serves_one_tracker(bridged: Callable[..., Bridged]) -> None:
         rig.bridge.attach(rig.bridge._session)
 
 
+def test_a_provider_that_gives_no_tracer_is_told_at_start(bridged: Callable[..., Bridged]) -> None:
+    """Not in the training loop, and with the fix."""
+
+    class Broken:
+        def get_tracer(self, *args: Any) -> trace.Tracer:
+            raise RuntimeError
+
+    with pytest.raises(
+        ConfigurationError, match=r"Give OTelBridge an SDK TracerProvider, or PhaseTracker\(bridge=None\)"
+    ):
+        bridged(provider=Broken())
+
+
 def test_an_unattached_bridge_does_nothing() -> None:
     """A disabled tracker never attaches it."""
     bridge = OTelBridge()

@@ -184,6 +184,22 @@ def test_a_tracer_that_raises_never_hurts(
     assert (1, 1) == (rig.bridge.stats()["real_span_failures"], len(caplog.records))
 
 
+def test_flush_is_the_providers_own(bridged: Callable[..., Bridged], provider: OtherProvider) -> None:
+    """Flushed if it can be, with its answer; one that raises is a failed flush."""
+    rig = real(bridged, provider)
+    assert rig.bridge.flush(1)
+    asked = []
+    provider.force_flush = lambda timeout_ms: asked.append(timeout_ms) is not None
+    assert not rig.bridge.flush(2)
+    assert [2_000] == asked
+
+    def fail(timeout_ms: int) -> bool:
+        raise RuntimeError
+
+    provider.force_flush = fail
+    assert not rig.bridge.flush(1)
+
+
 def test_a_moved_phase_has_one_real_span(bridged: Callable[..., Bridged], provider: OtherProvider) -> None:
     """Released and acquired, it is started once and ended once."""
     rig = real(bridged, provider)
