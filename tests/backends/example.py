@@ -75,12 +75,20 @@ def example_environ(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**own, **(changes or {})}
 
 
-def run_example(
-    name: str, *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None, folder: Path = EXAMPLES
-) -> str:
+def run_example(name: str, *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None) -> str:
     """Run an example in a process of its own and return what it printed; it must end well and complain of nothing."""
+    return _output_of([str(EXAMPLES / name), *arguments], cwd, environ)
+
+
+def run_anywhere(name: str, *arguments: str, environ: Mapping[str, str] | None = None) -> str:
+    """Run an example so that its tracebacks say nothing of where the checkout is; else like `run_example`."""
+    source = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return _output_of(["-c", source, f"{EXAMPLES.name}/{name}", *arguments], EXAMPLES.parent, environ)
+
+
+def _output_of(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str] | None) -> str:
     done = subprocess.run(
-        [sys.executable, str(folder / name), *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
         env=example_environ(environ),
         stdin=subprocess.DEVNULL,

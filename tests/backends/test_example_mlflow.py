@@ -6,14 +6,13 @@ The picture is made anew with `STORMPHASE_PICTURE=docs/mlflow.png python -m pyte
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from .browser import open_page
-from .example import EXAMPLES, check_digits, printed_trace_id, run_example
+from .example import check_digits, printed_trace_id, run_anywhere, run_example
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,10 +51,7 @@ def test_the_picture_shows_the_phases(
     mlflow_server: MlflowServer, mlflow_environ: Mapping[str, str], tmp_path: Path
 ) -> None:
     """MLflow's page has a line for each phase of a short run, the failed one in red with its exception beside it."""
-    # As README has it, so that the traceback in the picture has no path of this machine.
-    shutil.copytree(EXAMPLES, tmp_path / "examples")
-    arguments = ("--epochs=1", "--batch-size=674")
-    output = run_example("train_digits.py", *arguments, cwd=tmp_path, environ=mlflow_environ, folder=Path("examples"))
+    output = run_anywhere("train_digits.py", "--epochs=1", "--batch-size=674", environ=mlflow_environ)
     trace_id = printed_trace_id(output)
     spans = mlflow_server.trace(trace_id).spans
     (failed,) = [span for span in spans if span.status == "ERROR"]
