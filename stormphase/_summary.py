@@ -1,39 +1,64 @@
-"""The terminal view of a session: one row a path, whose times add up to the session's wall time to the nanosecond.
+"""What a session's phases took, by path, so that their own times add up to its wall time to the nanosecond.
 
-`SessionSummary` folds ended phases on its worker thread. `SummaryReport` is what it found, frozen and plain, and
-`render` turns one into lines, the same way for every reader.
+`SessionSummary` folds ended phases on its worker thread. `SummaryReport` is what it found, frozen and plain.
 
-The lane that started the session is the main one: its own times, plus what no phase covered (*untracked*), plus what
-could not be folded, are the wall time. Phases on other threads and tasks ran beside it, and stand in a tree of theirs.
+The lane that started the session is the main one: its rows' own times, plus what no phase covered (*untracked*), plus
+what is in no row, are the wall time. Phases on other threads and tasks ran beside it, and stand in a tree of theirs.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from stormphase._boundary import paused_ns, self_ns
-from stormphase._render import render
-from stormphase._totals import PathTotals
+from stormphase._model import RankIdentity
+from stormphase._totals import PathFigures, PathTotals
 
 if TYPE_CHECKING:
-    from typing import TextIO
+    from collections.abc import Iterable, Mapping
 
     from stormphase._lanes import LaneSet
-    from stormphase._model import RankIdentity
+    from stormphase._paths import PathNode
     from stormphase._phase import PhaseHandle
 
 MAX_ROWS: Final = 4_096
-OTHER: Final = ("(other paths)",)
-DEFAULT_WIDTH: Final = 80
 
-Path = tuple[str, ...]
+
+@attrs.frozen
+class SummaryRow:
+    """One path in a tree that is read from the top: parents first, of siblings the costliest first.
+
+    Attributes:
+        name: the path's last name.
+        depth: how many names the path has, from 1.
+        figures: what its phases took; None if none of them is in this tree, only some beneath.
+    """
+
+    name: str
+    depth: int
+    figures: PathFigures | None
+
+
+@attrs.frozen
+class SummaryTree:
+    """The paths of some lanes.
+
+    Attributes:
+        rows: one a path, in reading order.
+        other: phases of paths beyond the first `MAX_ROWS`, folded into one; None if there are none.
+    """
+
+    rows: tuple[SummaryRow, ...]
+    other: PathFigures | None
+
+    @property
+    def own_ns(self) -> int:
+        """All own times together."""
+        figures = [row.figures for row in self.rows] + [self.other]
+        return sum(each.own_ns for each in figures if each is not None)
 
 
 @attrs.frozen
@@ -41,18 +66,22 @@ class SummaryReport:
     """What a session's phases took on one rank.
 
     Attributes:
-        title: job, session and rank.
+        name: the job's name, or None.
+        identity: session, attempt, rank and world size.
         wall_ns: from the session's start to its end.
-        main: totals of the main lane, by path.
-        beside: totals of all other lanes, by path.
         tracked_ns: how much of the wall time outermost phases covered on the main lane.
+        main: the main lane's phases.
+        beside: those of all other lanes.
+        dropped: how many phases are in no row, since their queue was full.
     """
 
-    title: str
+    name: str | None
+    identity: RankIdentity
     wall_ns: int
-    main: Mapping[Path, PathTotals]
-    beside: Mapping[Path, PathTotals]
     tracked_ns: int
+    main: SummaryTree
+    beside: SummaryTree
+    dropped: int
 
     @property
     def untracked_ns(self) -> int:
@@ -61,67 +90,116 @@ class SummaryReport:
 
     @property
     def unfolded_ns(self) -> int:
-        """Tracked time whose phase is in no row: dropped from a full queue, or ended on another lane."""
-        return self.tracked_ns - sum(totals.own_ns for totals in self.main.values())
+        """How much of the tracked time is in no row of the main lane: of phases dropped, or acquired by other lanes.
+
+        Negative where phases that other lanes had released ended on the main one, and so brought their time with them.
+        """
+        return self.tracked_ns - self.main.own_ns
 
 
 class SessionSummary:
-    """Folds the phases of one session and prints them at its end. `fold` is called on one worker thread only."""
+    """Folds the phases of one session. `fold` is called on one worker thread only, the others from anywhere."""
 
     def __init__(self, name: str | None, identity: RankIdentity, lanes: LaneSet, *, started_ns: int) -> None:
         """Start empty; the calling thread's or task's lane is the main one."""
-        self._title = f"{name or 'session'} {identity.session_id} rank {identity.rank}/{identity.world_size}"
+        self._name = name
+        self._identity = identity
         self._lanes = lanes
         self._main_lane = lanes.lane_of_caller()
         self._started_ns = started_ns
         self._ended_ns: int | None = None
-        self._main: dict[Path, PathTotals] = {}
-        self._beside: dict[Path, PathTotals] = {}
+        self._main = _Fold()
+        self._beside = _Fold()
         self._lock = threading.Lock()
 
     def fold(self, phase: PhaseHandle) -> None:
         """Add one ended phase."""
-        rows = self._main if phase._lane is self._main_lane else self._beside
-        path = phase._path.names
+        fold = self._main if phase._lane is self._main_lane else self._beside
         with self._lock:
-            totals = rows.get(path)
-            if totals is None:
-                if len(rows) >= MAX_ROWS:
-                    path = OTHER
-                totals = rows.setdefault(path, PathTotals())
-            paused = paused_ns(phase)
-            totals.add(
-                active_ns=phase._ended_ns - phase._entered_ns - paused,
-                own_ns=self_ns(phase),
-                paused_ns=paused,
-                status=phase._status,
-            )
+            fold.add(phase)
 
     def note_end(self) -> None:
         """Take the session's end time: all phases have ended, and what follows is delivery."""
         self._ended_ns = self._lanes.now()
 
-    def report(self) -> SummaryReport:
-        """Return what was folded so far."""
+    def report(self, *, dropped: int = 0) -> SummaryReport:
+        """Return what was folded so far; `dropped` says how many phases never came here."""
         ended_ns = self._lanes.now() if self._ended_ns is None else self._ended_ns
         with self._lock:
             return SummaryReport(
-                title=self._title,
+                name=self._name,
+                identity=self._identity,
                 wall_ns=ended_ns - self._started_ns,
-                main=dict(self._main),
-                beside=dict(self._beside),
                 tracked_ns=0 if self._main_lane is None else self._main_lane._children_ns,
+                main=self._main.tree(),
+                beside=self._beside.tree(),
+                dropped=dropped,
             )
 
-    def print(self, stream: TextIO | None = None) -> None:
-        """Write the tree to `stream`, by default stdout; a closed or broken stream loses the tree and nothing else."""
-        out = sys.stdout if stream is None else stream
-        report = self.report()
-        try:
-            has_colour = out.isatty() and not os.environ.get("NO_COLOR")
-            width = shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns if out.isatty() else DEFAULT_WIDTH
-            out.write("\n".join(render(report, width=width, has_colour=has_colour)) + "\n")
-            out.flush()
-        except (OSError, ValueError, AttributeError):
-            # A closed stdout, a broken pipe, or none at all (pythonw): the session ends all the same.
-            return
+
+class _Fold:
+    """Totals by path. Keyed by node, since the names of a path that is 10,000 deep are 10,000 names."""
+
+    def __init__(self) -> None:
+        self._totals: dict[PathNode, PathTotals] = {}
+        self._other: PathTotals | None = None
+
+    def add(self, phase: PhaseHandle) -> None:
+        paused = paused_ns(phase)
+        self._totals_of(phase._path).add(
+            active_ns=phase._ended_ns - phase._entered_ns - paused,
+            own_ns=self_ns(phase),
+            paused_ns=paused,
+            status=phase._status,
+        )
+
+    def _totals_of(self, path: PathNode) -> PathTotals:
+        totals = self._totals.get(path)
+        if totals is not None:
+            return totals
+        parent = path.parent
+        # Nodes beyond the path table's bound are made anew each time, so they are no keys.
+        is_kept = parent is not None and parent.children.get(path.name) is path
+        if len(self._totals) < MAX_ROWS and is_kept:
+            totals = self._totals[path] = PathTotals()
+            return totals
+        if self._other is None:
+            self._other = PathTotals()
+        return self._other
+
+    def tree(self) -> SummaryTree:
+        figures = {path: totals.figures() for path, totals in self._totals.items()}
+        children: dict[PathNode, list[PathNode]] = {}
+        for path in _with_ancestors(figures):
+            if path.parent is not None:
+                children.setdefault(path.parent, []).append(path)
+        cost = _costs(figures, children)
+        rows: list[SummaryRow] = []
+        # A stack and no recursion: paths may be thousands deep. Popped from its end, so the costliest is pushed last.
+        waiting = [path for path in children if path.parent is None]
+        while waiting:
+            path = waiting.pop()
+            if path.parent is not None:
+                rows.append(SummaryRow(name=path.name, depth=path.depth, figures=figures.get(path)))
+            waiting += sorted(children.get(path, ()), key=lambda child: (-cost[child], child.name), reverse=True)
+        return SummaryTree(rows=tuple(rows), other=None if self._other is None else self._other.figures())
+
+
+def _with_ancestors(paths: Iterable[PathNode]) -> Iterable[PathNode]:
+    """Yield each path and each of its ancestors, once."""
+    seen: set[PathNode] = set()
+    for path in paths:
+        node: PathNode | None = path
+        while node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            node = node.parent
+
+
+def _costs(figures: Mapping[PathNode, PathFigures], children: Mapping[PathNode, list[PathNode]]) -> dict[PathNode, int]:
+    """Return what each path took in all; one that has no figures of its own took what its children did."""
+    costs = {path: each.total_ns for path, each in figures.items()}
+    for parent in sorted(children, key=lambda path: path.depth, reverse=True):
+        if parent not in costs:
+            costs[parent] = sum(costs[child] for child in children[parent])
+    return costs

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
 
 from stormphase._model import PhaseStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 RELATIVE_ERROR: Final = 0.02
 _GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
@@ -67,11 +67,33 @@ class DurationHistogram:
         return 2 * _GAMMA**bucket / (_GAMMA + 1)
 
 
-class PathTotals:
-    """The sums of all ended phases of one path, in nanoseconds. Not thread-safe.
+@attrs.frozen
+class PathFigures:
+    """What `PathTotals` had at one moment, in nanoseconds.
 
-    `total_ns` is time on a lane: durations without pauses. It is `own_ns` plus what ran on top, to the nanosecond.
+    Attributes:
+        count: how many phases ended.
+        total_ns: their time on a lane: durations without pauses; own time plus what ran on top, to the nanosecond.
+        own_ns: their time with nothing on top.
+        paused_ns: how long they were paused, all together.
+        p50_ns: half of them took at most this; within 2 % of a true median.
+        p95_ns: 95 % of them took at most this; likewise.
+        max_ns: the longest.
+        unwell: how many ended otherwise than succeeded, by status.
     """
+
+    count: int
+    total_ns: int
+    own_ns: int
+    paused_ns: int
+    p50_ns: float
+    p95_ns: float
+    max_ns: int
+    unwell: Mapping[str, int]
+
+
+class PathTotals:
+    """The sums of all ended phases of one path, in nanoseconds. Memory is flat. Not thread-safe."""
 
     __slots__ = ("by_status", "count", "histogram", "max_ns", "min_ns", "own_ns", "paused_ns", "total_ns")
 
@@ -87,7 +109,7 @@ class PathTotals:
         self.histogram = DurationHistogram()
 
     def add(self, *, active_ns: int, own_ns: int, paused_ns: int, status: PhaseStatus) -> None:
-        """Add one ended phase."""
+        """Add one ended phase; `active_ns` is its duration without its pauses."""
         self.min_ns = active_ns if self.count == 0 else min(self.min_ns, active_ns)
         self.max_ns = max(self.max_ns, active_ns)
         self.count += 1
@@ -101,11 +123,19 @@ class PathTotals:
         """Return a quantile of the time on a lane, kept between the extremes, which are exact."""
         return min(float(self.max_ns), max(float(self.min_ns), self.histogram.quantile_ns(fraction)))
 
-    @property
-    def failures(self) -> Mapping[str, int]:
-        """How many ended otherwise than well, by status."""
-        return {
-            status.value: count
-            for status, count in sorted(self.by_status.items())
-            if status is not PhaseStatus.SUCCEEDED and count
-        }
+    def figures(self) -> PathFigures:
+        """Return what was added so far, frozen."""
+        return PathFigures(
+            count=self.count,
+            total_ns=self.total_ns,
+            own_ns=self.own_ns,
+            paused_ns=self.paused_ns,
+            p50_ns=self.quantile_ns(0.5),
+            p95_ns=self.quantile_ns(0.95),
+            max_ns=self.max_ns,
+            unwell={
+                status.value: self.by_status[status]
+                for status in PhaseStatus
+                if status is not PhaseStatus.SUCCEEDED and self.by_status[status]
+            },
+        )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
     from stormphase._recorder import PhaseRecorder
+    from stormphase._tracker import PhaseTracker
     from stormphase.testing import ManualClock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,6 +177,22 @@ def ended(lanes: LaneSet, lenient: LaneSet) -> list[PhaseHandle]:
     found: list[PhaseHandle] = []
     lanes.exit_queues = lenient.exit_queues = (found.append,)
     return found
+
+
+@pytest.fixture
+def make_tracker() -> Iterator[Callable[..., PhaseTracker]]:
+    """Make trackers, without a bridge unless told otherwise; those that still run stop with the test."""
+    from stormphase._tracker import PhaseTracker
+
+    made: list[PhaseTracker] = []
+
+    def make(name: str | None = None, **options: Any) -> PhaseTracker:
+        made.append(PhaseTracker(name, **{"bridge": None, **options}))
+        return made[-1]
+
+    yield make
+    for tracker in made:
+        tracker.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 ROOMS = """
     _version, exceptions, typing
     _clock, _model
-    _attributes, _counts, _ids, _paths, _signals, _status, _tasks, _totals
-    _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _enter + _lanes + _recorder
-    _ambient, _rank
-    _decorator, _drain, _render + _summary
-    _tracker
+    _attributes, _bell, _counts, _ids, _paths, _process, _status, _tasks, _totals
+    _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lanes + _recorder, _signals
+    _ambient, _bridge, _rank
+    _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
+    _claims, _configuration, _sinks, _summary + _table + _render + _rich_view + _terminal
+    _tracker + _session
     otel, analysis, export, testing
     integrations, cli
     __init__

@@ -1,0 +1,165 @@
+"""What a tracker is told, checked: arguments at construction, flags in the environment at start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from stormphase._bridge import DEFAULT_BRIDGE, Bridge, DefaultBridge
+from stormphase._filters import level_number
+from stormphase.exceptions import ConfigurationError
+from stormphase.typing import Clock, Sink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DISABLED_VARIABLE: Final = "STORMPHASE_DISABLED"
+SUMMARY_VARIABLE: Final = "STORMPHASE_SUMMARY"
+ALL_RANKS: Final = "all"
+QUEUE_BOUND: Final = 131_072
+
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"", "0", "false", "no", "off"})
+
+
+def is_disabled(environ: Mapping[str, str]) -> bool:
+    """Return whether the environment turns everything off.
+
+    Raises:
+        ConfigurationError: if the variable is neither a yes nor a no.
+    """
+    return _flag(environ, DISABLED_VARIABLE, "1 or 0")
+
+
+def wants_summary(argument: bool | str | None, environ: Mapping[str, str], rank: int) -> bool:  # noqa: FBT001 - checked
+    """Return whether this rank prints the tree of phases: by the argument if there is one, else by the environment.
+
+    Raises:
+        ConfigurationError: if the variable is neither a yes, a no nor "all".
+    """
+    wish: bool | str
+    if argument is not None:
+        wish = argument
+    elif environ.get(SUMMARY_VARIABLE, "").strip().lower() == ALL_RANKS:
+        wish = ALL_RANKS
+    else:
+        wish = _flag(environ, SUMMARY_VARIABLE, "1, 0 or all")
+    return wish == ALL_RANKS or (bool(wish) and rank == 0)
+
+
+def _checked_name(name: object) -> str | None:
+    """Return the job's name.
+
+    Raises:
+        ConfigurationError: if it is neither a string nor None.
+    """
+    if name is None or isinstance(name, str):
+        return name
+    raise ConfigurationError(
+        f"The job's name must be a string, not {type(name).__name__}.",
+        setting="name",
+        fix='Write PhaseTracker("resnet"), and give options by keyword.',
+    )
+
+
+def _checked_sinks(sinks: Any) -> tuple[Sink, ...]:
+    """Return the sinks.
+
+    Raises:
+        ConfigurationError: if they are no sequence, or one of them is not callable.
+    """
+    if callable(sinks) or not hasattr(sinks, "__iter__"):
+        raise ConfigurationError("sinks must be a sequence of callables.", setting="sinks", fix="Write sinks=[sink].")
+    found = tuple(sinks)
+    for sink in found:
+        if not callable(sink):
+            raise ConfigurationError(
+                f"A sink must be callable, and {sink!r:.80} is not.",
+                setting="sinks",
+                fix="Give a function that takes one PhaseBoundary.",
+            )
+    return found
+
+
+def _checked_summary(summary: object) -> bool | str | None:
+    """Return the wish for a summary.
+
+    Raises:
+        ConfigurationError: if it is none of True, False, "all" and None.
+    """
+    if summary is None or isinstance(summary, bool) or summary == ALL_RANKS:
+        return summary
+    raise ConfigurationError(
+        f"summary must be True, False or 'all', not {summary!r:.40}.",
+        setting="summary",
+        fix='Write summary=True for rank 0 only, or summary="all" for every rank.',
+    )
+
+
+def _checked_bound(queue_bound: object) -> int:
+    """Return how many entries a queue holds.
+
+    Raises:
+        ConfigurationError: if it is not a whole number above 0.
+    """
+    if isinstance(queue_bound, int) and not isinstance(queue_bound, bool) and queue_bound > 0:
+        return queue_bound
+    raise ConfigurationError(
+        f"queue_bound must be a whole number above 0, not {queue_bound!r:.40}.",
+        setting="queue_bound",
+        fix=f"Leave it out for {QUEUE_BOUND}.",
+    )
+
+
+def _checked_bridge(bridge: Any) -> Any:
+    """Return the bridge.
+
+    Raises:
+        ConfigurationError: if it is not None and lacks what a bridge must have: it is a class, or a provider.
+    """
+    is_object = not isinstance(bridge, type)
+    if (
+        bridge is None
+        or bridge is DEFAULT_BRIDGE
+        or (is_object and hasattr(bridge, "attach") and hasattr(bridge, "take"))
+    ):
+        return bridge
+    raise ConfigurationError(
+        f"bridge must be an OTelBridge or None, not {bridge!r:.60}.",
+        setting="bridge",
+        fix="Write bridge=OTelBridge(...), leave it out for the globally set providers, or None for no bridge.",
+    )
+
+
+def _checked_level(level: int | str | None) -> int | None:
+    return None if level is None else level_number(level)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What `PhaseTracker` was given, which says what each means; checked here, and then it stays as it is."""
+
+    name: str | None = attrs.field(default=None, converter=_checked_name)
+    session_id: str | None = None
+    rank: int | None = None
+    world_size: int | None = None
+    bridge: Bridge | DefaultBridge | None = attrs.field(default=DEFAULT_BRIDGE, converter=_checked_bridge)
+    sinks: tuple[Sink, ...] = attrs.field(default=(), converter=_checked_sinks)
+    on_misuse: str = "raise"
+    level: int | None = attrs.field(default=None, converter=_checked_level)
+    summary: bool | str | None = attrs.field(default=None, converter=_checked_summary)
+    stop_on_sigterm: bool = False
+    queue_bound: int = attrs.field(default=QUEUE_BOUND, converter=_checked_bound)
+    clock: Clock
+
+
+def _flag(environ: Mapping[str, str], variable: str, choices: str) -> bool:
+    value = environ.get(variable, "").strip().lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise ConfigurationError(
+        f"{variable} must be {choices}, not {value!r:.40}.", setting=variable, fix=f"Set {variable}=1, or unset it."
+    )

@@ -1,0 +1,80 @@
+"""What a process does to its sessions: it forks, it exits, and a child of multiprocessing exits in its own way."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_watches: Final[set[ProcessWatch]] = set()
+_fork_guard: Final[list[bool]] = []
+
+
+class ProcessWatch:
+    """Tells one session of this process's forks and of its exit, from `install` to `remove`.
+
+    Args:
+        stop: stops the session in order; called at interpreter exit with the exception that ended the program, if any.
+        after_fork_in_child: called first in every forked child.
+    """
+
+    def __init__(
+        self, stop: Callable[[BaseException | None], object], after_fork_in_child: Callable[[], object]
+    ) -> None:
+        """Watch nothing yet."""
+        self._stop = stop
+        self._tell_of_fork = after_fork_in_child
+        self._finalizer: Any = None
+
+    def install(self) -> None:
+        """Watch from now on."""
+        _watches.add(self)
+        if not _fork_guard and hasattr(os, "register_at_fork"):
+            _fork_guard.append(True)
+            os.register_at_fork(after_in_child=_after_fork_in_child)
+        atexit.register(self._at_exit)
+        process = sys.modules.get("multiprocessing.process")
+        if process is not None and process.parent_process() is not None:
+            self._finalize_with_multiprocessing()
+
+    def remove(self) -> None:
+        """Watch no longer."""
+        _watches.discard(self)
+        atexit.unregister(self._at_exit)
+        finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            finalizer.cancel()
+
+    def after_fork_in_child(self) -> None:
+        """Tell the session, and see to it that a child of multiprocessing stops it."""
+        self._finalizer = None  # The parent's.
+        self._tell_of_fork()
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            # multiprocessing forgets all finalizers in its child, and then runs what is registered for after a fork.
+            util.register_after_fork(self, ProcessWatch._finalize_with_multiprocessing)
+
+    def _finalize_with_multiprocessing(self) -> None:
+        """Have the session stopped by multiprocessing, whose children leave by `os._exit` and run no `atexit`."""
+        util = sys.modules["multiprocessing.util"]
+        self._finalizer = util.Finalize(None, self._at_exit, exitpriority=0)
+
+    def _at_exit(self) -> None:
+        self._stop(_exception_at_exit())
+
+
+def _exception_at_exit() -> BaseException | None:
+    """Return the uncaught exception that ends the program; an interactive one has shown others before, and lives on."""
+    if hasattr(sys, "ps1"):
+        return None
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    return error if isinstance(error, BaseException) else None
+
+
+def _after_fork_in_child() -> None:
+    for watch in tuple(_watches):
+        watch.after_fork_in_child()

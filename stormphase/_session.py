@@ -1,0 +1,226 @@
+"""One running session: made of the settings and the environment when a tracker starts, and ended once, whoever asks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from stormphase import _claims, _configuration, _drain, _exits, _terminal
+from stormphase._bell import Latch
+from stormphase._bridge import BridgeSession, DefaultBridge
+from stormphase._process import ProcessWatch
+from stormphase._rank import ProcessFacts, detect_rank
+from stormphase._signals import SigtermHook
+from stormphase._sinks import SUMMARY, SinkSet
+from stormphase._summary import SessionSummary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stormphase._bridge import Bridge
+    from stormphase._configuration import Settings
+    from stormphase._model import RankIdentity
+    from stormphase._recorder import PhaseRecorder
+
+STOP_TIMEOUT_S: Final = 10.0
+_LOCK_WAIT_S: Final = 0.05
+
+_log = logging.getLogger("stormphase")
+
+
+class Session:
+    """A session on this rank, running from construction to `stop`. Thread-, signal- and fork-safe.
+
+    Args:
+        settings: what the tracker was given.
+        environ: the environment.
+        recorder: where the lanes are made.
+        on_stop: called once, when no more phases are to come.
+
+    Raises:
+        ConfigurationError: if identity or environment are wrong; nothing has been started then.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        recorder: PhaseRecorder,
+        on_stop: Callable[[], object],
+    ) -> None:
+        """Find out who this is, make bridge, lanes and sinks, and start their threads."""
+        # First what is only looked at, so that what is wrong fails while there is nothing to take back.
+        self._sigterm = SigtermHook(self._stop_for_sigterm, self._can_stop) if settings.stop_on_sigterm else None
+        found = detect_rank(
+            environ,
+            session_id=settings.session_id,
+            rank=settings.rank,
+            world_size=settings.world_size,
+            process=ProcessFacts.of_this_process(),
+        )
+        wants_summary = _configuration.wants_summary(settings.summary, environ, found.rank)
+        self.identity: RankIdentity = _claims.claim(found, is_explicit=settings.session_id is not None)
+        self._on_stop = on_stop
+        # Taken by one C call, `pop`: of two threads, or of a signal handler and what it interrupted, one gets it.
+        self._may_stop = [True]
+        self._stopped = Latch()
+        self._stopping_thread: int | None = None
+        self._process = ProcessWatch(self._stop_at_exit, self._after_fork_in_child)
+        self._sinks: SinkSet | None = None
+        try:
+            self._build(settings, environ, recorder, wants_summary=wants_summary)
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _build(
+        self, settings: Settings, environ: Mapping[str, str], recorder: PhaseRecorder, *, wants_summary: bool
+    ) -> None:
+        identity = self.identity
+        started_ns = settings.clock.monotonic_ns()
+        bridge = settings.bridge
+        if isinstance(bridge, DefaultBridge):
+            bridge = None if bridge.make is None else bridge.make()
+        self.bridge: Bridge | None = bridge
+        carrier = None
+        if bridge is not None:
+            carrier = bridge.attach(
+                BridgeSession(
+                    name=settings.name,
+                    identity=identity,
+                    pid=os.getpid(),
+                    clock=settings.clock,
+                    anchor=recorder.anchor,
+                    started_ns=started_ns,
+                    environ=environ,
+                )
+            )
+        lanes = self.lanes = recorder.lane_set(
+            identity.session_id, identity.rank, attempt=identity.attempt, carrier=carrier
+        )
+        if bridge is not None:
+            bridge.bind(lanes)
+        self._summary = SessionSummary(settings.name, identity, lanes, started_ns=started_ns) if wants_summary else None
+        self._sinks = SinkSet(
+            lanes, bridge=bridge, sinks=settings.sinks, summary=self._summary, queue_bound=settings.queue_bound
+        )
+        self._process.install()
+        self._sinks.connect()
+        if self._sigterm is not None:
+            self._sigterm.install()
+
+    def _take_back(self) -> None:
+        """Take back what a start that failed had begun."""
+        self._may_stop.clear()
+        if self._sinks is not None:
+            self._sinks.give_up()
+        self._leave_process()
+        _claims.unclaim(self.identity)
+
+    @property
+    def sinks(self) -> SinkSet:
+        """The sinks and their workers."""
+        assert self._sinks is not None  # noqa: S101 - construction has succeeded
+        return self._sinks
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not been stopped."""
+        return bool(self._may_stop)
+
+    def stop(self, outcome: BaseException | None, timeout_s: float) -> None:
+        """End it, or wait for the one who does; on a sink's own thread return at once, and end it on another one.
+
+        Args:
+            outcome: the exception that ended the program, or None.
+            timeout_s: how long to wait for sinks, in all; what they did not take by then is dropped and counted.
+        """
+        if self.sinks.is_own_thread():
+            if self.is_running:
+                # Here it would wait for itself.
+                threading.Thread(target=self.stop, args=(outcome, timeout_s), name="stormphase-stop").start()
+            return
+        try:
+            self._may_stop.pop()
+        except IndexError:
+            if self._stopping_thread != threading.get_ident():  # Else a signal handler interrupted the stop.
+                self._stopped.wait(_drain.bounded_s(timeout_s))
+            return
+        self._stopping_thread = threading.get_ident()
+        try:
+            self._end(outcome, timeout_s)
+        except Exception:  # noqa: BLE001 - see below
+            # The exception of the user's `with` block must pass, and no other one replace it.
+            _log.warning("stormphase: the session could not be stopped in order", exc_info=True)
+        finally:
+            self._stopping_thread = None
+            self._stopped.open()
+
+    def _end(self, outcome: BaseException | None, timeout_s: float) -> None:
+        is_delivered = False
+        try:
+            self._on_stop()
+            self._close_lanes()
+            if self._summary is not None:
+                self._summary.note_end()
+            is_delivered = self.sinks.finish(timeout_s, outcome)
+        finally:
+            # Also when an impatient KeyboardInterrupt ends the wait.
+            self.sinks.give_up()
+            self._leave_process()
+        stats = self.sinks.stats()
+        if self._summary is not None:
+            _terminal.show(self._summary.report(dropped=stats[SUMMARY]["dropped"]), sys.stdout, os.environ)
+        lost = ", ".join(f"{name}: {counts['dropped']}" for name, counts in stats.items() if counts["dropped"])
+        if lost:
+            _log.warning("stormphase: boundaries dropped (%s); raise queue_bound or make the sink faster", lost)
+        elif not is_delivered:
+            _log.warning("stormphase: a sink did not confirm that it delivered all; see tracker.stats()")
+
+    def _close_lanes(self) -> None:
+        """End what is open, and take it out of the caller's context: what comes later must not hang there."""
+        lane = self.lanes.lane_of_caller()
+        opened_here = [] if lane is None else lane.phases()
+        self.lanes.close("the session stopped")
+        for phase in reversed(opened_here):
+            _exits.forget_in_context(self.lanes, phase)
+
+    def _leave_process(self) -> None:
+        self._process.remove()
+        if self._sigterm is not None:
+            self._sigterm.remove()
+
+    def _stop_at_exit(self, outcome: BaseException | None) -> None:
+        self.stop(outcome, STOP_TIMEOUT_S)
+
+    def _stop_for_sigterm(self) -> None:
+        self.stop(SystemExit("SIGTERM"), STOP_TIMEOUT_S)
+
+    def _can_stop(self) -> bool:
+        """Whether the lanes' lock can be had from another thread: not while the main one is halted holding it."""
+        lock = self.lanes._lock
+        if not lock.acquire(timeout=_LOCK_WAIT_S):
+            return False
+        lock.release()
+        return True
+
+    def _after_fork_in_child(self) -> None:
+        if not self.is_running:
+            self._stopped.open()  # The thread that was stopping it is not here.
+            return
+        if self.bridge is not None:
+            self.bridge.after_fork_in_child()
+        self.sinks.after_fork_in_child()
+        self._summary = None  # The parent prints it.
+
+    def stats(self) -> dict[str, Any]:
+        """Return exact counts, as `PhaseTracker.stats` describes them."""
+        return {
+            "sinks": self.sinks.stats(),
+            "bridge": {} if self.bridge is None else self.bridge.stats(),
+            "misuse": self.lanes.counts.to_dict(),
+            "attributes": self.lanes.attribute_counts.to_dict(),
+        }

@@ -1,0 +1,177 @@
+"""All that takes a session's phases: the bridge, the user's sinks and the summary, each behind a worker of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stormphase import _drain
+from stormphase._boundary import enter_boundary, exit_boundary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stormphase._bridge import Bridge
+    from stormphase._lanes import LaneSet
+    from stormphase._phase import PhaseHandle
+    from stormphase._summary import SessionSummary
+    from stormphase.typing import Sink
+
+SUMMARY: str = "summary"
+
+
+class SinkSet:
+    """The sinks of one session and their workers, from `connect` to `finish`.
+
+    Thread- and fork-safe: in a forked child they start anew, without the summary, which is the parent's to print.
+    """
+
+    def __init__(
+        self,
+        lanes: LaneSet,
+        *,
+        bridge: Bridge | None,
+        sinks: Sequence[Sink],
+        summary: SessionSummary | None,
+        queue_bound: int,
+    ) -> None:
+        """Make the queues; no thread starts yet."""
+        self._lanes = lanes
+        self._bound = queue_bound
+        self._outcome: BaseException | None = None
+        self._hooks: tuple[Callable[[PhaseHandle], object], ...] = ()
+        self._bridge: _drain.SinkWorker | None = None
+        if bridge is not None:
+            self._hooks = () if bridge.exit_hook is None else (bridge.exit_hook,)
+            self._bridge = self._worker(
+                "bridge",
+                bridge.take,
+                _Offered(lanes),
+                flush=bridge.flush,
+                tick=bridge.tick,
+                finish=lambda: bridge.finish(self._outcome),
+            )
+        self._sinks = [
+            self._worker(_sink_name(sink, index), _BoundaryFeed(sink), _Offered(lanes, with_enters=True))
+            for index, sink in enumerate(sinks)
+        ]
+        self._summary: _drain.SinkWorker | None = None
+        if summary is not None:
+            self._summary = self._worker(SUMMARY, summary.fold, _Offered(lanes, with_quiet=True))
+
+    def _worker(
+        self,
+        name: str,
+        take: Callable[[Any], object],
+        offered: Callable[[], int],
+        *,
+        flush: Callable[[float], bool] | None = None,
+        tick: Callable[[], object] | None = None,
+        finish: Callable[[], object] | None = None,
+    ) -> _drain.SinkWorker:
+        return _drain.SinkWorker(
+            name,
+            take,
+            offered=offered,
+            flush=flush,
+            tick=tick,
+            finish=finish,
+            prepare=self._lanes.mute_this_thread,
+            bound=self._bound,
+        )
+
+    @property
+    def workers(self) -> list[_drain.SinkWorker]:
+        """The workers, in the order in which they are told of a phase."""
+        return [worker for worker in (self._bridge, *self._sinks, self._summary) if worker is not None]
+
+    def connect(self) -> None:
+        """Start the threads, and give the lanes their queues."""
+        self.start_threads()
+        lanes = self._lanes
+        summary = () if self._summary is None else (self._summary.publish,)
+        bridge = () if self._bridge is None else (self._bridge.publish,)
+        sinks = tuple(sink.publish for sink in self._sinks)
+        lanes.quiet_queues = summary
+        lanes.enter_queues = sinks
+        lanes.exit_queues = (*self._hooks, *bridge, *sinks, *summary)
+        lanes.on_first_sight = self.start_threads
+
+    def disconnect(self) -> None:
+        """Offer the sinks nothing more."""
+        lanes = self._lanes
+        lanes.enter_queues = lanes.exit_queues = lanes.quiet_queues = ()
+        lanes.on_first_sight = None
+
+    def start_threads(self) -> None:
+        """Start the threads that do not run; called at each first sight of a thread, as after a fork there are none."""
+        for worker in self.workers:
+            worker.start()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Return whether within `timeout_s` seconds all had, and delivered, what was offered before."""
+        return _drain.flush_all(self.workers, timeout_s, is_last=False)
+
+    def finish(self, timeout_s: float, outcome: BaseException | None) -> bool:
+        """Deliver the rest, tell the bridge how the session ended, and end the threads; whether all delivered in time.
+
+        What was not handed over by then is dropped, and counted.
+        """
+        # Not for longer than the call: an exception holds its frames, and with them a model's tensors.
+        self._outcome = outcome
+        try:
+            return _drain.flush_all(self.workers, timeout_s, is_last=True)
+        finally:
+            self._outcome = None
+            self.give_up()
+
+    def give_up(self) -> None:
+        """End the threads now; what is queued is dropped, and counted."""
+        self.disconnect()
+        for worker in self.workers:
+            worker.give_up()
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is one of the sinks, on its worker's thread."""
+        return any(worker.is_own_thread() for worker in self.workers)
+
+    def after_fork_in_child(self) -> None:
+        """Start anew in a forked child; the threads come with its first phase."""
+        for worker in self.workers:
+            worker.after_fork_in_child()
+        if self._summary is not None:
+            dropped = self._summary.publish
+            self._summary = None
+            self._lanes.quiet_queues = ()
+            self._lanes.exit_queues = tuple(queue for queue in self._lanes.exit_queues if queue != dropped)
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Return each worker's counts by its name."""
+        return {worker.name: worker.stats() for worker in self.workers}
+
+
+class _Offered:
+    """How many boundaries a sink was offered: what the lanes counted, themselves and not the queue."""
+
+    def __init__(self, lanes: LaneSet, *, with_enters: bool = False, with_quiet: bool = False) -> None:
+        self._lanes = lanes
+        self._with_enters = with_enters
+        self._with_quiet = with_quiet
+
+    def __call__(self) -> int:
+        entered, ended = self._lanes.boundary_counts()
+        quiet = self._lanes.counts["filtered"] if self._with_quiet else 0
+        return ended + quiet + (entered if self._with_enters else 0)
+
+
+class _BoundaryFeed:
+    """Builds the boundaries for a user's sink, on its worker: a 1-tuple of a phase was its enter, a phase its exit."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def __call__(self, entry: PhaseHandle | tuple[PhaseHandle]) -> None:
+        self._sink(enter_boundary(entry[0]) if isinstance(entry, tuple) else exit_boundary(entry))
+
+
+def _sink_name(sink: Sink, index: int) -> str:
+    return f"{index}:{getattr(sink, '__name__', type(sink).__name__)}"
