@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     Found = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 # Budget's key -> why it is missed. A reason is shown only while its budget is missed.
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "root": "left out one at a time on 3.11, the context variable saves 0.9, the thread's lane 0.4, the caller's place "
+    "for messages 0.4, two clock reads 0.4, the running loop 0.3, the id 0.2; the rest is calls, object and stores",
+    "nested": "as at the root",
+    "bridge": "as without it: the bridge adds 3",
+    "cpu_span_events": "held only against the SDK's events with 3 attributes each",
+    "tail": "probably the worker's slices: the step comes back for the GIL nine times, and may meet one each time",
+    "import": "47 modules of its own, and hashlib, json and logging of the standard library",
+}
 
 FLAT_KIB = 1024
 
