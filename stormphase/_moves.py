@@ -152,6 +152,9 @@ def release(lanes: LaneSet, phase: PhaseHandle) -> PhaseToken:
     """Pause the phase, fence its handle and tokens off, and return the token that acquires it."""
     if phase._status is _ON_PAUSE and not (phase._extra is not None and phase._extra.released):
         caller = lanes.lane_of_caller()
+        if phase._lane.is_inherited:
+            lanes.misuse(_misuse.foreign_process(phase, os.getpid(), "release"))
+            return PhaseToken.of_nothing(phase)
         if caller is not phase._lane:
             lanes.misuse(_foreign(phase, caller, "release"))
             return PhaseToken.of_nothing(phase)

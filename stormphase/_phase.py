@@ -7,6 +7,7 @@ phase on top of its lane and takes it off in the next statement is the only one 
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from stormphase._attributes import MAX_ATTRIBUTES, take
@@ -120,18 +121,22 @@ class PhaseHandle:
     ) -> None:
         """End the phase; never swallows the block's exception, nor replaces it."""
         lane = self._lane
-        if exc is None and lane.top is self and self._extra is None and lane.is_plain:
+        # The thread is asked for as well: one context may be run in by several threads, one after the other.
+        if (
+            exc is None
+            and lane.top is self
+            and self._extra is None
+            and lane.is_plain
+            and lane.thread_id == get_ident()
+        ):
             now = lane.now  # Into a local first: CPython 3.11 is slow to call what a slot holds.
             spent_ns = self._children_ns
             ended_ns = now()
             reset = lane.reset
             try:
                 reset(self._context_token)
-            except ValueError:
-                # Owner by thread, yet another context: entered within a copied context that was left since.
-                self._context_token = None
-                lane.lanes.leave(self, None, is_unwinding=True)
-                return
+            except (ValueError, RuntimeError):  # Another context, or reset before by an exit that was interrupted.
+                spent_ns = -1
             # A signal handler's phases may have come and gone since the clock was read: then it is read again.
             if lane.top is self and self._children_ns is spent_ns:  # No call from here to the last store: see above.
                 below = self._below
