@@ -32,6 +32,8 @@ _log = logging.getLogger("stormphase")
 (SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
 """The key of the current span. The API makes it anew in each process and offers no name for it."""
 
+OUR_KEY_COUNT = 2
+
 # What became of a phase's span, as its children need to know.
 NEEDED = 1  # a child of it was sent, so it will be sent whatever the budget says
 PROMOTED = 2  # likewise, although the trace is not sampled: something beneath it failed
@@ -70,30 +72,35 @@ class SpanCarrier(ContextCarrier):
         self.variable: contextvars.ContextVar[Any] = variable
         self.traces = traces
         self.phase_key = otel_context.create_key("stormphase-phase")
-        # What the core calls: puts a phase into the context and returns the variable's token (`ContextCarrier.put`).
-        self.put = self._make_put(self._make_wrap())
+        # What the core calls at enter and at resume: see `ContextCarrier.put`.
+        self.put = self._make_put()
 
-    def _make_put(self, wrap: Callable[[Any], Any]) -> Callable[[Any], contextvars.Token[Any]]:
-        set_variable = self.variable.set
-        return lambda phase: set_variable(wrap(phase))
-
-    def _make_wrap(self) -> Callable[[Any], Any]:
-        # A closure: its variables are found faster than attributes.
+    def _make_put(self) -> Callable[[Any], contextvars.Token[Any]]:
+        # A closure: its variables are found faster than attributes, and no frame stands between it and C.
         get = self.variable.get
+        set_variable = self.variable.set
         span_key = SPAN_KEY
         phase_key = self.phase_key
         context_type = Context
+        # The last context seen to hold nothing that a phase does not replace: that of the phase around, for a loop.
+        plain_outer: Context | None = None
 
-        def wrap(phase: PhaseSpan) -> Context:
-            """Return the context in which `phase` is current, and note on it the one in which it was entered."""
+        def put(phase: PhaseSpan) -> contextvars.Token[Any]:
+            """Make `phase` current, and note on it the context in which it was entered."""
+            nonlocal plain_outer
             outer = get()
-            if phase._extra is None or phase._extra.resumed_ns is None:
+            extra = phase._extra
+            if extra is None or extra.resumed_ns is None:
                 phase._outer = outer
+            if outer is plain_outer:
+                return set_variable(context_type({span_key: phase, phase_key: phase}))
             values = outer.copy()
             values[span_key] = values[phase_key] = phase
-            return context_type(values)
+            if len(values) == OUR_KEY_COUNT:
+                plain_outer = outer
+            return set_variable(context_type(values))
 
-        return wrap
+        return put
 
     def current_phase(self) -> PhaseHandle | None:
         """Return this session's phase that the caller's context carries, whichever lane it is on."""
@@ -181,16 +188,18 @@ class TracedCarrier(SpanCarrier):
         self._next_occurrence = next_occurrence
         super().__init__(variable, traces)
 
-    def _make_wrap(self) -> Callable[[Any], Any]:
-        wrap_in_context = super()._make_wrap()
+    def _make_put(self) -> Callable[[Any], contextvars.Token[Any]]:
+        get = self.variable.get
+        put_in_context = super()._make_put()
 
-        def wrap(phase: TracedPhaseSpan) -> Any:
-            context = wrap_in_context(phase)
-            if phase._extra is None or phase._extra.resumed_ns is None:
+        def put(phase: TracedPhaseSpan) -> contextvars.Token[Any]:
+            """Find the phase's trace, and make it current."""
+            if not was_put_before(phase):
+                phase._outer = get()
                 phase._trace = self._trace_at_enter(phase)
-            return context
+            return put_in_context(phase)
 
-        return wrap
+        return put
 
     def _trace_at_enter(self, phase: TracedPhaseSpan) -> Trace:
         parent = phase.parent
@@ -265,22 +274,24 @@ class RealCarrier(SpanCarrier):
         self.start: Callable[[RealPhaseSpan], Span | None] | None = None
         super().__init__(variable, traces)
 
-    def _make_wrap(self) -> Callable[[Any], Any]:
+    def _make_put(self) -> Callable[[Any], contextvars.Token[Any]]:
         get = self.variable.get
+        set_variable = self.variable.set
         phase_key = self.phase_key
 
-        def wrap(phase: RealPhaseSpan) -> Context:
+        def put(phase: RealPhaseSpan) -> contextvars.Token[Any]:
+            """Start the phase's span, and make it current."""
             outer = get()
-            values = outer.copy()
-            if phase._extra is None or phase._extra.resumed_ns is None:
+            if not was_put_before(phase):
                 phase._outer = outer
                 phase._real = None if self.start is None else self.start(phase)
+            values = outer.copy()
             if phase._real is not None:
                 values[SPAN_KEY] = phase
             values[phase_key] = phase
-            return Context(values)
+            return set_variable(Context(values))
 
-        return wrap
+        return put
 
     def visible_parent(self, phase: PhaseHandle) -> PhaseSpan | None:
         """Return the nearest ancestor that has a real span."""
@@ -288,6 +299,11 @@ class RealCarrier(SpanCarrier):
         while parent is not None and (is_quiet(parent) or getattr(parent, "_real", None) is None):
             parent = parent.parent
         return parent if isinstance(parent, PhaseSpan) else None
+
+
+def was_put_before(phase: PhaseSpan) -> bool:
+    """Return whether a phase is being resumed: what was noted at its enter stays."""
+    return phase._extra is not None and phase._extra.resumed_ns is not None
 
 
 def _span_of(context: SpanContext | None) -> Span:

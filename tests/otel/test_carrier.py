@@ -96,6 +96,27 @@ def test_baggage_lives_on_inside_a_phase(bridged: Callable[..., Bridged]) -> Non
     context.detach(token)
 
 
+def test_baggage_reaches_every_phase_of_a_loop_and_none_after_it(bridged: Callable[..., Bridged]) -> None:
+    """The short way for phases in a loop does not forget what somebody has attached in between."""
+    rig = bridged()
+
+    def seen() -> list[object]:
+        found = []
+        for _ in range(3):
+            with rig.enter("step"):
+                found.append(baggage.get_baggage("shard"))
+                with rig.enter("inner"):
+                    found.append(baggage.get_baggage("shard"))
+        return found
+
+    with rig.enter("train"):
+        assert [None] * 6 == seen()
+        token = context.attach(baggage.set_baggage("shard", "7"))
+        assert ["7"] * 6 == seen()
+        context.detach(token)
+        assert [None] * 6 == seen()
+
+
 def test_tasks_nest_under_the_phase_in_which_they_were_made(bridged: Callable[..., Bridged]) -> None:
     """Concurrent tasks on one thread have a current span each, and their spans hang under their maker's."""
     rig = bridged()
