@@ -188,6 +188,29 @@ def test_events_on_spans(bridged: Callable[..., Bridged], mode: str, on_train: l
     assert [] == rig.events
 
 
+def test_every_phase_of_a_loop_has_its_boundaries_on_its_span(bridged: Callable[..., Bridged]) -> None:
+    """The quick way for ordinary phases leaves out neither."""
+    rig = bridged(events="all", events_to="span")
+    with rig.enter("train"):
+        for _ in range(3):
+            with rig.enter("step"):
+                rig.clock.advance(3)
+    for span in rig.span_list:
+        assert [(ENTER, span.start_time, {}), (EXIT, span.end_time, {"stormphase.phase.status": "succeeded"})] == [
+            (event.name, event.timestamp, dict(event.attributes)) for event in span.events
+        ]
+
+
+def test_every_phase_of_a_loop_has_its_log_events(bridged: Callable[..., Bridged]) -> None:
+    """Likewise where they go to logs."""
+    rig = bridged(events="all")
+    with rig.enter("train"):
+        for _ in range(3):
+            with rig.enter("step"):
+                pass
+    assert [(ENTER, "train / step"), (EXIT, "train / step")] * 3 == rig.event_names[:6]
+
+
 def test_an_unsampled_failure_is_never_silent(bridged: Callable[..., Bridged]) -> None:
     """Its exit event goes out at ERROR, with the exception that no span will show."""
     for to in ("logs", "span"):

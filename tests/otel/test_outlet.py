@@ -223,3 +223,80 @@ def test_a_forked_child_leaves_the_session_to_its_parent(bridged: Callable[..., 
     assert outer.get_span_context().span_id == spans["in child"].parent.span_id
     assert (1, 1) == (rig.bridge.stats()["offered"], rig.bridge.stats()["handed_over"])
     outer.__exit__(None, None, None)
+
+
+def test_counts_stay_exact_whatever_goes_wrong(bridged: Callable[..., Bridged]) -> None:
+    """A phase that cannot be described is a drop like any other."""
+    rig = bridged()
+
+    def fail(*args: Any, **more: Any) -> None:
+        raise RuntimeError
+
+    rig.bridge._outlet._facts.span = rig.bridge._outlet._facts.plain_attributes = fail
+    with rig.enter("outer"), rig.enter("inner"):
+        pass
+    rig.deliver()
+    stats = assert_balanced(rig)
+    assert (2, 2) == (stats["offered"], stats["dropped_error"])
+
+
+class FailsAtStart(SpanProcessor):
+    """A processor that fails when a span of one name starts."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        """Raise for that name."""
+        if span.name == "train":
+            raise RuntimeError("no room")
+
+    def force_flush(self, timeout_millis: int = 0) -> bool:
+        """Do nothing."""
+        return True
+
+
+def test_a_processor_that_fails_at_a_start_costs_that_span(bridged: Callable[..., Bridged]) -> None:
+    """Its children and its parents are sent."""
+    rig = bridged(processors=(FailsAtStart(),))
+    with rig.enter("train"), rig.enter("step"):
+        pass
+    rig.finish()
+    assert ["step", "rank 0", "session"] == [span.name for span in rig.span_list]
+    stats = assert_balanced(rig)
+    assert (4, 1) == (stats["offered"], stats["dropped_error"])
+
+
+def test_a_forked_child_starts_no_span_of_its_parent(bridged: Callable[..., Bridged]) -> None:
+    """Where starts are seen, those of the session, the rank and the parent's open phases are the parent's."""
+    seen: list[str] = []
+
+    class Starting(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            seen.append(span.name)
+
+        def force_flush(self, timeout_millis: int = 0) -> bool:
+            return True
+
+    rig = bridged(processors=(Starting(),))
+    outer = rig.enter("outer")
+    rig.lanes.after_fork_in_child()
+    rig.bridge.after_fork_in_child()
+    with rig.enter("in child"):
+        pass
+    rig.finish()
+    assert ["in child"] == seen
+    outer.__exit__(None, None, None)
+
+
+def test_a_moved_phase_is_sent_over_the_budget(bridged: Callable[..., Bridged]) -> None:
+    """Its new handle does not know whether a child of the old one was sent, so it is sent in any case."""
+    rig = bridged(span_budget=2)
+    moving = rig.enter("moving")
+    with rig.enter("child"):
+        pass
+    token = moving.release()
+    rig.deliver()
+    with rig.enter("filler"):
+        pass
+    rig.lanes.acquire(token).close()
+    spans = rig.spans
+    assert "filler" not in spans
+    assert spans["moving"].context.span_id == spans["child"].parent.span_id

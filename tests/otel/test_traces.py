@@ -266,3 +266,37 @@ def test_occurrences_never_repeat_when_steps_begin_anew() -> None:
     seen = [(step, occurrences.next(path, step)) for _ in range(3) for step in range(4)]
     seen += [(None, occurrences.next(path, None)) for _ in range(3)]
     assert len(seen) == len(set(seen))
+
+
+def test_a_quiet_step_leaves_its_trace_to_the_others(bridged: Callable[..., Bridged]) -> None:
+    """What is in a step that a filter keeps back hangs under the root that all ranks share, in the step's trace."""
+    rig = bridged(trace_per="step", rank=1, world_size=2)
+    rig.lanes.step = 4
+    with rig.enter("train"):
+        step = rig.enter("step")
+        step._extra_or_new().is_quiet = True
+        with rig.enter("inner"):
+            pass
+        step.close()
+    inner = rig.spans["inner"]
+    place = ("launch-1", 0, ("train", "step"), 4, 0)
+    assert (ids.phase_trace_id(*place), ids.phase_root_span_id(*place)) == (
+        inner.context.trace_id,
+        inner.parent.span_id,
+    )
+
+
+def test_a_trace_that_cannot_be_found_is_the_sessions(
+    bridged: Callable[..., Bridged], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong at enter, training goes on and the phase is sent."""
+    rig = bridged(trace_per="step")
+
+    def fail(path: object, step: int | None) -> int:
+        raise RuntimeError
+
+    rig.lanes.carrier._next_occurrence = fail
+    with rig.enter("step"):
+        pass
+    assert ids.session_trace_id("launch-1", 0) == rig.spans["step"].context.trace_id
+    assert "finding the trace of 'step'" in caplog.text
