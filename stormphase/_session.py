@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stormphase._recorder import PhaseRecorder
 
 STOP_TIMEOUT_S: Final = 10.0
-_LOCK_WAIT_S: Final = 0.05
+_LOCK_WAIT_S: Final = 0.02
 
 _log = logging.getLogger("stormphase")
 
@@ -182,7 +182,8 @@ class Session:
 
     def _close_lanes(self) -> None:
         """End what is open, and take it out of the caller's context: what comes later must not hang there."""
-        lane = self.lanes.lane_of_caller()
+        # A thread without a lane has nothing open, and to make it one would take a lock of threading's.
+        lane = None if self.lanes.local.lane is None else self.lanes.lane_of_caller()
         opened_here = [] if lane is None else lane.phases()
         self.lanes.close("the session stopped")
         for phase in reversed(opened_here):
@@ -200,7 +201,9 @@ class Session:
         self.stop(SystemExit("SIGTERM"), STOP_TIMEOUT_S)
 
     def _can_stop(self) -> bool:
-        """Whether the lanes' lock can be had from another thread: not while the main one is halted holding it."""
+        """Whether it can be stopped from another thread: not while the main one is halted in the middle of that."""
+        if self._stopping_thread == threading.main_thread().ident:
+            return False
         lock = self.lanes._lock
         if not lock.acquire(timeout=_LOCK_WAIT_S):
             return False

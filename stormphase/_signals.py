@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STOP_WAIT_S: Final = 15.0
+COME_AGAIN_S: Final = 0.005
 
 
 class SigtermHook:
@@ -27,8 +28,8 @@ class SigtermHook:
 
     Args:
         stop: stops the session within less than `STOP_WAIT_S` seconds.
-        can_stop: returns whether `stop` can get the locks it needs. If not, the main thread holds one: it is let go on,
-            and the signal comes again at once.
+        can_stop: returns whether `stop` can get what it needs. If not, the main thread has it: it is let go on, and the
+            signal comes again a moment later.
 
     Raises:
         ConfigurationError: if made on another thread than the main one, or if the handler before is not Python's.
@@ -36,7 +37,7 @@ class SigtermHook:
 
     def __init__(self, stop: Callable[[], object], can_stop: Callable[[], bool]) -> None:
         """Check that the handler can be installed; nothing is changed yet."""
-        if threading.current_thread() is not threading.main_thread():
+        if not _is_main_thread():
             raise ConfigurationError(
                 "stop_on_sigterm needs the main thread, where Python runs signal handlers.",
                 setting="stop_on_sigterm",
@@ -52,7 +53,6 @@ class SigtermHook:
         self._stop = stop
         self._can_stop = can_stop
         self._is_stopping = False
-        self._must_come_again = False
 
     def install(self) -> None:
         """Take SIGTERM over."""
@@ -64,7 +64,7 @@ class SigtermHook:
         On another thread than the main one Python does not allow that; the handler that stays then has no session to
         stop, and does what the one before did.
         """
-        if threading.current_thread() is not threading.main_thread():
+        if not _is_main_thread():
             return
         if signal.getsignal(signal.SIGTERM) == self._on_signal:
             signal.signal(signal.SIGTERM, self._before)
@@ -79,33 +79,42 @@ class SigtermHook:
             return
         self._is_stopping = True
         try:
-            self._must_come_again = False
-            self._stop_on_another_thread()
+            has_stopped = self._stop_on_another_thread(number)
         finally:
             self._is_stopping = False
-        if self._must_come_again:
-            os.kill(os.getpid(), number)
-        elif stands_before_another:
+        if not has_stopped:
+            return
+        if stands_before_another:
             self._before(number, frame)
         else:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _stop_on_another_thread(self) -> None:
+    def _stop_on_another_thread(self, number: int) -> bool:
+        """Return whether to go on; False if the signal comes again, once the main thread has moved."""
         done = Bell()
+        locked: list[bool] = []
 
         def stop() -> None:
             try:
                 if self._can_stop():
                     self._stop()
-                else:
-                    self._must_come_again = True
+                    return
+                locked.append(True)
             finally:
                 done.ring()
+            Bell().wait(COME_AGAIN_S)
+            os.kill(os.getpid(), number)
 
         try:
             # Not `threading.Thread`, whose own lock the main thread may hold.
             _thread.start_new_thread(stop, ())
         except RuntimeError:  # The system has no thread to give: the process ends all the same.
-            return
+            return True
         done.wait(STOP_WAIT_S)
+        return not locked
+
+
+def _is_main_thread() -> bool:
+    # Not by `threading.current_thread()`, which takes a lock of threading's on a thread that it does not know.
+    return threading.get_ident() == threading.main_thread().ident
