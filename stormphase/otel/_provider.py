@@ -13,6 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry.context import Context
 from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, ProxyTracerProvider
 
 from stormphase._attributes import MAX_ATTRIBUTES
@@ -282,10 +283,60 @@ def _sdk_record_emitter(logger: Any) -> Callable[..., None] | None:
     if length is not None or (most is not None and most < MAX_EVENT_ATTRIBUTES):
         return None
     scope = logger.instrumentation_scope
+    batches = _LogBatches(logger)
+    nowhere = Context()
 
     def emit(*, attributes: Any, **fields: Any) -> None:
-        record = record_type(LogRecord(**fields), logger.resource, scope, limits)
-        record.log_record.attributes = attributes
-        logger.emit(record)
+        if not batches.are_all():
+            record = record_type(LogRecord(**fields), logger.resource, scope, limits)
+            record.log_record.attributes = attributes
+            logger.emit(record)
+            return
+        api_record = LogRecord(attributes=attributes, **fields)
+        api_record.context = nowhere  # As the SDK does, so that a queue keeps no context alive.
+        batches.emit(api_record, logger.resource, scope, limits)
 
     return emit
+
+
+class _LogBatches:
+    """The SDK's batch processors, given records as they keep them, if a logger's provider has nothing else.
+
+    That leaves out two copies of each record: half of what a log event costs.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._readable_type = getattr(sys.modules["opentelemetry.sdk._logs"], "ReadableLogRecord", None)
+        self._seen_processors: object = self
+        self._emits: tuple[Callable[[Any], object], ...] | None = None
+
+    def are_all(self) -> bool:
+        """Whether there is nothing but batch processors, and the scope is enabled; cheap while none was added."""
+        multi = getattr(self._logger, "_multi_log_record_processor", None)
+        processors = getattr(multi, "_log_record_processors", None)
+        if processors is not self._seen_processors:
+            self._emits = None if self._readable_type is None or multi is None else _batch_emits(multi)
+            self._seen_processors = processors
+        is_enabled = getattr(self._logger, "_is_enabled", None)
+        return self._emits is not None and (is_enabled is None or bool(is_enabled()))
+
+    def emit(self, *record: Any) -> None:
+        """Give a record, its resource, scope and limits to each."""
+        if self._readable_type is None or self._emits is None:
+            return
+        readable = self._readable_type(*record)
+        for emit in self._emits:
+            emit(readable)
+
+
+def _batch_emits(multi: Any) -> tuple[Callable[[Any], object], ...] | None:
+    """Return what puts a record into each batch processor's queue; None if any is not the SDK's own, or was patched."""
+    batch_type = getattr(sys.modules.get("opentelemetry.sdk._logs.export"), "BatchLogRecordProcessor", None)
+    found = []
+    for processor in _flat(multi):
+        emit = getattr(getattr(processor, "_batch_processor", None), "emit", None)
+        if type(processor) is not batch_type or emit is None or "on_emit" in vars(processor):
+            return None
+        found.append(emit)
+    return tuple(found) if found else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -298,6 +299,74 @@ def test_loggers_that_take_nothing() -> None:
     """No provider yet, one that does nothing."""
     assert None is resolve_logger(_logs.NoOpLoggerProvider())
     assert None is resolve_logger(_logs._internal.ProxyLoggerProvider())
+
+
+def test_batch_log_processors_get_what_the_sdk_would_give_them() -> None:
+    """The short way into their queues makes the very record that the logger's own emit makes."""
+
+    class Keep:
+        def __init__(self) -> None:
+            self.batch: list[Any] = []
+
+        def export(self, batch: Any) -> None:
+            self.batch += batch
+
+        def shutdown(self) -> None:
+            pass
+
+        def force_flush(self, timeout_millis: int = 0) -> bool:
+            return True
+
+    exporter = Keep()
+    provider = sdk_logs.LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(sdk_log_export.BatchLogRecordProcessor(exporter))
+    sink = LogSink(provider)
+    span = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False, trace_flags=trace.TraceFlags(1)))
+    fields = {
+        "timestamp": 5,
+        "observed_timestamp": 6,
+        "event_name": "e",
+        "severity_number": _logs.SeverityNumber.INFO,
+        "context": trace.set_span_in_context(span),
+    }
+    sink.emit(attributes={"a": 1}, **fields)
+    if "event_name" in inspect.signature(sink.logger.emit).parameters:
+        sink.logger.emit(attributes={"a": 1}, **fields)
+    else:
+        sink.emit(attributes={"a": 1}, **fields)
+    provider.force_flush()
+    ours, theirs = exporter.batch
+    assert type(theirs) is type(ours)
+    assert theirs.instrumentation_scope == ours.instrumentation_scope
+    mine, sdks = ({**vars(item.log_record)} for item in (ours, theirs))
+    for record in (mine, sdks):
+        record["attributes"] = dict(record["attributes"])
+        record.pop("context")
+    assert sdks == mine
+    assert (1, 2, {"a": 1}) == (mine["trace_id"], mine["span_id"], mine["attributes"])
+    provider.shutdown()
+
+
+def test_the_short_way_for_logs_is_left_when_another_processor_comes() -> None:
+    """A processor of somebody else's, or a patched one, gets what the logger emits."""
+    if not hasattr(sdk_logs, "ReadWriteLogRecord"):
+        assert None is _provider._sdk_record_emitter(LogSink(sdk_logs.LoggerProvider(shutdown_on_exit=False)).logger)
+        return
+    provider = sdk_logs.LoggerProvider(shutdown_on_exit=False)
+    batch = sdk_log_export.BatchLogRecordProcessor(log_memory())
+    provider.add_log_record_processor(batch)
+    logger = LogSink(provider).logger
+    batches = _provider._LogBatches(logger)
+    assert batches.are_all()
+    memory = log_memory()
+    provider.add_log_record_processor(sdk_log_export.SimpleLogRecordProcessor(memory))
+    assert not batches.are_all()
+    sink = LogSink(provider)
+    sink.emit(timestamp=5, event_name="e", severity_number=_logs.SeverityNumber.INFO, attributes={"a": 1})
+    assert 1 == len(memory.get_finished_logs())
+    batch.on_emit = lambda record: None
+    assert None is _provider._batch_emits(provider._multi_log_record_processor)
+    provider.shutdown()
 
 
 def test_narrow_log_limits_are_the_sdks_to_apply(monkeypatch: pytest.MonkeyPatch) -> None:
