@@ -48,7 +48,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
     current_phase = carrier.current_phase
     put = carrier.put
     now = lanes.now
-    next_sequence = lanes.next_sequence
+    sequence = lanes.sequence
     active = PhaseStatus.ACTIVE
 
     # `sync` may be given by position, since CPython has a faster way to call functions without keyword-only parameters.
@@ -89,7 +89,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         handle._step = lanes.step
         handle._code = frame.f_code
         handle._instruction = frame.f_lasti
-        handle._sequence = next_sequence()
+        handle._sequence = next(sequence)
         handle._children_ns = 0
         handle._extra = None
         handle._status = active

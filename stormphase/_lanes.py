@@ -175,7 +175,6 @@ class LaneSet:
         "exit_queues",
         "id_base",
         "local",
-        "next_sequence",
         "noop",
         "now",
         "on_first_sight",
@@ -187,6 +186,7 @@ class LaneSet:
         "rank",
         "retired_counts",
         "running_loop",
+        "sequence",
         "session_id",
         "step",
     )
@@ -229,7 +229,7 @@ class LaneSet:
         self._muted = threading.local()
         self.local = _ThreadLocal()
         self.running_loop = _tasks.running_loop_probe()
-        self.next_sequence = itertools.count(1).__next__
+        self.sequence = itertools.count(1)
         self.noop = NOOP
         self.enter_phase: EnterPhase = make_enter_phase(self)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from stormphase._attributes import MAX_ATTRIBUTES, take
+from stormphase._attributes import put
 from stormphase._ids import scope_id_number, to_hex
 from stormphase._model import PhaseStatus
 from stormphase._status import TABLE
@@ -172,12 +172,7 @@ class PhaseHandle:
         late = extra.late
         if late is None:
             late = extra.late = {}
-        counts = self._lane.lanes.attribute_counts
-        for name, taken in take({key: value}, counts).items():
-            if name in late or len(late) < MAX_ATTRIBUTES:
-                late[name] = taken
-            else:
-                counts.count_dropped()
+        put(late, key, value, self._lane.lanes.attribute_counts)
 
     def set_attributes(self, attributes: Any) -> None:
         """Set several attributes, as `set_attribute` does."""
