@@ -3,6 +3,9 @@
 A future or task stays the very object that it is, and tells us when it is done. A coroutine or another awaitable is
 handed out in a wrapper that looks and behaves like it; the one who awaits it owns the phase from then on. What is
 never awaited ends its phase as ABANDONED when it is dropped, and Python warns of it as ever.
+
+An awaitable written in C that is neither, such as a reference of Ray's, is returned as it is, and the phase ends with
+the call: C code reads such objects by their layout in memory, and a wrapper in its place would crash the process.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _PAUSED: Final = PhaseStatus.PAUSED
 _MISSING: Final = object()
+_TYPE_IS_MADE_BY_PYTHON: Final = 1 << 9  # CPython's Py_TPFLAGS_HEAPTYPE; some types made in C have it as well
+_OWN_SLOTS: Final = ("_phased_awaitable", "_phased_call", "_phased_is_awaited")
 _NEVER_AWAITED: Final = "its awaitable was dropped and never awaited"
 _NEVER_DONE: Final = "its future was dropped before it was done"
 
@@ -99,8 +104,13 @@ def hand_over(
     """Let the phase end when `awaitable` does; returns what the caller gets in its place."""
     if phase is NOOP:
         return awaitable
+    kind = type(awaitable)
+    # Asked of the class first, as asyncio does: an awaitable's own `__getattr__` may do anything.
+    is_future = hasattr(kind, "_asyncio_future_blocking") and awaitable._asyncio_future_blocking is not None
+    if not is_future and not _can_be_wrapped(kind):
+        recipe.note_result(phase, args, kwargs, awaitable)
+        return awaitable
     call = Call(recipe, phase, args, kwargs)
-    is_future = getattr(awaitable, "_asyncio_future_blocking", None) is not None
     if is_future and awaitable.done():
         call.end(*_outcome_of(awaitable))
         return awaitable
@@ -112,7 +122,19 @@ def hand_over(
     if is_future:
         awaitable.add_done_callback(_Completion(call))
         return awaitable
-    return _wrapper_class(type(awaitable))(call, awaitable)
+    return _wrapper_class(kind)(call, awaitable)
+
+
+def _can_be_wrapped(kind: type) -> bool:
+    """Whether all who may be given an instance go by its methods: it is a coroutine, or its class is Python only."""
+    if _has_steps(kind):
+        return True
+    is_python = all(base.__flags__ & _TYPE_IS_MADE_BY_PYTHON for base in kind.__mro__ if base is not object)
+    return is_python and isinstance(getattr(kind, "__await__", None), types.FunctionType)
+
+
+def _has_steps(kind: type) -> bool:
+    return all(hasattr(kind, name) for name in ("send", "throw", "close"))
 
 
 def _outcome_of(future: Any) -> tuple[Any, BaseException | None]:
@@ -144,7 +166,7 @@ class _Completion:
 class _PhasedAwaitable:
     """Looks like the awaitable it stands for, and has the phase on the awaiting lane while it is awaited."""
 
-    __slots__ = ("__weakref__", "_phased_awaitable", "_phased_call", "_phased_is_awaited")
+    __slots__ = ("__weakref__", *_OWN_SLOTS)
 
     _phased_awaitable: Any
     _phased_call: Call
@@ -152,9 +174,9 @@ class _PhasedAwaitable:
 
     def __init__(self, call: Call, awaitable: Any) -> None:
         write = object.__setattr__
-        write(self, "_phased_call", call)
-        write(self, "_phased_awaitable", awaitable)
         write(self, "_phased_is_awaited", False)  # noqa: FBT003 - how object sets an attribute
+        write(self, "_phased_awaitable", awaitable)
+        write(self, "_phased_call", call)  # Last: `__del__` goes by it, also if a signal handler raises in here.
 
     def __await__(self) -> Steps:
         return self._phased_within(_steps_of)
@@ -167,14 +189,17 @@ class _PhasedAwaitable:
         return _within_phase(self._phased_call, begin, self._phased_awaitable)
 
     def __del__(self) -> None:
-        if not self._phased_is_awaited:
-            self._phased_call.abandon(_NEVER_AWAITED)
+        call = getattr(self, "_phased_call", None)
+        if call is not None and not self._phased_is_awaited:
+            call.abandon(_NEVER_AWAITED)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self._phased_awaitable)
 
     def __getattr__(self, name: str) -> Any:
+        if name in _OWN_SLOTS:  # Not set yet, for the same reason.
+            raise AttributeError(name)
         return getattr(self._phased_awaitable, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -268,8 +293,7 @@ def _wrapper_class(kind: type) -> type[_PhasedAwaitable]:
     """Return the class of wrappers for instances of `kind`, which passes on what Python looks up in classes."""
     found = _wrapper_classes.get(kind)
     if found is None:
-        has_steps = all(hasattr(kind, name) for name in ("send", "throw", "close"))
-        base = _PhasedCoroutine if has_steps else _PhasedAwaitable
+        base = _PhasedCoroutine if _has_steps(kind) else _PhasedAwaitable
         passed_on: dict[str, Any] = {name: _passing_on(name) for name in _PASSED_ON if hasattr(kind, name)}
         if hasattr(kind, "__aenter__"):
             passed_on["__aenter__"] = _enter_within_phase

@@ -50,7 +50,8 @@ class LatePhase:
         """Return `function` with every call of it a phase, of the same kind and with the same signature.
 
         A generator's phase is paused while it is suspended at a `yield`; the phase of a function that returns an
-        awaitable ends when that does. A method, static method or class method may be decorated above or below.
+        awaitable ends when that does, or at the return if it was written in C. A method, static method or class method
+        may be decorated above or below.
 
         Raises:
             TypeError: if it is a class, a property or nothing that can be called; the message says what to decorate.

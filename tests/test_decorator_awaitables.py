@@ -16,7 +16,7 @@ import anyio
 import pytest
 import trio
 
-from stormphase import _boundary
+from stormphase import _awaitables, _boundary
 from stormphase._decorator import phase
 from stormphase._model import PhaseStatus
 from stormphase._noop import NOOP
@@ -344,6 +344,53 @@ def test_an_awaitable_of_ones_own_never_awaited(tracker: Any, ended: list[PhaseH
     """Its phase is ABANDONED, and as Python says nothing of it, neither do we."""
     tracker.phase("f")(answer_of_ones_own)(4)
     assert [("f", ABANDONED)] == told(ended)
+
+
+class Reference(bytes):
+    """Has a layout in memory that C code reads, as an object reference of Ray's has."""
+
+    def __await__(self) -> Any:
+        """Answer with itself."""
+        return answer(bytes(self)).__await__()
+
+
+class AwaitableInC:
+    """Is awaited by a function that is not Python's."""
+
+    __await__ = functools.partial(Answer.__await__, Answer(7))
+
+
+@pytest.mark.parametrize(
+    ("awaitable", "expected"), [(Reference(b"id"), b"id"), (AwaitableInC(), 7)], ids=["layout", "function"]
+)
+def test_an_awaitable_made_in_c(tracker: Any, ended: list[PhaseHandle], awaitable: Any, expected: Any) -> None:
+    """It stays the very object that it is, and its phase ends with the call: a wrapper would crash who reads it."""
+    returned = tracker.phase("f", result=True)(lambda: awaitable)()
+    assert awaitable is returned
+    assert [("f", SUCCEEDED)] == told(ended)
+    assert ["result"] == list(_boundary.all_attributes(ended[0]) or ())
+    assert expected == asyncio.run(awaited(returned))
+
+
+def test_an_awaitable_whose_attributes_raise(tracker: Any, ended: list[PhaseHandle]) -> None:
+    """Nothing is asked of an awaitable itself that the program would not ask."""
+
+    class Guarded(Answer):
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    async def main() -> Any:
+        return await tracker.phase("f")(lambda: Guarded(4))()
+
+    assert 4 == asyncio.run(main())
+    assert [("f", SUCCEEDED)] == told(ended)
+
+
+def test_a_wrapper_that_a_signal_handler_left_half_made() -> None:
+    """It goes without a word, and its phase ends with the session, as any does that nobody took over."""
+    half_made = object.__new__(_awaitables._PhasedAwaitable)
+    assert not hasattr(half_made, "_phased_call")
+    del half_made
 
 
 def test_an_awaitable_that_is_a_context_manager(tracker: Any, ended: list[PhaseHandle]) -> None:
