@@ -155,11 +155,20 @@ def _grown(found: Found) -> Mapping[str, Any]:
     return found["growth"]["stormphase, at the root"]
 
 
-def verdict(budget: Budget, figure: float) -> str:
-    """Say whether a figure holds its budget, and if not by how much it misses it and why."""
+def missed_by(budget: Budget, figure: float) -> str | None:
+    """Say by how much a figure misses its budget; None if it holds."""
     if figure <= budget.limit:
+        return None
+    return f"{figure:g}" if budget.limit == 0 else f"{(figure / budget.limit - 1) * 100:.0f}%"
+
+
+def verdict(budget: Budget, figures: Mapping[str, float]) -> str:
+    """Say of figures by version whether they hold their budget, and if not which miss it, by how much and why."""
+    if not figures:
+        return "not measured"
+    missed = [f"{version} by {much}" for version, figure in figures.items() if (much := missed_by(budget, figure))]
+    if not missed:
         return "held"
-    reason = REASONS.get(budget.key, "not yet explained")
-    if budget.limit == 0:
-        return f"missed by {figure:g}: {reason}"
-    return f"missed by {(figure / budget.limit - 1) * 100:.0f}%: {reason}"
+    held = [version for version, figure in figures.items() if not missed_by(budget, figure)]
+    parts = [f"missed on {', '.join(missed)}", *([f"held on {', '.join(held)}"] if held else [])]
+    return f"{'; '.join(parts)}: {REASONS.get(budget.key, 'not yet explained')}"

@@ -93,6 +93,11 @@ def machine() -> str:
     return f"{_cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
 
 
+def load() -> float:
+    """Return how many processes wanted a core during the last minute, on average."""
+    return os.getloadavg()[0]
+
+
 _VERSION = "import platform; print(platform.python_version())"
 _PACKAGES = f"""
 import importlib.metadata as metadata, json, sysconfig

@@ -112,7 +112,7 @@ class OneThread(Root):
     """Phases in a thread, which is told how many by a queue."""
 
     name = "stormphase, 1 thread"
-    largest_batch = 200_000
+    largest_batch = 1_000_000
     thread_count = 1
 
     def open(self) -> None:

@@ -49,12 +49,14 @@ class Page:
 
     Attributes:
         machine: in one line.
+        load: how busy it was, in one line.
         date: ISO 8601.
         command: what measures the same again.
         runs: one for each CPython.
     """
 
     machine: str
+    load: str
     date: str
     command: str
     runs: Sequence[Run]
@@ -75,7 +77,7 @@ def render(page: Page) -> str:
     runs = page.runs
     parts = [
         "# What stormphase costs, and what its peers cost",
-        f"Written by `{page.command}` on {page.date}. Machine: {page.machine}.",
+        f"Written by `{page.command}` on {page.date}. Machine: {page.machine}; {page.load}.",
         RULES.rstrip(),
         "## Budgets",
         _budgets(runs),
@@ -100,18 +102,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _budgets(runs: Sequence[Run]) -> str:
     rows = []
     for budget in BUDGETS:
-        figures = [_figure(budget.figure, run) for run in runs]
-        verdicts = ["not measured" if figure is None else verdict(budget, figure) for figure in figures]
-        rows.append(
-            [
-                budget.what,
-                f"<= {_short(budget.limit)} {budget.unit}",
-                *("" if figure is None else _short(figure) for figure in figures),
-                verdicts[0]
-                if len(set(verdicts)) == 1
-                else "; ".join(f"{run.python}: {each}" for run, each in zip(runs, verdicts, strict=True)),
-            ]
-        )
+        figures = {run.python: figure for run in runs if (figure := _figure(budget.figure, run)) is not None}
+        cells = [_short(figures[run.python]) if run.python in figures else "" for run in runs]
+        rows.append([budget.what, f"<= {_short(budget.limit)} {budget.unit}", *cells, verdict(budget, figures)])
     rows += [[what, limit, *("" for _ in runs), "next issue"] for what, limit in NEXT_ISSUE]
     return table(["per enter + exit", "budget", *(run.python for run in runs), "verdict"], rows)
 

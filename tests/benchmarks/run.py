@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environment import default_cache, machine, make_environment
+from environment import default_cache, load, machine, make_environment
 from panels import PANELS
 from report import COMMAND, Page, Run, render
 
@@ -92,11 +92,14 @@ def measure(arguments: argparse.Namespace) -> Page:
     names = [name for name in PANELS if not arguments.only or name in arguments.only]
     # All environments first: what an installation leaves to do to the disk must not fall into a measurement.
     environments = [make_environment(version, arguments.cache) for version in arguments.python or DEFAULT_PYTHONS]
+    before = load()
+    runs = [run_all(environment, names, arguments.rounds) for environment in environments]
     return Page(
         machine=machine(),
+        load=f"load {before:.1f} before and {load():.1f} after, of which the benchmark itself is 1",
         date=dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
         command=_command(arguments),
-        runs=[run_all(environment, names, arguments.rounds) for environment in environments],
+        runs=runs,
     )
 
 
