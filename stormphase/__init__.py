@@ -1,31 +1,32 @@
 """stormphase: which phase every rank is in, truthfully and at any moment, for a tenth of the price of a span.
 
-Importing this starts no thread, opens no file, and reads neither the environment nor a clock.
+Importing this starts no thread, opens no file, and reads neither the environment nor a clock. Each public name is
+loaded when it is first used, so that a library that only might use phases pays next to nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from stormphase._bridge import DEFAULT_BRIDGE
-from stormphase._decorator import ambient_phase as phase
-from stormphase._model import PHASE_ENTER, PHASE_EXIT, PhaseBoundary, PhaseError, PhaseStatus, RankIdentity
-from stormphase._phase import PhaseHandle, PhaseToken
-from stormphase._recorder import PhaseRecorder
-from stormphase._tracker import PhaseTracker
 from stormphase._version import __version__
-from stormphase.exceptions import (
-    ConfigurationError,
-    Misuse,
-    OwnershipError,
-    PhaseNameError,
-    PhaseProtocolError,
-    StatusError,
-    StormphaseError,
-)
 
 if TYPE_CHECKING:
     from stormphase._bridge import Bridge
+    from stormphase._decorator import ambient_phase as phase
+    from stormphase._model import PHASE_ENTER, PHASE_EXIT, PhaseBoundary, PhaseError, PhaseStatus, RankIdentity
+    from stormphase._phase import PhaseHandle, PhaseToken
+    from stormphase._recorder import PhaseRecorder
+    from stormphase._tracker import PhaseTracker
+    from stormphase.exceptions import (
+        ConfigurationError,
+        Misuse,
+        OwnershipError,
+        PhaseNameError,
+        PhaseProtocolError,
+        StatusError,
+        StormphaseError,
+    )
 
 __all__ = [
     "PHASE_ENTER",
@@ -49,12 +50,45 @@ __all__ = [
     "phase",
 ]
 
+_HOMES = {
+    "stormphase._decorator": ("phase",),
+    "stormphase._model": ("PHASE_ENTER", "PHASE_EXIT", "PhaseBoundary", "PhaseError", "PhaseStatus", "RankIdentity"),
+    "stormphase._phase": ("PhaseHandle", "PhaseToken"),
+    "stormphase._recorder": ("PhaseRecorder",),
+    "stormphase._tracker": ("PhaseTracker",),
+    "stormphase.exceptions": (
+        "ConfigurationError",
+        "Misuse",
+        "OwnershipError",
+        "PhaseNameError",
+        "PhaseProtocolError",
+        "StatusError",
+        "StormphaseError",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the module that a public name lives in, the first time it is asked for."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(home)
+    if name == "PhaseTracker":
+        module.DEFAULT_BRIDGE.make = staticmethod(_otel_bridge)
+    value = getattr(module, "ambient_phase" if name == "phase" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Show the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
+
 
 def _otel_bridge() -> Bridge:
-    # Here and not at import: the API of OpenTelemetry alone takes some 20 ms, and who gave bridge=None never loads it.
+    # Only a tracker without a `bridge` of its own loads OpenTelemetry's API, which takes some 20 ms.
     from stormphase.otel import OTelBridge  # noqa: PLC0415
 
     return OTelBridge()
-
-
-DEFAULT_BRIDGE.make = staticmethod(_otel_bridge)
