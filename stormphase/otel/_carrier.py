@@ -278,18 +278,26 @@ class RealCarrier(SpanCarrier):
         get = self.variable.get
         set_variable = self.variable.set
         phase_key = self.phase_key
+        context_type = Context
+        plain_outer: Context | None = None  # As in SpanCarrier: most programs without a tracer have nothing else in it.
 
         def put(phase: RealPhaseSpan) -> contextvars.Token[Any]:
-            """Start the phase's span, and make it current."""
+            """Start the phase's span, if there is a tracer, and make it current."""
+            nonlocal plain_outer
             outer = get()
+            start = self.start
             if not was_put_before(phase):
                 phase._outer = outer
-                phase._real = None if self.start is None else self.start(phase)
+                phase._real = None if start is None else start(phase)
+            if phase._real is None and outer is plain_outer:
+                return set_variable(context_type({phase_key: phase}))
             values = outer.copy()
+            values[phase_key] = phase
             if phase._real is not None:
                 values[SPAN_KEY] = phase
-            values[phase_key] = phase
-            return set_variable(Context(values))
+            elif len(values) == 1:
+                plain_outer = outer
+            return set_variable(context_type(values))
 
         return put
 
