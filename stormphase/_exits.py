@@ -325,9 +325,7 @@ def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Bas
 
 def take_back(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> None:
     """Undo an enter into which a signal handler raised: as if it had never been."""
-    if hasattr(phase, "_context_token"):
-        restore_context(lanes, phase)
-    elif lanes.carrier.current_phase() is phase:
+    if lanes.carrier.current_phase() is phase:
         # Set, but the token was lost with the interrupted call: set back what the phase below had put there.
         lanes.carrier.variable.set(lanes.carrier.value_before(phase))
     if lane.top is phase:

@@ -236,9 +236,8 @@ class LaneSet:
     def enter_again(self, stale: PhaseHandle, name: str, attributes: Any, *, sync: bool) -> PhaseHandle:
         """Enter once more, for the caller that `stale` remembers."""
         handle = self.enter_phase(name, attributes, sync=sync)
-        if handle is not NOOP:
-            handle._code = stale._code
-            handle._instruction = stale._instruction
+        handle._code = stale._code
+        handle._instruction = stale._instruction
         return handle
 
     def enter(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseToken:

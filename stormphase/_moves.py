@@ -92,15 +92,23 @@ def resume(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool) -> bool:
         if problem is not None:
             lanes.misuse(problem)
         return False
-    return _put_on(lanes, phase, phase, lane, None)
+    return _put_on(lanes, lane, phase=phase, extra=extra, successor=phase, fence=None)
 
 
-def _put_on(lanes: LaneSet, phase: PhaseHandle, successor: PhaseHandle, lane: Lane, fence: PhaseExtra | None) -> bool:
+def _put_on(
+    lanes: LaneSet,
+    lane: Lane,
+    *,
+    phase: PhaseHandle,
+    extra: PhaseExtra,
+    successor: PhaseHandle,
+    fence: PhaseExtra | None,
+) -> bool:
     """Put a paused phase on a lane; False if another one resumed, acquired or ended it first.
 
-    `successor` is `phase` itself, or the handle that takes its place; `fence` is then what the old one is left with.
+    `extra` is what the caller looked at, so that it is that which is acted on. `successor` is `phase` itself, or the
+    handle that takes its place; `fence` is then what the old one is left with.
     """
-    extra = phase._extra_or_new()
     current = lanes.carrier.variable.get()
     kept = extra if fence is None else fence
     token = extra.token if fence is None else None
@@ -181,10 +189,11 @@ def acquire(lanes: LaneSet, token: PhaseToken) -> PhaseHandle:
     if not extra.released:
         lanes.misuse(_misuse.not_paused(phase))
         return lanes.noop
+    # Compared once more: another thread may have acquired the phase since, and left a fence there.
     successor = phase.clone()
     fence = PhaseExtra()
     fence.released = True
-    if _put_on(lanes, phase, successor, lane, fence):
+    if extra.token is token and _put_on(lanes, lane, phase=phase, extra=extra, successor=successor, fence=fence):
         return successor
     lanes.misuse(_misuse.bad_token(token, "acquire", Misuse.STALE_TOKEN))
     return lanes.noop

@@ -202,12 +202,13 @@ def nothing_leaks() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     environ = _environ()
     current = otel_context.get_current()
+    recorders = set(_recorders())
     yield
     assert current == otel_context.get_current(), "the test left an OpenTelemetry context attached"
     assert [] == [thread.name for thread in _threads_left(threads)], "the test left threads running"
     assert handlers == {number: signal.getsignal(number) for number in SIGNALS}, "the test left a signal handler"
     assert environ == _environ(), "the test left the environment changed"
-    assert [] == _phases_left(), "the test left phases open, or one in this thread's context"
+    assert [] == _phases_left(recorders), "the test left phases open, or one in this thread's context"
 
 
 def _environ() -> dict[str, str]:
@@ -226,11 +227,14 @@ def _threads_left(before: set[threading.Thread]) -> list[threading.Thread]:
     return [thread for thread in new if thread.is_alive()]
 
 
-def _phases_left() -> list[str]:
-    """Name the phases that are open, and those that this thread's context still carries."""
-    recorders = getattr(sys.modules.get("stormphase._recorder"), "_recorders", ())
+def _recorders() -> tuple[PhaseRecorder, ...]:
+    return tuple(getattr(sys.modules.get("stormphase._recorder"), "_recorders", ()))
+
+
+def _phases_left(before: set[PhaseRecorder]) -> list[str]:
+    """Name the phases that new recorders have open, and those that this thread's context still carries."""
     found = []
-    for lanes in [lanes for recorder in tuple(recorders) for lanes in recorder._lane_sets.values()]:
+    for lanes in [lanes for recorder in set(_recorders()) - before for lanes in recorder._lane_sets.values()]:
         found += [phase.label for phase in lanes.open_phases()]
         carried = lanes.carrier.current_phase()
         if carried is not None:

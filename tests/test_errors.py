@@ -565,3 +565,21 @@ def test_a_note_is_added_by_hand_where_exceptions_have_no_method_for_it():
     add_note(error, "first")
     add_note(error, "second")
     assert ["first", "second"] == error.__notes__
+
+
+@pytest.mark.parametrize("wish", [KeyboardInterrupt, SystemExit])
+def test_a_wish_to_stop_that_comes_while_an_exception_is_read_passes(monkeypatch, wish):
+    """A signal handler raises it, and not the user's `__str__`."""
+
+    class Interrupted(Exception):
+        def __str__(self):
+            raise wish
+
+    def interrupted(*arguments, **options):
+        raise wish
+
+    with pytest.raises(wish):
+        text_of(Interrupted())
+    monkeypatch.setattr(_errors.traceback, "format_exception", interrupted)
+    with pytest.raises(wish):
+        format_traceback(ValueError("x"))
