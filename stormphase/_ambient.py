@@ -50,6 +50,10 @@ class Nowhere:
         del name, attributes, sync
         return NOOP
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle as the one `NOWHERE`, which is told from others by identity."""
+        return "NOWHERE"
+
 
 class Holder(Protocol):
     """Knows a source, which for the ambient one changes as trackers start and stop."""
@@ -61,13 +65,24 @@ class Holder(Protocol):
 
 
 class Fixed:
-    """Holds one source for good: that of `tracker.phase`."""
+    """Holds one source for good: that of `tracker.phase`.
+
+    Pickled it becomes the ambient one: a tracker belongs to its process.
+    """
 
     __slots__ = ("source",)
 
     def __init__(self, source: PhaseSource) -> None:
         """Keep the source."""
         self.source = source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Find the ambient tracker where the pickle is read."""
+        return _ambient_here, ()
+
+    def __deepcopy__(self, memo: object) -> Fixed:
+        """Return itself: within the process the tracker is at hand."""
+        return self
 
 
 NOWHERE: Final = Nowhere()
@@ -107,8 +122,18 @@ class Ambient:
     def _settle(self) -> None:
         self.source = self._started[-1] if self._started else NOWHERE
 
+    def __reduce__(self) -> str:
+        """Pickle as the one of the process that reads it."""
+        return "AMBIENT"
+
 
 AMBIENT: Final = Ambient()
+
+
+def _ambient_here() -> Ambient:
+    return AMBIENT
+
+
 push: Final = AMBIENT.push
 pop: Final = AMBIENT.pop
 

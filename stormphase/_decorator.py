@@ -51,7 +51,8 @@ class LatePhase:
 
         A generator's phase is paused while it is suspended at a `yield`; the phase of a function that returns an
         awaitable ends when that does, or at the return if it was written in C. A method, static method or class method
-        may be decorated above or below.
+        may be decorated above or below. Where it is pickled by value, as Ray and joblib do, its calls go to the tracker
+        that is ambient in the process where they are made, or nowhere.
 
         Raises:
             TypeError: if it is a class, a property or nothing that can be called; the message says what to decorate.
@@ -187,6 +188,10 @@ class LatePhase:
         is_its_to_end = isinstance(exc, GeneratorExit) or (left and left[0]._lane.thread_id == get_ident())
         return left[0] if len(left) == 1 and is_its_to_end else None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what was told, and nothing that is open."""
+        return type(self), (self._holder, self._name, self._options)
+
     def __repr__(self) -> str:
         """Show the name."""
         return f"<{type(self).__name__} {self._name!r}>"
@@ -253,10 +258,14 @@ class _ForLibraries(Nowhere):
 
     __slots__ = ()
 
-    enter_later = phase
+    phase = phase  # By its own name, or a pickle would not find it.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as what it is, and not as `NOWHERE`."""
+        return type(self), ()
 
 
-ambient_phase = _ForLibraries().enter_later
+ambient_phase = _ForLibraries().phase
 
 
 def _check_callable(function: Any) -> None:

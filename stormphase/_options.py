@@ -25,7 +25,7 @@ AtExit: TypeAlias = "Callable[[Mapping[str, Any], Any, BaseException | None], Ma
 ARGUMENT_ERRORS: Final = "argument_errors"
 RESULT_KEY: Final = "result"
 _POLICIES: Final = (_errors.FULL, _errors.REFERENCE, _errors.NOT_A_FAILURE)
-_MISSING: Final = object()
+_MISSING: Final = inspect.Parameter.empty  # a class, so that it stays itself where a decorated function is pickled
 _NO_POSITION: Final = sys.maxsize
 
 _ANY_CALL: Final = inspect.Signature(
@@ -237,7 +237,7 @@ def _find(name: str, signature: inspect.Signature, label: str) -> _Argument:
         key=name,
         position=list(signature.parameters).index(first) if is_by_position else _NO_POSITION,
         keyword=first if parameter.kind in by_keyword else None,
-        default=_MISSING if parameter.default is kinds.empty else parameter.default,
+        default=parameter.default,
         attributes=tuple(attributes),
         collects=parameter.kind if is_collecting else None,
         not_collected=frozenset(each.name for each in signature.parameters.values() if each.kind in by_keyword),

@@ -6,6 +6,7 @@ import abc
 import asyncio
 import builtins
 import contextlib
+import copy
 import functools
 import inspect
 import pickle
@@ -21,7 +22,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stormphase._decorator import LatePhase, phase
+from stormphase import _ambient
+from stormphase._decorator import LatePhase, ambient_phase, phase
 from stormphase._model import PhaseStatus
 from stormphase._noop import NOOP
 from stormphase._recipe import function_name_of
@@ -29,7 +31,7 @@ from stormphase._recorder import PhaseRecorder
 from stormphase.exceptions import ConfigurationError, Misuse, PhaseNameError, PhaseProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conftest import StepThread
 
@@ -553,6 +555,72 @@ def test_a_decorated_function_pickles_by_name(monkeypatch: pytest.MonkeyPatch) -
     decorated_for_pickle.__module__ = "of_the_test"
     module._coroutine_function = decorated_for_pickle  # type: ignore[attr-defined]
     assert decorated_for_pickle is pickle.loads(pickle.dumps(decorated_for_pickle))  # noqa: S301 - our own
+
+
+def sent(function: types.FunctionType) -> types.FunctionType:
+    """Return a function as those make it anew who pickle functions by value, such as Ray and joblib (cloudpickle)."""
+    cells = [types.CellType(sent_value(cell.cell_contents)) for cell in function.__closure__ or ()]
+    names = function.__globals__.keys() & set(function.__code__.co_names)
+    namespace = {name: sent_value(function.__globals__[name]) for name in names}
+    return types.FunctionType(function.__code__, namespace, None, function.__defaults__, tuple(cells))
+
+
+def sent_value(value: Any) -> Any:
+    """Return what a function refers to, as the other process sees it."""
+    if isinstance(value, types.ModuleType):
+        return value
+    if isinstance(value, types.FunctionType) and "<locals>" in value.__qualname__:
+        return sent(value)
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 - our own
+
+
+@pytest.fixture
+def ambient(source: Any) -> Iterator[None]:
+    """Let the source be the ambient one, as a started tracker is."""
+    _ambient.push(source)
+    yield
+    _ambient.pop(source)
+
+
+@pytest.mark.parametrize("options", [{}, {"arguments": ("a", "b"), "filter": "p*", "errors": {OSError: "reference"}}])
+def test_a_decorated_function_pickles_by_value(
+    tracker: Any, ambient: None, ended: list[PhaseHandle], options: dict[str, Any]
+) -> None:
+    """Sent to another process without its module, it is a phase of the tracker that is ambient there."""
+    del ambient
+
+    def twice(a: int, *b: int) -> int:
+        return a * 2 + len(b)
+
+    async def twice_later(a: int, b: int) -> int:
+        return a * 2 + b
+
+    for decorate in (tracker.phase("p", **options), ambient_phase("p", **options)):
+        assert 8 == sent(decorate(twice))(4)
+        with pytest.raises(StopIteration, match=r"^9$"):
+            sent(decorate(twice_later))(4, b=1).send(None)
+    assert [("p", SUCCEEDED)] * 4 == told(ended)
+    assert [{"a": 4, "b": []}] * 2 == [each._attributes for each in ended[::2]] or not options
+
+
+def test_without_a_tracker_what_was_sent_does_nothing(tracker: Any, ended: list[PhaseHandle]) -> None:
+    """Where no tracker runs, a function that was pickled by value is only called."""
+    assert (5, []) == (sent(tracker.phase("p")(lambda: 5))(), ended)
+
+
+def test_a_late_phase_pickles_and_copies(tracker: Any, ambient: None, ended: list[PhaseHandle]) -> None:
+    """An object that holds one can be sent, or copied as models are; a copy stays with its tracker."""
+    del ambient
+    late = tracker.phase("p")
+    with pickle.loads(pickle.dumps(late)), copy.deepcopy(late), pickle.loads(pickle.dumps(ambient_phase))("q"):  # noqa: S301 - our own
+        assert late._holder is copy.deepcopy(late)._holder
+    assert ["p / p / q", "p / p", "p"] == [each.phase_path for each in ended]
+
+
+def test_what_is_told_by_identity_keeps_it() -> None:
+    """The no-op, and what is ambient without a tracker, are the same after a pickle."""
+    for shared in (NOOP, _ambient.NOWHERE, _ambient.AMBIENT):
+        assert shared is pickle.loads(pickle.dumps(shared))  # noqa: S301 - our own
 
 
 def test_methods(tracker: Any, ended: list[PhaseHandle]) -> None:
