@@ -187,7 +187,7 @@ def report(tracker: stormphase.PhaseTracker, telemetry: Telemetry, traceparent: 
     for path in telemetry.jsonl_paths:
         print(f"{path.stem.partition('-')[0]} are in {path}")
     if not telemetry.jsonl_paths:
-        print(f"handed to the OTLP exporter for {otlp_endpoint()}")
+        print(f"they were handed to the OTLP exporter for {otlp_endpoint()}, which logs what it cannot send")
 
 
 def main() -> None:

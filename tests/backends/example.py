@@ -163,10 +163,12 @@ class Shown:
 
 
 def shown_tree(output: str) -> dict[PathNames, Shown]:
-    """Read the printed tree: the paths that have a count, and how many of their phases failed."""
+    """Read the printed tree: the paths that have a count, and how many failed; nothing if there is no tree."""
     lines = iter(line.rstrip() for line in output.splitlines())
-    heading = next(line for line in lines if re.match(r"phase\s+count\b", line))
-    fail_column = heading.index("fail") - 1
+    heading = next((line for line in lines if re.match(r"phase\s+count\b", line)), None)
+    if heading is None:
+        return {}
+    fail_column = heading.index("fail") - 1 if "fail" in heading else len(heading)
     found: dict[PathNames, Shown] = {}
     above: list[str] = []
     for line in lines:

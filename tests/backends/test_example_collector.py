@@ -38,7 +38,7 @@ def test_the_collector_has_the_tree_that_the_terminal_showed(
     }
     output = run_example("train_digits.py", "--epochs=6", cwd=tmp_path, environ=environ)
 
-    assert f"handed to the OTLP exporter for {endpoint}\n" in output
+    assert f"they were handed to the OTLP exporter for {endpoint}, " in output
     assert [] == list(tmp_path.iterdir())
     spans = collector.wait_for_spans(printed_span_count(output))
     check_digits(spans, output, epochs=6, steps_per_epoch=43)
