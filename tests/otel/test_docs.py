@@ -12,8 +12,8 @@ import pytest
 import stormphase
 import stormphase.otel
 from stormphase.otel import OTelBridge
+from stormphase.otel._arguments import EVENTS, EVENTS_TO, SPAN_BUDGET
 from stormphase.otel._settings import Settings
-from stormphase.otel.bridge import EVENTS, EVENTS_TO, SPAN_BUDGET
 
 TELEMETRY_NAME = re.compile(r"stormphase\.[a-z_]+(\.[a-z_]+)*")
 NO_TELEMETRY = {"stormphase.otel"}  # what we import, not what we send
