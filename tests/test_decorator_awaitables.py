@@ -357,7 +357,7 @@ class Reference(bytes):
 class AwaitableInC:
     """Is awaited by a function that is not Python's."""
 
-    __await__ = functools.partial(Answer.__await__, Answer(7))
+    __await__ = staticmethod(functools.partial(Answer.__await__, Answer(7)))
 
 
 @pytest.mark.parametrize(
