@@ -77,7 +77,6 @@ def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "
 
 def resume(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool) -> bool:
     """Put a paused phase on the caller's lane; False if that was refused and the tracker only records."""
-    problem: PhaseProtocolError | None = None
     extra = phase._extra_or_new()
     lane = lanes.lane_of_caller()
     if phase._lane.is_inherited:
@@ -88,11 +87,10 @@ def resume(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool) -> bool:
         problem = _misuse.not_paused(phase)
     elif lane is None or (must_own and lane is not phase._lane):
         problem = _foreign(phase, lane, "resume")
-    if problem is not None or lane is None:
-        if problem is not None:
-            lanes.misuse(problem)
-        return False
-    return _put_on(lanes, lane, phase=phase, extra=extra, successor=phase, fence=None)
+    else:
+        return _put_on(lanes, lane, phase=phase, extra=extra, successor=phase, fence=None)
+    lanes.misuse(problem)
+    return False
 
 
 def _put_on(

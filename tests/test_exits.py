@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from stormphase import Misuse, PhaseProtocolError, _exits
+from stormphase import Misuse, PhaseProtocolError, _exits, _lanes
 from stormphase._boundary import duration_ns, paused_ns, self_ns
 from stormphase._exits import restore_context
 from stormphase._lanes import ContextCarrier
@@ -355,3 +357,38 @@ def test_a_handler_that_enters_before_the_threads_first_phase_makes_its_lane(rec
     with lanes.enter_phase("train") as phase:
         assert [phase] == list(lanes.open_phases())
         assert phase._lane is lanes.lane_of_caller()
+
+
+def test_an_interrupted_resume_that_a_reset_ended_stays_ended(clock):
+    """There is nothing left to pause again."""
+    carrier = RaisingCarrier()
+    lanes = PhaseRecorder(clock=clock).lane_set("s", 0, carrier=carrier)
+    phase = lanes.enter_phase("train")
+    phase.pause()
+
+    def reset_and_raise(phase):
+        lanes.close("the recorder was reset")
+        raise KeyboardInterrupt
+
+    carrier.put = reset_and_raise
+    with pytest.raises(KeyboardInterrupt):
+        phase.resume()
+    assert (ABANDONED, [], None) == (phase.status, list(lanes.open_phases()), carrier.current_phase())
+
+
+def test_what_an_interrupted_first_sight_of_a_thread_leaves_does_no_harm(lanes):
+    """A guard that was never finished, and a lane that was never kept, go in peace."""
+    _lanes._ThreadGuard.__new__(_lanes._ThreadGuard).__del__()
+    lanes._gone.append(_lanes.Lane(lanes, 1, "never kept", None))
+    assert ([], (0, 0)) == (lanes.lanes(), lanes.boundary_counts())
+
+
+def test_each_new_thread_is_told_once(lanes, step_thread):
+    """The tracker starts its workers then, in a forked child for one."""
+    seen = []
+    lanes.on_first_sight = lambda: seen.append(threading.current_thread().name)
+    for name in ("one", "two"):
+        thread = step_thread(name)
+        for _ in range(2):
+            thread.do(lambda: lanes.enter_phase("x").close())
+    assert ["one", "two"] == seen
