@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stormphase._recipe import Recipe
 
 _NO_ARGS: Final[tuple[Any, ...]] = ()
+_OF_CACHES: Final = ("cache_clear", "cache_info")  # What `functools.lru_cache` offers beside its attributes.
 
 
 def base_of(function: Any) -> Any:
@@ -60,6 +61,9 @@ def site_of(function: Callable[..., Any], base: Any, decorated_in: FrameType) ->
 
 def dressed(wrapper: Callable[..., Any], function: Callable[..., Any], base: Any) -> Callable[..., Any]:
     """Give a wrapper the name, documentation, annotations and attributes of what it wraps."""
+    for method in _OF_CACHES:
+        if hasattr(function, method):
+            setattr(wrapper, method, getattr(function, method))
     if function is base or inspect.ismethod(function):
         return functools.update_wrapper(wrapper, function)
     # A partial or another callable object has attributes of its class and a state of its own: neither is a function's.

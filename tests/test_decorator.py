@@ -734,6 +734,21 @@ def test_partials(tracker: Any, ended: list[PhaseHandle]) -> None:
     assert ["b", "c"] == list(inspect.signature(decorated).parameters)
 
 
+def test_a_cached_function(tracker: Any, ended: list[PhaseHandle]) -> None:
+    """Every call is a phase, also one that the cache answers, and the cache can still be asked and cleared."""
+
+    @tracker.phase("f")
+    @functools.lru_cache(maxsize=5)
+    def f(a: int) -> int:
+        return a + 1
+
+    assert (2, 2) == (f(1), f(1))
+    assert (1, 1, 5) == (f.cache_info().hits, f.cache_info().currsize, f.cache_parameters()["maxsize"])
+    f.cache_clear()
+    assert 0 == f.cache_info().currsize
+    assert [("f", SUCCEEDED)] * 2 == told(ended)
+
+
 def test_a_builtin(tracker: Any, ended: list[PhaseHandle]) -> None:
     """A function without code stands where it is decorated."""
     decorated = tracker.phase("n")(builtins.sorted)
