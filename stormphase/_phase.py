@@ -35,7 +35,6 @@ class PhaseExtra:
         "error",
         "error_policy",
         "events",
-        "function_name",
         "is_quiet",
         "is_rooted",
         "is_sync",
@@ -57,7 +56,6 @@ class PhaseExtra:
         self.error: PhaseError | None = None
         self.error_policy: Any = None
         self.events: list[tuple[str, int, dict[str, Any]]] | None = None
-        self.function_name: str | None = None
         self.is_quiet = False
         self.is_rooted = False  # Whether `origin` is the parent even if it is None.
         self.is_sync = False

@@ -11,6 +11,7 @@ from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 from stormphase import _boundary
 from stormphase._attributes import to_otel
 from stormphase._model import PhaseStatus
+from stormphase._recipe import FunctionSite, function_name_of
 from stormphase.otel._build import ENTER, EXIT, UNSET, SpanFacts
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class PhaseFacts:
         attributes["stormphase.phase.self_time"] = (phase._ended_ns - phase._entered_ns - phase._children_ns) / NS
         if phase._step is not None:
             attributes["stormphase.step"] = phase._step
+        code: object = phase._code
+        if type(code) is FunctionSite:
+            attributes["code.function.name"] = code.function_name
         return attributes if phase._attributes is None else self._with_users(phase._attributes, attributes)
 
     def _plain_template(self, path: PathNode) -> dict[str, Any]:
@@ -139,8 +143,9 @@ class PhaseFacts:
         }
         if phase._step is not None:
             attributes["stormphase.step"] = phase._step
-        if extra is not None and extra.function_name is not None:
-            attributes["code.function.name"] = extra.function_name
+        function_name = function_name_of(phase)
+        if function_name is not None:
+            attributes["code.function.name"] = function_name
         return attributes
 
     def _with_users(self, users: Mapping[str, Any] | None, own: dict[str, Any]) -> dict[str, Any]:

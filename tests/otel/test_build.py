@@ -276,14 +276,6 @@ def test_users_attributes_do_not_hide_our_own(bridged: Callable[..., Bridged]) -
     assert 1 == rig.lanes.attribute_counts.dropped
 
 
-def test_a_decorated_function_names_itself(bridged: Callable[..., Bridged]) -> None:
-    """The decorator's function is code.function.name."""
-    rig = bridged()
-    with rig.enter("step") as phase:
-        phase._extra_or_new().function_name = "train.step"
-    assert "train.step" == rig.spans["step"].attributes["code.function.name"]
-
-
 def test_names_without_end_cost_no_memory_without_end(
     bridged: Callable[..., Bridged], monkeypatch: pytest.MonkeyPatch
 ) -> None:
