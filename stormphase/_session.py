@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase import _claims, _configuration, _drain, _exits, _terminal
+from stormphase import _claims, _configuration, _drain, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._process import ProcessWatch
@@ -186,8 +186,10 @@ class Session:
         lane = None if self.lanes.local.lane is None else self.lanes.lane_of_caller()
         opened_here = [] if lane is None else lane.phases()
         self.lanes.close("the session stopped")
-        for phase in reversed(opened_here):
-            _exits.forget_in_context(self.lanes, phase)
+        carrier = self.lanes.carrier
+        if opened_here and carrier.current_phase() in opened_here:
+            # Set, and not reset by its token, which an exit that this interrupted as a signal handler may be using.
+            carrier.variable.set(carrier.value_before(opened_here[0]))
 
     def _leave_process(self) -> None:
         self._process.remove()

@@ -254,7 +254,9 @@ class PhaseTracker:
         session = self._session
         if session is not None and session.is_running:
             return session.lanes
-        if not self._is_disabled:
+        # While the session stops its sinks still work, and a phase of theirs is none, then as before.
+        is_in_sink = session is not None and session.sinks.is_own_thread()
+        if not (self._is_disabled or is_in_sink):
             problem = _misuse.not_running(action, has_stopped=session is not None)
             if session is not None:
                 session.lanes.misuse(problem)

@@ -180,10 +180,15 @@ def ended(lanes: LaneSet, lenient: LaneSet) -> list[PhaseHandle]:
 
 
 @pytest.fixture
-def make_tracker() -> Iterator[Callable[..., PhaseTracker]]:
-    """Make trackers, without a bridge unless told otherwise; those that still run stop with the test."""
+def make_tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., PhaseTracker]]:
+    """Make trackers, without a bridge unless told otherwise; those that still run stop with the test.
+
+    No other test has used up a session id.
+    """
+    from stormphase import _claims
     from stormphase._tracker import PhaseTracker
 
+    monkeypatch.setattr(_claims, "_claimed", {})
     made: list[PhaseTracker] = []
 
     def make(name: str | None = None, **options: Any) -> PhaseTracker:

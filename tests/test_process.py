@@ -286,7 +286,7 @@ with make(summary=True, sinks=[]) as t:
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_of_multiprocessing_deliver_a_session_of_their_own(run_script, method):
-    """They leave by `os._exit` and run no `atexit`; a tracker started in one and never stopped delivers all the same."""
+    """They leave by `os._exit` and run no `atexit`; a tracker that one of them never stopped delivers all the same."""
     source = f"""
 import multiprocessing
 
