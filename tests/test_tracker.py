@@ -318,7 +318,7 @@ def test_what_fails_in_stop_does_not_mask_the_users_exception(make_tracker, capl
 
     def train() -> None:
         with tracker:
-            tracker._session._on_stop = fail
+            tracker._session.sinks.finish = fail
             raise ValueError("the user's")
 
     with pytest.raises(ValueError, match="the user's"):
