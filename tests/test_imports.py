@@ -29,7 +29,7 @@ ROOMS = """
     _clock, _model
     _attributes, _bell, _counts, _ids, _paths, _process, _status, _tasks, _totals
     _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lanes + _recorder, _signals
-    _ambient, _bridge, _rank
+    _ambient, _bridge, _rank + _environ + _launchers + _process_facts + _session_id
     _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
     _claims, _configuration, _sinks, _summary + _table + _render + _rich_view + _terminal
     _tracker + _session

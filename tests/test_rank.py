@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import types
-from pathlib import Path
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from stormphase import _rank
 from stormphase._model import RankIdentity
-from stormphase._rank import (
-    MAX_SESSION_ID_CHARS,
-    SESSION_VARIABLE,
-    AncestorProcess,
-    PeerFacts,
-    ProcessFacts,
-    detect_rank,
-)
+from stormphase._process_facts import AncestorProcess, PeerFacts, ProcessFacts
+from stormphase._rank import detect_rank
+from stormphase._session_id import SESSION_VARIABLE
 from stormphase.exceptions import ConfigurationError
 
 LAUNCHER = AncestorProcess(4_000, "123456", frozenset({"PATH"}))
@@ -138,6 +127,9 @@ SLURM_STEP = {
     "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
 }
+
+# As srun sets them where it starts one torchrun on each of two hosts.
+AGENTS_OF_SRUN = {**SLURM_STEP, "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
 
 # As Ray 2 sets them in a worker; the rest is Ray Train's for torch.
 RAY_WORKER = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": "10005", "RAY_CLIENT_MODE": "0"}
@@ -391,6 +383,9 @@ MPI_SERVER = derived("prterun-vm-12271@0.0;tcp4://127.0.0.1:55549")[:12]
         ({**TORCHRUN_NAMED, **TWO_HOSTS}, "job7"),
         (TORCHRUN_NONE, derived("/tmp/torchelastic_3hq1n8ab/none_kq2x/")),  # noqa: S108
         ({**TORCHRUN_NONE, "TORCHELASTIC_ERROR_FILE": ""}, derived("4000 123456")),
+        ({**AGENTS_OF_SRUN, **TORCHRUN_NONE, **TWO_HOSTS}, "slurm-alps-4711.2"),
+        ({**AGENTS_OF_SRUN, **TORCHRUN_NONE, **TWO_HOSTS, "SLURM_STEP_NUM_TASKS": "3"}, "slurm-alps-4711.2"),
+        ({**AGENTS_OF_SRUN, **TORCHRUN_NONE}, derived("/tmp/torchelastic_3hq1n8ab/none_kq2x/")),  # noqa: S108
         (OPEN_MPI, f"prterun-vm-12271@1-{MPI_SERVER}"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}, "prterun-vm-12271@1"),
         (HYDRA, derived("4000 123456")),
@@ -439,13 +434,15 @@ def test_ray_tells_the_session():
     "environ",
     [
         {**TORCHRUN_NONE, **TWO_HOSTS},
+        {**AGENTS_OF_SRUN, **TORCHRUN_NONE, **TWO_HOSTS, "SLURM_STEP_NUM_TASKS": "1"},
+        {**AGENTS_OF_SRUN, **TORCHRUN_NONE, **TWO_HOSTS, "SLURM_STEP_NUM_TASKS": "x"},
         {**HYDRA, "PMI_SIZE": "4"},
         JAX,
         RAY_TRAIN,
         {**RAY_TRAIN, "WORLD_SIZE": "2", "RANK": "1"},
         {"RANK": "1", "WORLD_SIZE": "2"},
     ],
-    ids=["torchrun", "hydra", "jax", "ray", "ray-one-host", "bare"],
+    ids=["torchrun", "srun", "srun-broken", "hydra", "jax", "ray", "ray-one-host", "bare"],
 )
 def test_ranks_that_cannot_agree_fail(environ):
     """Where nothing that all ranks share tells launches apart, the error names the variable to set."""
@@ -513,65 +510,11 @@ def test_all_ranks_of_a_launch_derive_the_same_id():
     assert detect(TORCHRUN_NONE).session_id == detect(other).session_id
 
 
-BAD_SESSION_IDS = [
-    "",
-    ".",
-    "..",
-    "a/b",
-    "../x",
-    "a\0b",
-    "a b",
-    "a\n",
-    "\x1b[31m",
-    "é",
-    "a" * (MAX_SESSION_ID_CHARS + 1),
-    "a" * 300,
-    "C:x",
-    "\udcff",
-]
-
-
-@pytest.mark.parametrize("session_id", BAD_SESSION_IDS, ids=map(str, range(len(BAD_SESSION_IDS))))
-def test_session_ids_that_could_leave_their_directory_are_refused(session_id):
-    """What cannot safely name a directory is refused from the caller and from the environment, shown harmlessly."""
-    error = refusal({}, session_id=session_id)
-    assert "session_id" == error.setting
-    assert error.fix.startswith("Use 1 to 128 of the characters A-Z a-z 0-9 . _ + = @ -")
-    assert str(error).isprintable()
-    assert len(str(error)) < 400
-    if session_id:
-        assert SESSION_VARIABLE == refusal({SESSION_VARIABLE: session_id}).setting
-
-
-def test_a_session_id_of_another_type_is_refused():
-    """A number or a path is not guessed to be a string."""
-    assert str(refusal({}, session_id=7)).startswith("session_id is of type int.")
-
-
-@given(st.text("abzAZ059._+=@-", min_size=1, max_size=MAX_SESSION_ID_CHARS).filter(lambda text: text not in ".."))
-def test_other_session_ids_are_taken_as_they_are(session_id):
-    """Whatever is safe is kept letter by letter."""
-    assert session_id == detect({}, session_id=session_id).session_id
-
-
-@given(st.text(min_size=1).filter(lambda text: text not in {"none", "job7"}))
-def test_a_launchers_id_always_becomes_a_session_id(run_id):
-    """A run id of torchrun may be any text: it becomes a safe session id, and another text another one."""
-    environ = {**TORCHRUN_NAMED, **TWO_HOSTS}
-    found = detect({**environ, "TORCHELASTIC_RUN_ID": run_id}).session_id
-    assert found == detect({}, session_id=found).session_id
-    assert detect({**environ, "TORCHELASTIC_RUN_ID": run_id + "x"}).session_id != found
-
-
-def test_ids_that_look_alike_when_cleaned_stay_apart():
-    """A digest keeps apart what the replaced characters told apart."""
-    environ = {**TORCHRUN_NAMED, **TWO_HOSTS}
-    first, second = (detect({**environ, "TORCHELASTIC_RUN_ID": run_id}).session_id for run_id in ("a/b", "a b"))
-    assert first != second
-    assert "a_b" == first[:3] == second[:3]
-
-
 # --- attempts ---------------------------------------------------------------------------------------------------------
+
+
+# A job that SLURM has requeued once, and whose torchrun may restart three times in each run.
+REQUEUED = {"SLURM_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3"}
 
 
 @pytest.mark.parametrize(
@@ -586,6 +529,11 @@ def test_ids_that_look_alike_when_cleaned_stay_apart():
         ({**SLURM_BATCH, "SLURM_RESTART_COUNT": "3"}, "job4711", 3),
         ({**SLURM_BATCH, "SLURM_RESTART_COUNT": "3", SESSION_VARIABLE: "job4711"}, None, 3),
         ({**OPEN_MPI, "SLURM_RESTART_COUNT": "3"}, None, 0),
+        ({**TORCHRUN_NAMED, **TWO_HOSTS, "SLURM_RESTART_COUNT": "3"}, None, 3),
+        ({**AGENTS_OF_SRUN, **TORCHRUN_NONE, **TWO_HOSTS, "SLURM_RESTART_COUNT": "3"}, None, 3),
+        ({**TORCHRUN, "SLURM_RESTART_COUNT": "1"}, "job4711", 1),
+        ({**TORCHRUN, **REQUEUED, "TORCHELASTIC_RESTART_COUNT": "2"}, "job4711", 6),
+        ({**TORCHRUN, **REQUEUED, SESSION_VARIABLE: "job4711"}, None, 4),
         ({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2", "STORMPHASE_ATTEMPT": "7"}, None, 7),
         ({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2", "STORMPHASE_ATTEMPT": "0"}, None, 0),
         ({"STORMPHASE_ATTEMPT": "1"}, None, 1),
@@ -597,31 +545,7 @@ def test_attempts_count_the_restarts_of_a_session(environ, session_id, expected)
     assert expected == detect(environ, session_id=session_id).attempt
 
 
-# --- facts ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_facts_of_this_process():
-    """What /proc says of this process is read, and nothing else is needed."""
-    facts = ProcessFacts.of_this_process()
-    assert (os.uname().nodename, os.getpid()) == (facts.host, facts.pid)
-    assert Path("/proc/sys/kernel/random/boot_id").read_text().strip() == facts.boot_id
-    assert os.getppid() == facts.ancestors[0].pid
-    assert facts.ancestors[0].started.isdigit()
-    assert len({ancestor.pid for ancestor in facts.ancestors}) == len(facts.ancestors)
-    assert 16 == len(facts.random_bytes(16))
-    assert facts.random_bytes(16) != facts.random_bytes(16)
-
-
-def test_a_child_sees_its_parent_as_it_was_started(run_python):
-    """Names of variables are read, their values are not kept, and a parent's own are told from a rank's."""
-    child = run_python(
-        "import subprocess, sys\n"
-        "code = 'from stormphase._rank import ProcessFacts; parent = ProcessFacts.of_this_process().ancestors[0];'"
-        '       \'print("PMI_RANK" in parent.environment, "seven" in str(parent))\'\n'
-        "print(subprocess.check_output([sys.executable, '-c', code], text=True), end='')",
-        env={"PMI_RANK": "seven"},
-    )
-    assert "True False\n" == child.stdout
+# --- for real --------------------------------------------------------------------------------------------------------
 
 
 def test_a_real_launch_agrees(run_python):
@@ -639,128 +563,3 @@ def test_a_real_launch_agrees(run_python):
     (first, rank0), (second, rank1) = (line.split() for line in child.stdout.splitlines())
     assert first == second
     assert ("0", "1") == (rank0, rank1)
-
-
-def test_without_proc_the_parent_is_known_by_its_id(monkeypatch):
-    """Where nothing can be read, facts are None and nothing fails."""
-
-    def refuse(*_, **__):
-        raise PermissionError
-
-    monkeypatch.setattr(_rank, "open", refuse, raising=False)
-    monkeypatch.delattr(os, "uname")
-    monkeypatch.setenv("COMPUTERNAME", "")
-    facts = ProcessFacts.of_this_process()
-    assert ((AncestorProcess(os.getppid()),), None) == (facts.ancestors, facts.boot_id)
-    assert "localhost" == facts.host
-
-
-def test_another_users_environment_is_unknown(monkeypatch):
-    """A process whose environment may not be read is known by its id and time."""
-    real_open = open
-
-    def refuse(path, *arguments, **options):
-        if path.endswith("/environ"):
-            raise PermissionError
-        return real_open(path, *arguments, **options)
-
-    monkeypatch.setattr(_rank, "open", refuse, raising=False)
-    parent = ProcessFacts.of_this_process().ancestors[0]
-    assert (os.getppid(), None) == (parent.pid, parent.environment)
-    assert parent.started is not None
-
-
-@pytest.mark.parametrize(
-    ("stat", "expected"),
-    [
-        (f"7 (a) b) S 1 7 7 {'34817'} {'0 ' * 14}555 0", AncestorProcess(7, "555", frozenset({"A", "B"}), True)),
-        (f"7 (sh) S 0 7 7 0 {'0 ' * 14}555 0", AncestorProcess(7, "555", frozenset({"A", "B"}), False)),
-        ("7 (sh) S", AncestorProcess(7)),
-        ("", AncestorProcess(7)),
-        ("7 (sh) S x y z", AncestorProcess(7)),
-    ],
-    ids=["shell", "init", "torn", "empty", "nonsense"],
-)
-def test_proc_is_read_with_care(monkeypatch, tmp_path, stat, expected):
-    """A process's name may hold parentheses, and a file of /proc may end anywhere."""
-    (tmp_path / "stat").write_text(stat)
-    (tmp_path / "environ").write_bytes(b"A=1\0B=\0")
-    real_open = open
-    monkeypatch.setattr(
-        _rank, "open", lambda path, *a, **o: real_open(tmp_path / path.rpartition("/")[2], *a, **o), raising=False
-    )
-    assert expected == _rank._ancestors(7)[0]
-
-
-def test_a_circle_of_ancestors_ends(monkeypatch, tmp_path):
-    """However the process tree looks, reading it ends."""
-    (tmp_path / "stat").write_text(f"7 (sh) S 7 7 7 0 {'0 ' * 14}555 0")
-    real_open = open
-    monkeypatch.setattr(_rank, "open", lambda path, *a, **o: real_open(tmp_path / "stat", *a, **o), raising=False)
-    assert _rank._MAX_ANCESTORS == len(_rank._ancestors(7))
-
-
-def fake_ray(**changes: object) -> types.SimpleNamespace:
-    """Return what has the functions of `ray`, of its runtime context, of `ray.train` and of its context."""
-    answers = {
-        "is_initialized": True,
-        "get_session_name": "session_x",
-        "get_job_id": "01000000",
-        "get_experiment_name": "digits",
-        "get_world_rank": 3,
-        "get_world_size": 4,
-        "get_local_rank": 1,
-        "get_local_world_size": 2,
-        "get_node_rank": True,
-        **changes,
-    }
-    ray = types.SimpleNamespace(**{name: lambda answer=answer: answer for name, answer in answers.items()})
-    ray.get_runtime_context = ray.get_context = lambda: ray
-    return ray
-
-
-OLD_RAY = fake_ray()
-del OLD_RAY.get_session_name
-
-
-@pytest.mark.parametrize(
-    ("modules", "expected"),
-    [
-        ({}, None),
-        ({"ray": fake_ray(is_initialized=False)}, None),
-        ({"ray": OLD_RAY}, None),
-        ({"ray": object()}, None),
-        ({"ray": fake_ray()}, PeerFacts(job_id="session_x-01000000")),
-        ({"ray": fake_ray(), "ray.train": object()}, PeerFacts(job_id="session_x-01000000")),
-        ({"ray": fake_ray(), "ray.train": fake_ray()}, PeerFacts(3, 4, 1, 2, None, "session_x-01000000-digits")),
-    ],
-    ids=["absent", "stopped", "old", "strange", "core", "strange-train", "train"],
-)
-def test_ray_is_asked_if_it_is_there(modules, expected):
-    """What Ray knows is taken if it has been imported and initialised, and nothing it does can fail."""
-    assert expected == _rank._ray_facts(modules)
-
-
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [
-        (None, None),
-        ({"client": None, "process_id": 0, "num_processes": None}, None),
-        ({"client": "c", "process_id": 2, "num_processes": 4}, PeerFacts(rank=2, world_size=4)),
-        ({"client": "c"}, None),
-    ],
-    ids=["absent", "not-initialised", "initialised", "strange"],
-)
-def test_jax_is_asked_if_it_is_there(state, expected):
-    """What JAX's distributed runtime knows is taken once it has been initialised, without starting a backend."""
-    module = types.SimpleNamespace(global_state=types.SimpleNamespace(**(state or {})))
-    assert expected == _rank._jax_facts({} if state is None else {"jax._src.distributed": module})
-
-
-def test_reading_the_facts_imports_nothing(run_python):
-    """Neither Ray nor JAX nor torch is imported to find out that they are not there."""
-    child = run_python(
-        "import sys; from stormphase._rank import ProcessFacts; ProcessFacts.of_this_process();"
-        "print({'ray', 'jax', 'torch', 'asyncio'} & set(sys.modules))"
-    )
-    assert "set()\n" == child.stdout

@@ -1,0 +1,169 @@
+"""What this process knows of itself, its machine and its peers: read once, so that `detect_rank` can be pure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+
+_MAX_ANCESTORS: Final = 32
+
+
+@attrs.frozen
+class AncestorProcess:
+    """A process above this one.
+
+    Attributes:
+        pid: its process id.
+        started: when it started, in the machine's own count, or None where that cannot be read.
+        environment: the names of the variables it was started with, or None where they cannot be read.
+        holds_terminal: whether it leads a terminal's session, as an interactive shell does.
+    """
+
+    pid: int
+    started: str | None = None
+    environment: frozenset[str] | None = None
+    holds_terminal: bool = False
+
+
+@attrs.frozen
+class PeerFacts:
+    """What a library that is already imported knows of this process's place among its peers.
+
+    Attributes:
+        rank: this process among all, or None.
+        world_size: how many there are, or None.
+        local_rank: this process among those of its host, or None.
+        local_world_size: how many of them are on this host, or None.
+        node_rank: this host among the hosts, or None.
+        job_id: what is the same on all of them and differs between launches, or None.
+    """
+
+    rank: int | None = None
+    world_size: int | None = None
+    local_rank: int | None = None
+    local_world_size: int | None = None
+    node_rank: int | None = None
+    job_id: str | None = None
+
+
+@attrs.frozen
+class ProcessFacts:
+    """What `detect_rank` has to know beside the environment.
+
+    Attributes:
+        host: the host's name.
+        pid: this process's id.
+        ancestors: the processes above it, its parent first.
+        boot_id: what is new each time the machine boots, or None where that cannot be read.
+        random_bytes: returns so many bytes from the operating system's random source.
+        ray: what Ray knows, if this process has imported and initialised it.
+        jax: what JAX knows, if this process has imported it and initialised its distributed runtime.
+    """
+
+    host: str
+    pid: int
+    ancestors: tuple[AncestorProcess, ...] = ()
+    boot_id: str | None = None
+    random_bytes: Callable[[int], bytes] = os.urandom
+    ray: PeerFacts | None = None
+    jax: PeerFacts | None = None
+
+    @classmethod
+    def of_this_process(cls) -> ProcessFacts:
+        """Read the facts of this process; what the platform does not tell is None, and nothing ever fails."""
+        return cls(
+            host=_host(),
+            pid=os.getpid(),
+            ancestors=_ancestors(os.getppid()),
+            boot_id=_text_of("/proc/sys/kernel/random/boot_id"),
+            ray=_ray_facts(sys.modules),
+            jax=_jax_facts(sys.modules),
+        )
+
+
+def _host() -> str:
+    # Windows has no uname.
+    name = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    return name or "localhost"
+
+
+def _ancestors(pid: int) -> tuple[AncestorProcess, ...]:
+    """Return the processes from `pid` upwards, as far as /proc tells of them."""
+    found: list[AncestorProcess] = []
+    while pid > 0 and len(found) < _MAX_ANCESTORS:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a plain read
+                # proc(5): "pid (name) state ppid pgrp session tty_nr ..."; the name may hold anything.
+                fields = file.read().rpartition(")")[2].split()
+            parent, session, terminal, started = int(fields[1]), int(fields[3]), int(fields[4]), fields[19]
+        except (OSError, ValueError, IndexError):
+            found.append(AncestorProcess(pid))
+            break
+        holds_terminal = session == pid and terminal != 0
+        found.append(AncestorProcess(pid, started, _environment_names(pid), holds_terminal))
+        pid = parent
+    return tuple(found)
+
+
+def _environment_names(pid: int) -> frozenset[str] | None:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - a plain read
+            entries = file.read().split(b"\0")
+    except OSError:
+        return None
+    return frozenset(os.fsdecode(entry.partition(b"=")[0]) for entry in entries if entry)
+
+
+def _text_of(path: str) -> str | None:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123 - a plain read
+            return file.read().strip() or None
+    except OSError:
+        return None
+
+
+def _ray_facts(modules: Mapping[str, Any]) -> PeerFacts | None:
+    """Return what Ray knows of this process, if it has been imported and initialised."""
+    ray = modules.get("ray")
+    try:
+        if ray is None or not ray.is_initialized():
+            return None
+        context = ray.get_runtime_context()
+        parts = [context.get_session_name(), context.get_job_id()]
+    except Exception:  # noqa: BLE001 - another version's API: as if Ray were not there
+        return None
+    try:
+        # Ray Train; it sets RANK and its like only for torch.
+        train = modules["ray.train"].get_context()
+        return PeerFacts(
+            rank=_number(train.get_world_rank()),
+            world_size=_number(train.get_world_size()),
+            local_rank=_number(train.get_local_rank()),
+            local_world_size=_number(train.get_local_world_size()),
+            node_rank=_number(train.get_node_rank()),
+            job_id="-".join(map(str, [*parts, train.get_experiment_name()])),
+        )
+    except Exception:  # noqa: BLE001 - this is no worker of Ray Train
+        return PeerFacts(job_id="-".join(map(str, parts)))
+
+
+def _jax_facts(modules: Mapping[str, Any]) -> PeerFacts | None:
+    """Return what JAX knows of this process, if its distributed runtime has been initialised.
+
+    `jax.process_index()` would do, but it starts the backends, and takes the accelerator's memory, if nobody has yet.
+    """
+    try:
+        state = modules["jax._src.distributed"].global_state
+        if state.client is None:
+            return None
+        return PeerFacts(rank=_number(state.process_id), world_size=_number(state.num_processes))
+    except Exception:  # noqa: BLE001 - not imported, or another version's: as if JAX were not there
+        return None
+
+
+def _number(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
