@@ -280,6 +280,7 @@ def _check_attributes(phases: Mapping[PathNames, Sequence[ReceivedSpan]], output
     assert losses[0] > losses[-1] > 0
     last = phases[(*EPOCH, "evaluate")][-1]
     assert f"{last.attributes['accuracy']:.3f}" == f"{printed_accuracy(output):.3f}"
+    assert "evaluate" == str(last.attributes["code.function.name"]).rpartition(".")[2]
     (main_thread,) = {span.attributes["thread.id"] for path in MAIN_LANE for span in phases[path]}
     loads = phases[(*EPOCH, "load_batch")]
     assert main_thread not in {span.attributes["thread.id"] for span in loads}
