@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ON_MISUSE = ("raise", "record")
 
 _recorders: weakref.WeakSet[PhaseRecorder] = weakref.WeakSet()
+# Apart from their recorders, since handles and tokens keep lanes alive and not the recorder.
+_all_lanes: weakref.WeakSet[LaneSet] = weakref.WeakSet()
 _fork_guard: list[bool] = []
 
 
@@ -158,6 +160,7 @@ class PhaseRecorder:
                     carrier=carrier,
                 )
                 self._lane_sets[key] = lanes
+                _all_lanes.add(lanes)
             return lanes
 
     def _enter(self, session_id: str, rank: int, name: str, attributes: Mapping[str, Any] | None) -> PhaseHandle:
@@ -179,10 +182,8 @@ class PhaseRecorder:
         return misuse_boundary(str(problem))
 
     def after_fork_in_child(self) -> None:
-        """Replace the locks and start every lane anew; called by the interpreter in a forked child."""
+        """Replace the lock, which another thread of the parent may have held; called in a forked child."""
         self._lock = threading.RLock()
-        for lanes in self._lane_sets.values():
-            lanes.after_fork_in_child()
 
 
 def _find(lane: Lane, scope_id: str) -> PhaseHandle | None:
@@ -213,3 +214,5 @@ def _remember(recorder: PhaseRecorder) -> None:
 def _after_fork_in_child() -> None:
     for recorder in tuple(_recorders):
         recorder.after_fork_in_child()
+    for lanes in tuple(_all_lanes):
+        lanes.after_fork_in_child()

@@ -325,3 +325,31 @@ print([each.name for each in ended])
 """,
     )
     assert ["3", "['train']"] == said
+
+
+def test_a_lenient_child_changes_nothing_of_its_parents_either(run_python):
+    """Every refusal is counted, gives a handle of nothing, and leaves the parent's phases alone."""
+    said = run(
+        run_python,
+        """
+lanes = PhaseRecorder(on_misuse="record").lane_set("s", 0)
+released = lanes.enter_phase("released").release()
+paused = lanes.enter_phase("paused")
+paused.pause()
+top = lanes.enter_phase("top")
+
+def steal():
+    found = repr(lanes.acquire(released))
+    paused.resume()
+    token = paused.release()
+    top.pause()
+    top.close()
+    lanes.exit(token)
+    return [found, len(list(lanes.open_phases())), lanes.counts.to_dict(), top.status, paused.status]
+
+print(*in_child(steal))
+print(top.status, paused.status, released._handle.status)
+""",
+    )
+    counts = {"foreign_process": 5, "forged_token": 1}
+    assert [f"<no phase> 0 {counts} active paused", "active paused paused"] == said
