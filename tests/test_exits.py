@@ -392,3 +392,11 @@ def test_each_new_thread_is_told_once(lanes, step_thread):
         for _ in range(2):
             thread.do(lambda: lanes.enter_phase("x").close())
     assert ["one", "two"] == seen
+
+
+def test_a_pause_that_was_overtaken_parks_nothing(lanes, ended, clock):
+    """The phase was taken off its lane between the look and the stores."""
+    train = lanes.enter_phase("train")
+    clock.meddle = lambda: _exits._abandon(lanes, train._lane, train, "the recorder was reset")
+    train.pause()
+    assert ([train], ABANDONED, set()) == (ended, train.status, lanes.parked)
