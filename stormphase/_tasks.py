@@ -34,6 +34,10 @@ def current_task() -> Any:
     lowlevel = getattr(trio, "lowlevel", None)  # Half imported in another thread: nothing runs in it yet.
     if lowlevel is None:
         return None
+    is_in_task = getattr(lowlevel, "in_trio_task", None)
+    if is_in_task is not None and not is_in_task():
+        # Newer ones say so without an exception, which every phase of a program that only has trio loaded would pay for.
+        return None
     try:
         return lowlevel.current_task()
     except RuntimeError:
