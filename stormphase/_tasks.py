@@ -36,7 +36,7 @@ def current_task() -> Any:
         return None
     is_in_task = getattr(lowlevel, "in_trio_task", None)
     if is_in_task is not None and not is_in_task():
-        # Newer ones say so without an exception, which every phase of a program that only has trio loaded would pay for.
+        # Newer ones say so without an exception, which each phase would pay for where trio is loaded and does not run.
         return None
     try:
         return lowlevel.current_task()
