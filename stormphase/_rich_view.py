@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Final
 
 from stormphase._render import BESIDE, Layout, columns, cut, indented, padded
-from stormphase._table import FAIL, Line, table_of
+from stormphase._table import FAIL, Line, Table, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import TextIO
 
     from rich.text import Text
 
     from stormphase._summary import SummaryReport
 
 _LAST, _NEXT, _PAST, _GAP = "└ ", "├ ", "│ ", "  "
-_BARS: Final = (16, 10, 6)
+_BARS: Final = (20, 16, 13)
+_BAR_HEAD: Final = "█ own ░ inner"
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _REST: Final = "░"
 _LEAST_FOR_NAMES: Final = 24
@@ -31,28 +32,34 @@ def can_draw(encoding: str) -> bool:
     return True
 
 
-def draw(report: SummaryReport, stream: TextIO, *, width: int, has_colour: bool) -> None:
-    """Write the tree to a terminal.
+def draw(report: SummaryReport, *, width: int, has_colour: bool) -> str:
+    """Return the text to write to a terminal of `width` columns.
 
     Raises:
         ImportError: if rich is not installed.
-        OSError: what the stream raises.
-        ValueError: likewise.
     """
     # Only here, since it takes some 50 ms: whoever prints no summary to a terminal never loads it.
     from rich.console import Console  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     table = table_of(report)
-    bar_width = next((bar for bar in _BARS if _fits(Layout.of(table, width - bar - 1, _GAP))), 0)
-    layout = Layout.of(table, width - (bar_width + 1 if bar_width else 0), _GAP)
-    # Text and no markup, so that nothing in a name is taken for a style, a link or an emoji.
+    layout, bar_width = _layout_with_bar(table, width)
+    # Not to the terminal itself: rich ends the program where a pipe breaks.
+    drawn = io.StringIO()
     console = Console(
-        file=stream, width=width, force_terminal=True, no_color=not has_colour, highlight=False, legacy_windows=False
+        file=drawn,
+        width=width,
+        force_terminal=True,
+        color_system="standard",
+        no_color=not has_colour,
+        highlight=False,
+        legacy_windows=False,
     )
+    # Text and no markup, so that nothing in a name is taken for a style, a link or an emoji.
     lines = [Text(cut(table.title, width), style="bold")]
     heads = layout.cells({column: column for column in table.columns})
-    lines.append(Text(padded("phase", layout.name_width) + heads, style="dim"))
+    bar_head = f" {_BAR_HEAD}" if bar_width else ""
+    lines.append(Text(padded("phase", layout.name_width) + heads + bar_head, style="dim"))
     lines += [_drawn(Text(), line, guide, layout, bar_width) for line, guide in _guided(table.main)]
     if table.beside:
         lines.append(Text(cut(BESIDE, width), style="dim"))
@@ -60,10 +67,17 @@ def draw(report: SummaryReport, stream: TextIO, *, width: int, has_colour: bool)
     lines += [Text(cut(note, width), style="dim") for note in table.notes]
     for line in lines:
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
+    return drawn.getvalue()
 
 
-def _fits(layout: Layout) -> bool:
-    return layout.name_width >= _LEAST_FOR_NAMES
+def _layout_with_bar(table: Table, width: int) -> tuple[Layout, int]:
+    """Return the layout with the widest bar that costs no column of numbers, and names no more than they can spare."""
+    plain = Layout.of(table, width, _GAP)
+    for bar_width in _BARS:
+        layout = Layout.of(table, width - bar_width - 1, _GAP)
+        if layout.widths == plain.widths and layout.name_width >= min(plain.name_width, _LEAST_FOR_NAMES):
+            return layout, bar_width
+    return plain, 0
 
 
 def _guided(lines: Sequence[Line]) -> list[tuple[Line, str]]:

@@ -98,6 +98,8 @@ def table_of(report: SummaryReport) -> Table:
     main.append(_sum("wall time", wall_ns, wall_ns))
     if report.dropped:
         notes.append(f"{report.dropped} ended phases were dropped from a full queue: raise queue_bound")
+    elif report.unfolded_ns:
+        notes.append("(not in a row): spent here by phases that others acquired, less what acquired ones brought")
     beside = _lines(report.beside, wall_ns, BESIDE_ROWS)
     has = {column for line in (*main, *beside) for column in line.cells}
     columns = tuple(c for c in (COUNT, TOTAL, OWN, SHARE, P50, P95, MAX, PAUSED, FAIL) if c in has)
@@ -185,7 +187,14 @@ def _shown(rows: Sequence[SummaryRow], parents: Sequence[int], most: int) -> set
         while above >= 0 and above not in shown:
             shown.add(above)
             above = parents[above]
-    return shown
+    # To say "(1 more)" takes as much room as to show it.
+    hidden: dict[int, list[int]] = {}
+    nearest: list[int] = []
+    for index, parent in enumerate(parents):
+        nearest.append(parent if parent < 0 or parent in shown else nearest[parent])
+        if index not in shown:
+            hidden.setdefault(nearest[index], []).append(index)
+    return shown.union(*(alone for alone in hidden.values() if len(alone) == 1))
 
 
 def _hide(over: _Open, row: SummaryRow, *, is_top: bool) -> None:
@@ -271,7 +280,8 @@ def amount(count: int) -> str:
     for size, unit in ((1_000, "k"), (1_000_000, "M"), (1_000_000_000, "G")):
         value = count / size
         if value < 999.5:  # noqa: PLR2004 - three digits and a unit
-            return f"{value:.0f}{unit}" if value >= 99.95 else f"{value:.1f}{unit}"  # noqa: PLR2004 - three digits
+            digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2  # noqa: PLR2004 - three digits
+            return f"{value:.{digits}f}{unit}"
     return f"{count:.0e}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -57,22 +58,18 @@ def show(report: SummaryReport, stream: TextIO | None, environ: Mapping[str, str
         return
     try:
         facts = StreamFacts.of(stream, environ)
-        if facts.is_terminal and _rich_view.can_draw(facts.encoding):
-            try:
-                _rich_view.draw(report, stream, width=facts.width, has_colour=facts.has_colour)
-            except ImportError:
-                _write(report, stream, facts)
-        else:
-            _write(report, stream, facts)
+        # A name may have what the stream cannot encode: a question mark is better than no tree.
+        stream.write(_text(report, facts).encode(facts.encoding, "replace").decode(facts.encoding))
         stream.flush()
     except Exception:  # noqa: BLE001 - a stream may be the program's own; whatever it raises, the session has ended
         return
 
 
-def _write(report: SummaryReport, stream: TextIO, facts: StreamFacts) -> None:
-    text = "\n".join(render(report, width=facts.width, has_colour=facts.has_colour)) + "\n"
-    # A name may have what the stream cannot encode: a question mark is better than no tree.
-    stream.write(text.encode(facts.encoding, "replace").decode(facts.encoding))
+def _text(report: SummaryReport, facts: StreamFacts) -> str:
+    if facts.is_terminal and _rich_view.can_draw(facts.encoding):
+        with contextlib.suppress(ImportError):
+            return _rich_view.draw(report, width=facts.width, has_colour=facts.has_colour)
+    return "\n".join(render(report, width=facts.width, has_colour=facts.has_colour)) + "\n"
 
 
 def _columns_of(stream: TextIO, environ: Mapping[str, str]) -> int:

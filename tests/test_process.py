@@ -121,7 +121,7 @@ class Bridge:
     def take(self, phase): pass
     def tick(self): pass
     def flush(self, timeout_s): return True
-    def finish(self, outcome): os.write(1, f"outcome {outcome!r}\\n".encode())
+    def finish(self, outcome, ended_ns): os.write(1, f"outcome {outcome!r}\\n".encode())
     def after_fork_in_child(self): os.write(1, b"forked\\n")
     def stats(self): return {}
     def environment(self): return {}

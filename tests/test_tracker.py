@@ -63,7 +63,7 @@ class FakeBridge:
         self.calls.append("flush")
         return True
 
-    def finish(self, outcome: BaseException | None) -> None:
+    def finish(self, outcome: BaseException | None, ended_ns: int) -> None:
         """Note the outcome."""
         self.calls.append(("finish", outcome))
 
