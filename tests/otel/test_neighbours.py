@@ -161,7 +161,8 @@ show(header=headers[0], trace_id=trace_id)
     shown = run(run_python, source)
     assert ["GET", "fetch"] in shown["tree"]
     assert shown["trace_id"] == shown["header"].split("-")[1]
-    assert "03" == shown["header"].split("-")[3]
+    # Sampled; that the id is random is sent by newer propagators only.
+    assert shown["header"].split("-")[3] in {"01", "03"}
 
 
 def test_logfire_gets_real_spans_among_its_own(run_python: RunPython) -> None:
