@@ -15,7 +15,7 @@ from stormphase._recipe import FunctionSite, function_name_of
 from stormphase.otel._build import ENTER, EXIT, UNSET, SpanFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from stormphase._clock import ClockAnchor
     from stormphase._lanes import LaneSet
@@ -247,12 +247,10 @@ class PhaseFacts:
                 for name, when_ns, given in extra.events
             ]
         error = None if extra is None or phase._status not in ERROR_STATUSES else extra.error
-        final: RecordedException | None = None
-        for recorded in () if notes is None else notes.exceptions:
-            if error is not None and (recorded.type, recorded.message) == (error.type, error.message):
-                final = recorded
-            elif self._exceptions_on_spans:
-                events.append(self._exception_event(recorded))
+        exceptions = [] if notes is None else notes.exceptions
+        final = None if error is None else _recording_of(error, exceptions)
+        if self._exceptions_on_spans:
+            events += [self._exception_event(recorded) for recorded in exceptions if recorded is not final]
         if error is not None and is_origin(phase, error) and self._exceptions_on_spans:
             attributes = {} if final is None else dict(to_otel(final.attributes, self._lanes.attribute_counts))
             attributes.update(exception_attributes(error.type, error.message, error.traceback))
@@ -264,6 +262,14 @@ class PhaseFacts:
         attributes = exception_attributes(recorded.type, recorded.message, recorded.stacktrace)
         attributes.update(to_otel(recorded.attributes, self._lanes.attribute_counts))
         return ("exception", recorded.when_ns, attributes)
+
+
+def _recording_of(error: PhaseError, exceptions: Sequence[RecordedException]) -> RecordedException | None:
+    """Return the last recorded exception that reads like the one that ended the phase: one before was handled."""
+    for recorded in reversed(exceptions):
+        if (recorded.type, recorded.message) == (error.type, error.message):
+            return recorded
+    return None
 
 
 def exception_attributes(kind: str, message: str, stacktrace: str | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stormphase.otel._carrier import SpanCarrier
     from stormphase.otel._traces import Trace
 
+RECORDED: Final = "__stormphase_recorded__"
 MAX_LINKS: Final = 64
 MAX_EXCEPTIONS: Final = 16
 MAX_NAME_CHARS: Final = 256
@@ -148,17 +149,19 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
         timestamp: int | None = None,
         escaped: bool = False,  # noqa: FBT001, FBT002 - OTel's signature
     ) -> None:
-        """Note an exception; one that a phase inside has recorded, or that ends this one, counts once."""
+        """Note an exception; one recorded before, here or in a phase inside, or that ends this one, counts once."""
         del escaped
         lanes = self._lane.lanes
         notes = self._notes_while_open()
         if notes is None:
             return
-        if _errors._trusted_origin(exception, self) is not None:
+        remembered = _errors._attributes_of(exception)
+        if remembered.get(RECORDED) == self.scope_id or _errors._trusted_origin(exception, self) is not None:
             return
         if len(notes.exceptions) >= MAX_EXCEPTIONS:
             lanes.counts.add("events_dropped")
             return
+        remembered[RECORDED] = self.scope_id
         when_ns = lanes.anchor.to_wall_ns(lanes.now()) if timestamp is None else timestamp
         notes.exceptions.append(
             RecordedException(

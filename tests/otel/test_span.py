@@ -250,3 +250,25 @@ def test_a_retried_phase_links_to_the_one_before(bridged: Callable[..., Bridged]
     second = rig.span_list[-1]
     assert [Link(first.get_span_context()).context] == [link.context for link in second.links]
     assert (0, 1) == tuple(span.attributes["stormphase.phase.attempt"] for span in rig.span_list)
+
+
+def test_handled_exceptions_that_read_like_the_last_one_stay_events(bridged: Callable[..., Bridged]) -> None:
+    """A retry loop that records each try and gives up: only the last record is taken for what ended the phase."""
+    rig = bridged()
+    phase = rig.enter("step")
+    for _ in range(3):
+        phase.record_exception(OSError("busy"))
+        rig.clock.advance(5)
+    phase.close(error=OSError("busy"))
+    assert ["exception"] * 3 == [event.name for event in rig.spans["step"].events]
+
+
+def test_one_exception_recorded_twice_counts_once(bridged: Callable[..., Bridged]) -> None:
+    """By `use_span` around `use_span`, say."""
+    rig = bridged()
+    with rig.enter("step") as phase:
+        error = ValueError("handled")
+        phase.record_exception(error)
+        phase.record_exception(error)
+        phase.record_exception(ValueError("handled"))
+    assert ["exception"] * 2 == [event.name for event in rig.spans["step"].events]
