@@ -269,7 +269,9 @@ class StartedSender:
     def __init__(self, sdk: SdkTracer) -> None:
         """Take the place of id generator and sampler in our scope's tracer; the provider's own stay as they are."""
         self._tracer = sdk.tracer
-        self._replay = _Replay(sdk)
+        # The SDK gives every tracker on one provider the same tracer (from 1.42 on): they share what stands in it.
+        standing: object = sdk.tracer.id_generator
+        self._replay = standing if isinstance(standing, _Replay) else _Replay(sdk)
         self._tracer.id_generator = self._replay
         self._tracer.sampler = self._replay
 

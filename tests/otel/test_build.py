@@ -309,3 +309,15 @@ def test_a_processor_that_raises_on_a_plain_span_is_counted(bridged: Callable[..
     rig.finish()
     stats = rig.bridge.stats()
     assert (4, 3, 1) == (stats["offered"], stats["handed_over"], stats["dropped_error"])
+
+
+def test_two_trackers_on_one_provider_keep_their_ids(bridged: Callable[..., Bridged]) -> None:
+    """The SDK gives both the same tracer; each span has its own phase's ids all the same."""
+    first = bridged(processors=(Starting(),))
+    second = bridged(provider=first.provider, session_id="launch-2")
+    for rig in (first, second, first, second):
+        with rig.enter("step") as phase:
+            pass
+        rig.deliver()
+        sent = first.exporter.get_finished_spans()[-1].context
+        assert (phase.get_span_context().trace_id, phase.get_span_context().span_id) == (sent.trace_id, sent.span_id)
