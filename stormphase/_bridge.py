@@ -70,8 +70,8 @@ class Bridge(Protocol):
         """Deliver what was taken; return whether all of it was."""
         ...
 
-    def finish(self, outcome: BaseException | None) -> object:
-        """Take note that the session has ended."""
+    def finish(self, outcome: BaseException | None, ended_ns: int) -> object:
+        """Take note that the session has ended, and when on the monotonic clock."""
         ...
 
     def after_fork_in_child(self) -> None:

@@ -164,9 +164,11 @@ class Session:
         try:
             self._on_stop()
             self._close_lanes()
+            # One time for all, so that the summary and the session's span say the same.
+            ended_ns = self.lanes.now()
             if self._summary is not None:
-                self._summary.note_end()
-            is_delivered = self.sinks.finish(timeout_s, outcome)
+                self._summary.note_end(ended_ns)
+            is_delivered = self.sinks.finish(timeout_s, outcome, ended_ns)
         finally:
             # Also when an impatient KeyboardInterrupt ends the wait.
             self.sinks.give_up()

@@ -38,6 +38,7 @@ class SinkSet:
         self._lanes = lanes
         self._bound = queue_bound
         self._outcome: BaseException | None = None
+        self._ended_ns = 0
         self._hooks: tuple[Callable[[PhaseHandle], object], ...] = ()
         self._bridge: _drain.SinkWorker | None = None
         if bridge is not None:
@@ -48,7 +49,7 @@ class SinkSet:
                 _Offered(lanes),
                 flush=bridge.flush,
                 tick=bridge.tick,
-                finish=lambda: bridge.finish(self._outcome),
+                finish=lambda: bridge.finish(self._outcome, self._ended_ns),
             )
         self._sinks = [
             self._worker(_sink_name(sink, index), _BoundaryFeed(sink), _Offered(lanes, with_enters=True))
@@ -111,13 +112,14 @@ class SinkSet:
         """Return whether within `timeout_s` seconds all had, and delivered, what was offered before."""
         return _drain.flush_all(self.workers, timeout_s, is_last=False)
 
-    def finish(self, timeout_s: float, outcome: BaseException | None) -> bool:
-        """Deliver the rest, tell the bridge how the session ended, and end the threads; whether all delivered in time.
+    def finish(self, timeout_s: float, outcome: BaseException | None, ended_ns: int) -> bool:
+        """Deliver the rest, tell the bridge how and when the session ended, and end the threads; whether all delivered.
 
         What was not handed over by then is dropped, and counted.
         """
         # Not for longer than the call: an exception holds its frames, and with them a model's tensors.
         self._outcome = outcome
+        self._ended_ns = ended_ns
         try:
             return _drain.flush_all(self.workers, timeout_s, is_last=True)
         finally:

@@ -118,9 +118,9 @@ class SessionSummary:
         with self._lock:
             fold.add(phase)
 
-    def note_end(self) -> None:
-        """Take the session's end time: all phases have ended, and what follows is delivery."""
-        self._ended_ns = self._lanes.now()
+    def note_end(self, ended_ns: int) -> None:
+        """Take the session's end time, monotonic: all phases have ended, and what follows is delivery."""
+        self._ended_ns = ended_ns
 
     def report(self, *, dropped: int = 0) -> SummaryReport:
         """Return what was folded so far; `dropped` says how many phases never came here."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -186,6 +187,8 @@ class TracedCarrier(SpanCarrier):
         self._trace_per = trace_per
         self._asks_each = asks_each
         self._next_occurrence = next_occurrence
+        self._launch = traces.identity.session_id
+        self._sends_roots = traces.identity.rank == 0
         super().__init__(variable, traces)
 
     def _make_put(self) -> Callable[[Any], contextvars.Token[Any]]:
@@ -201,6 +204,11 @@ class TracedCarrier(SpanCarrier):
 
         return put
 
+    def after_fork_in_child(self) -> None:
+        """Derive traces from a launch of the child's own: no rank shares them, and the parent goes on with its own."""
+        self._launch = os.urandom(16).hex()
+        self._sends_roots = True
+
     def _trace_at_enter(self, phase: TracedPhaseSpan) -> Trace:
         parent = phase.parent
         outer_trace = parent._trace if isinstance(parent, TracedPhaseSpan) else self.traces.session
@@ -214,9 +222,8 @@ class TracedCarrier(SpanCarrier):
             return outer_trace
 
     def _begin(self, phase: TracedPhaseSpan, outer_trace: Trace) -> Trace:
-        identity = self.traces.identity
         path = phase._path
-        place = (identity.session_id, identity.attempt, path.names, phase._step)
+        place = (self._launch, self.traces.identity.attempt, path.names, phase._step)
         occurrence = self._next_occurrence(path, phase._step)
         phase._trace = outer_trace
         _, links = self.above(phase, outer_trace)
@@ -232,7 +239,7 @@ class TracedCarrier(SpanCarrier):
             trace,
             root_sequence=phase._sequence,
             root_id=ids.phase_root_span_id(*place, occurrence),
-            is_root_here=identity.rank == 0,
+            is_root_here=self._sends_roots,
         )
 
     def _continue(self, phase: TracedPhaseSpan, outer_trace: Trace) -> Trace:

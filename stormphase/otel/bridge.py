@@ -224,7 +224,7 @@ class OTelBridge:
         if not isinstance(phase, PhaseSpan):
             return
         if self._metrics is not None:
-            self._metrics.record(phase)
+            self._record(self._metrics, phase)
         if (
             phase._extra is None
             and self._outlet is not None
@@ -244,6 +244,14 @@ class OTelBridge:
             is_sent = getattr(phase, "_real", None) is not None
         if wants != _NO_BOUNDARIES or is_failure:
             self._emit(phase, wants, is_failure=is_failure, was_announced=was_announced, is_sent=is_sent)
+
+    def _record(self, metrics: PhaseMetrics, phase: PhaseSpan) -> None:
+        try:
+            metrics.record(phase)
+        except BaseException:  # noqa: BLE001 - a user's meter may raise anything, and must not cost the span
+            if not self._counts["metrics_failed"]:
+                _log.warning("stormphase: recording a duration failed; more are only counted", exc_info=True)
+            self._counts.add("metrics_failed")
 
     def _wanted_boundaries(self, phase: PhaseSpan, *, is_failure: bool, was_announced: bool) -> tuple[bool, bool]:
         """Return whether the enter and the exit of an ended phase are events."""
@@ -312,12 +320,15 @@ class OTelBridge:
         reals = self._real is None or self._real.flush(timeout_ms)
         return spans and logs and reals
 
-    def finish(self, outcome: BaseException | None) -> None:
-        """Send the rank's span and, on rank 0, the session's; a forked child leaves that to its parent."""
+    def finish(self, outcome: BaseException | None, ended_ns: int) -> None:
+        """Send the rank's span and, on rank 0, the session's, which ended at `ended_ns` on the monotonic clock.
+
+        A forked child leaves that to its parent.
+        """
         session = self._session
         if session is None or self._is_forked_child:
             return
-        end_ns = session.anchor.to_wall_ns(session.clock.monotonic_ns())
+        end_ns = session.anchor.to_wall_ns(ended_ns)
         if self._outlet is not None:
             self._outlet.finish(outcome, end_ns)
         if self._real is not None:
@@ -328,6 +339,8 @@ class OTelBridge:
         self._is_forked_child = True
         self._counts = counts = Counts()
         self._long_open = LongOpen()
+        if isinstance(self._carrier, _carrier.TracedCarrier):
+            self._carrier.after_fork_in_child()
         for part in (self._outlet, self._real, self._events):
             if part is not None:
                 part.after_fork_in_child(counts)

@@ -85,7 +85,7 @@ class Bridged:
     def finish(self, outcome: BaseException | None = None) -> None:
         """Deliver, and end the session."""
         self.deliver()
-        self.bridge.finish(outcome)
+        self.bridge.finish(outcome, self.clock.monotonic_ns())
 
     @property
     def spans(self) -> dict[str, ReadableSpan]:

@@ -78,7 +78,7 @@ def test_an_unattached_bridge_does_nothing() -> None:
     """A disabled tracker never attaches it."""
     bridge = OTelBridge()
     bridge.tick()
-    bridge.finish(None)
+    bridge.finish(None, 0)
     bridge.after_fork_in_child()
     assert bridge.flush(0.1)
     assert ({}, 0) == (bridge.environment(), bridge.stats()["offered"])
@@ -253,3 +253,63 @@ def test_simple_processors_do_not_trace_their_own_export(bridged: Callable[..., 
         pass
     rig.deliver()
     assert [True] == seen
+
+
+@pytest.mark.parametrize("sink_s", [0.0, 0.05], ids=["quick sink", "slow sink"])
+def test_summary_rank_and_session_agree_on_the_wall_time(sink_s: float) -> None:
+    """All three last until the session stopped, to the nanosecond, however long delivery takes after that."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    delayed = threading.Event()
+
+    def sink(boundary: object) -> None:
+        delayed.wait(sink_s)
+
+    bridge = OTelBridge(provider)
+    tracker = PhaseTracker(
+        session_id=f"wall-{sink_s}", rank=0, world_size=1, bridge=bridge, sinks=[sink], summary=True
+    ).start()
+    with tracker.enter_phase("step") as step:
+        pass
+    summary = tracker._session._summary
+    tracker.stop()
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    durations = [spans[name].end_time - spans[name].start_time for name in ("session", "rank 0")]
+    assert [summary.report().wall_ns] * 2 == durations
+    assert step._ended_ns - step._entered_ns <= durations[0]
+
+
+def test_a_forked_child_never_sends_the_ids_of_a_step_again(run_python: RunPython) -> None:
+    """With `trace_per` the parent and two forked children each have traces of their own, whatever they enter."""
+    source = """
+import os
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from stormphase._tracker import PhaseTracker
+from stormphase.otel import OTelBridge
+class Lines(SpanExporter):
+    def export(self, spans):
+        for span in spans:
+            if span.name == "step":
+                os.write(1, f"{span.context.trace_id:x} {span.context.span_id:x} {span.parent}\\n".encode())
+        return SpanExportResult.SUCCESS
+    def shutdown(self): pass
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(SimpleSpanProcessor(Lines()))
+tracker = PhaseTracker(session_id="s", rank=0, world_size=1, bridge=OTelBridge(provider, trace_per="step")).start()
+tracker.set_step(1)
+with tracker.enter_phase("train"):
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            with tracker.enter_phase("step"): pass
+            tracker.stop()
+            os._exit(0)
+        os.waitpid(pid, 0)
+    with tracker.enter_phase("step"): pass
+tracker.stop()
+"""
+    lines = [line.split() for line in run_python(source).stdout.splitlines()]
+    assert [3, 3] == [len({line[column] for line in lines}) for column in (0, 1)]
+    assert ["None"] * 3 == [line[2] for line in lines]

@@ -140,3 +140,18 @@ def test_no_metrics_unless_asked(bridged: Callable[..., Bridged], metered: Meter
         pass
     rig.deliver()
     assert {} == metered.read()
+
+
+def test_a_meter_that_raises_costs_no_span(bridged: Callable[..., Bridged], caplog: pytest.LogCaptureFixture) -> None:
+    """The duration is lost and counted, told once; the spans are sent."""
+    rig = bridged(metrics=True, meter_provider=MeterProvider(shutdown_on_exit=False))
+
+    def fail(*arguments: object) -> None:
+        raise ValueError
+
+    rig.bridge._metrics._duration.record = fail
+    with rig.enter("outer"), rig.enter("inner"):
+        pass
+    assert ["inner", "outer"] == list(rig.spans)
+    assert 2 == rig.bridge.stats()["metrics_failed"]
+    assert 1 == caplog.text.count("recording a duration failed")
