@@ -110,7 +110,7 @@ class EventLog:
                     phase, is_exit=event_name is EXIT, with_exception=with_exception
                 ),
             )
-        except Exception:  # noqa: BLE001 - a user's processor may raise anything
+        except BaseException:  # noqa: BLE001 - a user's processor may raise anything, also SystemExit
             if not self._counts["events_failed"]:
                 _log.warning("stormphase: emitting a log event failed; more are only counted", exc_info=True)
             self._counts.add("events_failed")

@@ -137,7 +137,7 @@ class SpanOutlet:
                 (phase._entered_ns + offset_ns, phase._ended_ns + offset_ns),
                 with_boundaries=with_boundaries,
             )
-        except Exception:  # noqa: BLE001 - a user's processor may raise anything
+        except BaseException:  # noqa: BLE001 - a user's processor may raise anything, also SystemExit
             self._count_error()
             return True
         self.handed_over_count += 1
@@ -150,7 +150,7 @@ class SpanOutlet:
         self.offered_count += 1
         try:
             return self._take(phase, boundaries)
-        except Exception:  # noqa: BLE001 - counts stay exact, whatever goes wrong
+        except BaseException:  # noqa: BLE001 - counts stay exact, whatever goes wrong
             phase._fate = DROPPED
             self._count_error()
             return False
@@ -200,6 +200,14 @@ class SpanOutlet:
         if trace.root_sequence is None and not self._budget.admits_pending(phase):
             self._counts.add("dropped_over_budget")
             return
+        try:
+            facts = self._pending_facts(phase, trace, now_ns)
+        except BaseException:  # noqa: BLE001 - counts stay exact, whatever goes wrong
+            self._count_error()
+            return
+        self._hand_over(facts)
+
+    def _pending_facts(self, phase: PhaseSpan, trace: Trace, now_ns: int) -> SpanFacts:
         own = own_context(phase, trace)
         facts = self._facts.started_span(phase, trace, own)
         pending_id = int.from_bytes(os.urandom(8), "big") or 1
@@ -208,7 +216,7 @@ class SpanOutlet:
         facts.links = ()
         facts.end_ns = now_ns
         facts.attributes[PENDING_ATTRIBUTE] = True
-        self._hand_over(facts)
+        return facts
 
     def finish(self, outcome: BaseException | None, end_ns: int) -> None:
         """Send the rank's span and, on rank 0, the session's root span."""
@@ -240,7 +248,7 @@ class SpanOutlet:
                 self._direct.send(facts)
             else:
                 self._start_and_end(facts, key)
-        except Exception:  # noqa: BLE001 - a user's processor may raise anything
+        except BaseException:  # noqa: BLE001 - a user's processor may raise anything, also SystemExit
             self._count_error()
             return False
         self.handed_over_count += 1
@@ -291,7 +299,7 @@ class SpanOutlet:
     def _open(self, sender: StartedSender, key: int, facts: SpanFacts) -> None:
         try:
             self._open_spans[key] = (sender.start(facts), len(facts.links))
-        except Exception:  # noqa: BLE001 - a user's processor may raise anything; the end will tell
+        except BaseException:  # noqa: BLE001 - a user's processor may raise anything; the end will tell
             _log.debug("stormphase: starting a span failed", exc_info=True)
 
     def _warn_of_budget(self) -> None:

@@ -65,16 +65,25 @@ class RealSpans:
         self._provider: Any = None
         self._session: Span | None = None
         self._rank: Span | None = None
+        self._is_child = False
 
     def use(self, tracer: Tracer, provider: Any) -> None:
         """Start the rank's span, and that of a session which has one rank only; phases follow from now on.
 
         With several ranks nobody can send the root span, as its id cannot be chosen; the ranks' spans still share its
-        trace.
+        trace. A forked child starts neither: they are its parent's to end.
         """
-        traces = self._traces
         self._tracer = tracer
         self._provider = provider
+        if not self._is_child:
+            try:
+                self._start_rank()
+            except Exception:  # noqa: BLE001 - a user's tracer may raise anything, and training starts all the same
+                self._count_failure()
+        self._carrier.start = self.start
+
+    def _start_rank(self) -> None:
+        traces = self._traces
         around = Context() if traces.caller is None else set_span_in_context(NonRecordingSpan(traces.caller), Context())
         if traces.identity.world_size == 1:
             self._session = self._started(self._session_span.root_facts(traces, None, 0), around)
@@ -84,7 +93,6 @@ class RealSpans:
             around = set_span_in_context(NonRecordingSpan(traces.root), Context())
         self._rank = self._started(self._session_span.rank_facts(traces, None, 0), around)
         traces.rank = self._rank.get_span_context()
-        self._carrier.start = self.start
 
     def _started(self, facts: SpanFacts, around: Context) -> Span:
         assert self._tracer is not None  # noqa: S101 - set by the only caller
@@ -123,9 +131,11 @@ class RealSpans:
             trace = self._traces.session
             facts = self._facts.span(phase, trace, real.get_span_context())
             self._end(real, facts, len(facts.links) - len(links_of(phase)))
-        except Exception:  # noqa: BLE001 - as in `start`
-            self._count_failure()
+        except BaseException as error:  # also what a signal handler raised: counts stay exact
             self._counts.add("dropped_error")
+            if not isinstance(error, Exception):
+                raise
+            self._count_failure()
             return
         self._counts.add("handed_over")
 
@@ -140,8 +150,13 @@ class RealSpans:
         self._rank = None
         for span, facts in both:
             self._counts.add("offered")
-            self._end(span, facts, len(facts.links))
-            self._counts.add("handed_over")
+            try:
+                self._end(span, facts, len(facts.links))
+            except BaseException:  # noqa: BLE001 - on the worker, where a user's processor may raise anything
+                self._count_failure()
+                self._counts.add("dropped_error")
+            else:
+                self._counts.add("handed_over")
 
     def flush(self, timeout_ms: int) -> bool:
         """Flush the provider, if it can be; False if it says that it failed or raises."""
@@ -171,4 +186,5 @@ class RealSpans:
     def after_fork_in_child(self, counts: Counts) -> None:
         """Leave the session's and the rank's spans to the parent, and count anew."""
         self._counts = counts
+        self._is_child = True
         self._rank = self._session = None

@@ -300,3 +300,39 @@ def test_a_moved_phase_is_sent_over_the_budget(bridged: Callable[..., Bridged]) 
     spans = rig.spans
     assert "filler" not in spans
     assert spans["moving"].context.span_id == spans["child"].parent.span_id
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("hook", ["on_start", "on_end"])
+def test_a_processor_that_would_end_the_program_costs_its_span_and_no_more(
+    bridged: Callable[..., Bridged], error: BaseException, hook: str
+) -> None:
+    """On the worker it is one more processor that raises: counted, also on the quick way."""
+
+    class Leaving(SpanProcessor):
+        pass
+
+    def leave(self: object, span: Any, parent_context: object = None) -> None:
+        raise error
+
+    setattr(Leaving, hook, leave)
+    rig = bridged(processors=(Leaving(),))
+    with rig.enter("outer"), rig.enter("plain"):
+        pass
+    rig.finish()
+    stats = assert_balanced(rig)
+    assert (4, 4) == (stats["offered"], stats["dropped_error"])
+
+
+def test_a_pending_span_that_cannot_be_built_is_counted(bridged: Callable[..., Bridged]) -> None:
+    """Offered and dropped, so that the counts stay exact."""
+    rig = bridged(pending=True)
+
+    def fail_to_build(*arguments: object) -> None:
+        raise RuntimeError
+
+    with rig.enter("long") as phase:
+        rig.bridge._outlet._facts.started_span = fail_to_build
+        rig.bridge._outlet.send_pending(phase, 0)
+    assert_balanced(rig)
+    assert (1, 1) == (rig.bridge.stats()["offered"], rig.bridge.stats()["dropped_error"])

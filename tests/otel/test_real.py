@@ -274,3 +274,58 @@ def test_a_provider_that_does_nothing_costs_no_span(bridged: Callable[..., Bridg
     rig.finish()
     assert 2 == len(rig.events)
     assert (0, {}) == (rig.bridge.stats()["offered"], rig.bridge.environment())
+
+
+def test_a_tracer_that_raises_at_start_hurts_no_start(
+    bridged: Callable[..., Bridged], provider: OtherProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session goes on without its own spans; phases have theirs as soon as the tracer works."""
+    monkeypatch.setattr(OtherTracer, "start_span", lambda *args, **more: 1 / 0)
+    rig = real(bridged, provider)
+    monkeypatch.undo()
+    with rig.enter("step"):
+        pass
+    rig.finish()
+    assert ["step"] == [span.name for span in rig.span_list]
+    assert (1, 1, 1) == tuple(rig.bridge.stats()[name] for name in ("offered", "handed_over", "real_span_failures"))
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt()], ids=repr)
+def test_a_real_span_that_cannot_be_ended_is_counted(
+    bridged: Callable[..., Bridged], provider: OtherProvider, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Offered and dropped, for a phase as for rank and session; a user's interrupt passes."""
+    rig = real(bridged, provider)
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    phase = rig.enter("step")
+    monkeypatch.setattr(phase._real, "end", fail)
+    for span in (rig.bridge._real._rank, rig.bridge._real._session):
+        monkeypatch.setattr(span, "end", fail)
+    with contextlib.suppress(KeyboardInterrupt):
+        phase.close()
+    rig.finish()
+    stats = rig.bridge.stats()
+    assert (3, 0, 3) == (stats["offered"], stats["handed_over"], stats["dropped_error"])
+
+
+def test_a_forked_child_that_gets_a_provider_hangs_under_no_span_that_never_ends(
+    bridged: Callable[..., Bridged], provider: OtherProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set after the fork, it starts no session and rank in the child; the phases are in the session's trace."""
+    monkeypatch.setattr(trace, "get_tracer_provider", trace.ProxyTracerProvider)
+    rig = bridged(provider=trace.ProxyTracerProvider())
+    rig.lanes.after_fork_in_child()
+    rig.bridge.after_fork_in_child()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    rig.bridge.tick()
+    with rig.enter("in child"):
+        pass
+    rig.finish()
+    (span,) = provider.exporter.get_finished_spans()
+    assert (ids.session_trace_id("launch-1", 0), ids.rank_span_id("launch-1", 0, 0)) == (
+        span.context.trace_id,
+        span.parent.span_id,
+    )
