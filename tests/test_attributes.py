@@ -1,4 +1,4 @@
-"""Attributes: plain, bounded and counted, whatever comes in."""
+"""Attributes: plain, bounded and counted, whatever comes in; arrays and plain values are tested through them."""
 
 from __future__ import annotations
 
@@ -25,24 +25,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stormphase import _attributes
-from stormphase._attributes import (
+from stormphase import _attributes, _plain_values
+from stormphase._arrays import ELLIPSIS
+from stormphase._attributes import MAX_ATTRIBUTES, MAX_JSON_CHARS, AttributeCounts, put, take, to_otel
+from stormphase._plain_values import (
     BLANK_KEY,
-    ELLIPSIS,
-    MAX_ATTRIBUTES,
     MAX_CHARS,
     MAX_DEPTH,
     MAX_ITEMS,
-    MAX_JSON_CHARS,
     MAX_KEY_CHARS,
     MAX_NESTED_CHARS,
     MAX_NODES,
-    AttributeCounts,
     normalise,
     normalise_key,
-    put,
-    take,
-    to_otel,
 )
 
 
@@ -431,11 +426,13 @@ def test_of_keys_that_become_equal_the_first_is_kept(counts):
 
 def test_the_cache_of_keys_is_bounded(counts, monkeypatch):
     """A program that makes up keys for ever costs time and not memory."""
-    monkeypatch.setattr(_attributes, "_plain_keys", set())
-    monkeypatch.setattr(_attributes, "_MAX_PLAIN_KEYS", 10)
+    seen = set()
+    for module in (_attributes, _plain_values):
+        monkeypatch.setattr(module, "plain_keys", seen)
+    monkeypatch.setattr(_plain_values, "_MAX_PLAIN_KEYS", 10)
     for number in range(50):
         assert {f"k{number}": 1} == take({f"k{number}": 1}, counts)
-    assert 10 == len(_attributes._plain_keys)
+    assert 10 == len(seen)
 
 
 # --- put --------------------------------------------------------------------------------------------------------------
@@ -767,27 +764,6 @@ def test_objects_on_an_accelerator_are_not_printed(counts):
     assert "<Batch device=cuda:1>" == normalise(module, counts)
     module.device = "cpu"
     assert "<unprintable Batch>" == normalise(module, counts)
-
-
-# --- counts -----------------------------------------------------------------------------------------------------------
-
-
-def test_counts_are_exact_over_threads(counts):
-    """Eight threads that count at once lose nothing, and reading counts nothing."""
-
-    def count():
-        for _ in range(1_000):
-            counts.count_truncated()
-            counts.count_dropped(3)
-            counts.count_failed()
-            counts.to_dict()
-
-    threads = [threading.Thread(target=count) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {"truncated": 8_000, "dropped": 24_000, "failed": 8_000} == counts.to_dict()
 
 
 # --- OpenTelemetry ----------------------------------------------------------------------------------------------------

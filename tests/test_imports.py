@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # name stands for a module, or for a package with all that is in it, whose files are one room.
 ROOMS = """
     _version, exceptions, typing
-    _clock, _model
-    _attributes, _bell, _counts, _ids, _paths, _process, _status, _tasks, _totals
+    _arrays, _attribute_counts, _clock, _model
+    _attributes + _plain_values, _bell, _counts, _ids, _paths, _process, _status, _tasks, _totals
     _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lanes + _recorder, _signals
     _ambient, _bridge, _rank + _environ + _launchers + _process_facts + _session_id
     _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
