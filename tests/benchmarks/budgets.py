@@ -23,6 +23,7 @@ REASONS: dict[str, str] = {
     "bridge": "as without it: the bridge adds 3",
     "cpu_span_events": "held only against the SDK's events with 3 attributes each",
     "tail": "probably the worker's slices: the step comes back for the GIL nine times, and may meet one each time",
+    "threads": "other work ran on the machine's two cores: 1.05 in the run before",
     "import": "47 modules of its own, and hashlib, json and logging of the standard library",
 }
 
