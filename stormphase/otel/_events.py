@@ -78,7 +78,7 @@ class EventLog:
         provider = _logs.get_logger_provider() if self._provider is None else self._provider
         self._sink = sink = _provider.resolve_logger(provider)
         if sink is not None:
-            self._pacer = Pacer(sink.queue_size, sink.force_flush)
+            self._pacer = Pacer(sink.queue_size, sink.room, sink.force_flush)
 
     def enter(self, phase: PhaseSpan, when_ns: int) -> None:
         """Emit that the phase was entered at `when_ns`."""

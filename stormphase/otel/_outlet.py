@@ -77,7 +77,7 @@ class SpanOutlet:
         self._direct = DirectSender(sdk)
         self._started: StartedSender | None = None
         self._open_spans: dict[int, tuple[Span, int]] = {}
-        self.pacer = Pacer(sdk.queue_size, sdk.force_flush)
+        self.pacer = Pacer(sdk.queue_size, sdk.room, sdk.force_flush)
         self._is_child = False
         self.offered_count = 0
         self.handed_over_count = 0

@@ -12,28 +12,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FLUSH_TIMEOUT_MS: Final = 30_000
+LITTLE: Final = 4  # a quarter of the half
 
 
 class Pacer:
-    """Flushes whenever half a queue was handed over since the last time. For one thread.
+    """Flushes whenever half a queue is full, as far as can be seen, or may be. For one thread.
+
+    Where the processor's own thread keeps up, nothing is flushed: that would export on the bridge's thread what the
+    other does anyway, in longer holds of the GIL.
 
     Args:
         queue_size: asked before each round, since processors come and go.
+        room: returns how many more the queue takes until half of it is full; None where that does not show.
         force_flush: called with a timeout in milliseconds.
     """
 
-    def __init__(self, queue_size: Callable[[], int], force_flush: Callable[[int], bool]) -> None:
+    def __init__(
+        self, queue_size: Callable[[], int], room: Callable[[], int | None], force_flush: Callable[[int], bool]
+    ) -> None:
         """Start a round."""
         self._queue_size = queue_size
+        self._room = room
         self._force_flush = force_flush
         self.flush_count = 0
         self._left = self._half()
 
     def handed_over(self) -> None:
-        """Count one; flush if it was the last of the round."""
+        """Count one; if it was the last of the round, begin another one, after a flush if there is little room."""
         self._left -= 1
-        if self._left <= 0:
+        if self._left > 0:
+            return
+        room = self._room()
+        # Little: else a queue that stays nearly half full would be asked for every span.
+        if room is None or room <= self._half() // LITTLE:
             self.flush(FLUSH_TIMEOUT_MS)
+        else:
+            self._left = room
 
     def flush(self, timeout_ms: int) -> bool:
         """Flush now, and begin a new round; False if what was handed over is known not to be delivered."""

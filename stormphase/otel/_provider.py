@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import Context
@@ -102,6 +103,10 @@ class SdkTracer:
         sizes = [_queue_size(processor, "OTEL_BSP_MAX_QUEUE_SIZE") for processor in self._processors()]
         return min(sizes, default=DEFAULT_QUEUE_SIZE)
 
+    def room(self) -> int | None:
+        """Return how many more spans the fullest queue takes until half full; None if any does not show."""
+        return _least_room(self._processors(), "OTEL_BSP_MAX_QUEUE_SIZE")
+
     def force_flush(self, timeout_ms: int) -> bool:
         """Flush each processor by itself: up to SDK 1.41 the provider stops at the first that returns None."""
         # A list: each is flushed, also after one has failed.
@@ -180,6 +185,17 @@ def _queue_size(processor: Any, variable: str) -> int:
         return _UNKNOWN_QUEUE_SIZE
 
 
+def _least_room(processors: list[Any], variable: str) -> int | None:
+    """Return how many items the fullest queue takes until half full; None if any processor does not show its queue."""
+    rooms = []
+    for processor in processors:
+        queue = getattr(getattr(processor, "_batch_processor", None), "_queue", None)
+        if not isinstance(queue, deque):
+            return None
+        rooms.append(_queue_size(processor, variable) // 2 - len(queue))
+    return min(rooms, default=None)
+
+
 def _flushed(processor: Any, timeout_ms: int) -> bool:
     """Flush one processor; False if it says so or raises. None, as the SDK once returned, is no failure."""
     try:
@@ -212,6 +228,10 @@ class LogSink:
         """Return the size of the smallest queue among the log processors."""
         sizes = [_queue_size(processor, "OTEL_BLRP_MAX_QUEUE_SIZE") for processor in self._processors()]
         return min(sizes, default=DEFAULT_QUEUE_SIZE)
+
+    def room(self) -> int | None:
+        """Return how many more records the fullest queue takes until half full; None if any does not show."""
+        return _least_room(self._processors(), "OTEL_BLRP_MAX_QUEUE_SIZE")
 
     def force_flush(self, timeout_ms: int) -> bool:
         """Flush each processor, or the provider where it does not show them."""

@@ -36,7 +36,7 @@ def test_it_flushes_at_half_a_queue_and_asks_for_its_size_each_time() -> None:
     """Half of what the queue holds now."""
     sizes = [10, 4, 1, 100]
     flushes: list[int] = []
-    pacer = Pacer(lambda: sizes[len(flushes)], lambda timeout: flushes.append(pacer_count[0]) is None)
+    pacer = Pacer(lambda: sizes[len(flushes)], lambda: None, lambda timeout: flushes.append(pacer_count[0]) is None)
     pacer_count = [0]
     for number in range(1, 9):
         pacer_count[0] = number
@@ -51,7 +51,7 @@ def test_a_flush_begins_a_new_round_also_if_it_fails() -> None:
     def fail(timeout_ms: int) -> bool:
         raise RuntimeError
 
-    pacer = Pacer(lambda: 4, fail)
+    pacer = Pacer(lambda: 4, lambda: 0, fail)
     pacer.handed_over()
     with pytest.raises(RuntimeError):
         pacer.flush(1)
@@ -59,6 +59,24 @@ def test_a_flush_begins_a_new_round_also_if_it_fails() -> None:
     with pytest.raises(RuntimeError):
         pacer.handed_over()
     assert 2 == pacer.flush_count
+
+
+def test_it_flushes_only_where_there_is_little_room() -> None:
+    """A queue that its own thread has drained meanwhile begins a new round, as long as the room that is left."""
+    rooms = [16, 5, 4, 16]
+    asked: list[int] = []
+    flushes: list[int] = []
+    count = 0
+
+    def room() -> int:
+        asked.append(count)
+        return rooms[len(asked) - 1]
+
+    pacer = Pacer(lambda: 32, room, lambda timeout: flushes.append(count) is None)
+    for _ in range(16 + 16 + 5 + 16):
+        count += 1
+        pacer.handed_over()
+    assert ([16, 32, 37, 53], [37]) == (asked, flushes)
 
 
 @pytest.mark.parametrize("max_queue_size", [None, 64])

@@ -175,6 +175,10 @@ def test_private_names_of_the_span_sdk(provider: TracerProvider) -> None:
     provider.add_span_processor(batch)
     assert 600 == batch._batch_processor._max_queue_size
     assert 600 == resolve_tracer(provider)[2].queue_size()
+    assert 300 == resolve_tracer(provider)[2].room()
+    batch._batch_processor._queue.append(object())
+    assert 299 == resolve_tracer(provider)[2].room()
+    batch._batch_processor._queue.clear()
     assert {"sampler", "resource", "span_processor", "id_generator"} <= vars(sdk.tracer).keys()
     has_configurator = hasattr(provider, "_tracer_configurator")
     assert has_configurator is hasattr(Tracer, "_is_enabled")
@@ -188,7 +192,7 @@ def test_private_names_of_the_log_sdk() -> None:
     assert (processor,) == provider._multi_log_record_processor._log_record_processors
     assert 700 == processor._batch_processor._max_queue_size
     sink = resolve_logger(provider)
-    assert 700 == sink.queue_size()
+    assert (700, 350) == (sink.queue_size(), sink.room())
     assert sink.force_flush(1_000)
     if hasattr(sdk_logs, "ReadWriteLogRecord"):
         assert _provider._sdk_record_emitter(sink.logger) is not None
@@ -209,7 +213,7 @@ def test_without_private_names_public_ones_do(provider: TracerProvider, monkeypa
     sdk = SdkTracer(provider, tracer)
     assert 5 == sdk.limits.max_events
     assert sdk.is_enabled()
-    assert 512 == sdk.queue_size()
+    assert (512, None) == (sdk.queue_size(), sdk.room())
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
     assert 100 == sdk.queue_size()
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "many")
@@ -221,7 +225,7 @@ def test_the_smallest_queue_counts(provider: TracerProvider) -> None:
     """Pacing follows the processor that would drop first."""
     assert 2_048 == resolve_tracer(provider)[2].queue_size()
     provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter(), max_queue_size=4_096))
-    assert 4_096 == resolve_tracer(provider)[2].queue_size()
+    assert (4_096, 2_048) == (resolve_tracer(provider)[2].queue_size(), resolve_tracer(provider)[2].room())
     provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
     assert 2_048 == resolve_tracer(provider)[2].queue_size()
 
