@@ -80,6 +80,9 @@ class RealSpans:
                 self._start_rank()
             except Exception:  # noqa: BLE001 - a user's tracer may raise anything, and training starts all the same
                 self._count_failure()
+                for span in (self._rank, self._session)[: 2 if self._traces.identity.world_size == 1 else 1]:
+                    if span is None:
+                        self._count_dropped()
         self._carrier.start = self.start
 
     def _start_rank(self) -> None:
@@ -119,6 +122,7 @@ class RealSpans:
             )
         except Exception:  # noqa: BLE001 - a user's tracer may raise anything, and we are on the training thread
             self._count_failure()
+            self._count_dropped()
             return None
 
     def exit_hook(self, phase: PhaseHandle) -> None:
@@ -141,14 +145,14 @@ class RealSpans:
 
     def finish(self, outcome: BaseException | None, end_ns: int) -> None:
         """End the rank's span and the session's."""
-        if self._rank is None:
-            return
         self._carrier.start = None
-        both: list[tuple[Any, SpanFacts]] = [(self._rank, self._session_span.rank_facts(self._traces, outcome, end_ns))]
+        started: list[tuple[Span, SpanFacts]] = []
+        if self._rank is not None:
+            started.append((self._rank, self._session_span.rank_facts(self._traces, outcome, end_ns)))
         if self._session is not None:
-            both.append((self._session, self._session_span.root_facts(self._traces, outcome, end_ns)))
-        self._rank = None
-        for span, facts in both:
+            started.append((self._session, self._session_span.root_facts(self._traces, outcome, end_ns)))
+        self._rank = self._session = None
+        for span, facts in started:
             self._counts.add("offered")
             try:
                 self._end(span, facts, len(facts.links))
@@ -177,6 +181,10 @@ class RealSpans:
             span.set_status(facts.status)
         span.update_name(facts.name)
         span.end(facts.end_ns)
+
+    def _count_dropped(self) -> None:
+        self._counts.add("offered")
+        self._counts.add("dropped_error")
 
     def _count_failure(self) -> None:
         if not self._counts["real_span_failures"]:
