@@ -12,19 +12,20 @@ if TYPE_CHECKING:
     from stormphase._phase import PhaseHandle
 
 PHASE_SCOPE: Final = "phase_scope"
+_ACTIVE: Final = PhaseStatus.ACTIVE.value
 
 
 def enter_boundary(phase: PhaseHandle, metadata: Mapping[str, Any] | None = None) -> PhaseBoundary:
     """Return what the phase's enter says: its state as it was then, also if it has ended since."""
     scope = _scope(phase, "enter", phase._entered_ns, phase._attributes)
-    scope["status"] = PhaseStatus.ACTIVE.value
+    scope["status"] = _ACTIVE
     return _boundary(PHASE_ENTER, "Phase entered: ", phase, scope, metadata)
 
 
 def exit_boundary(phase: PhaseHandle, metadata: Mapping[str, Any] | None = None) -> PhaseBoundary:
     """Return what the exit of an ended phase says."""
     scope = _scope(phase, "exit", phase._ended_ns, all_attributes(phase))
-    scope["status"] = phase._status.value
+    scope["status"] = phase._status._value_  # `value` is a Python function until 3.12
     scope["duration_ns"] = duration_ns(phase)
     scope["self_ns"] = self_ns(phase)
     scope["paused_ns"] = paused_ns(phase)
@@ -65,12 +66,13 @@ def all_attributes(phase: PhaseHandle) -> dict[str, Any] | None:
 def _scope(phase: PhaseHandle, action: str, when_ns: int, attributes: Mapping[str, Any] | None) -> dict[str, Any]:
     lane = phase._lane
     lanes = lane.lanes
+    path = phase._path
     parent = phase.parent
     scope: dict[str, Any] = {
         "action": action,
-        "name": phase.name,
-        "path": list(phase.path),
-        "depth": phase._path.depth,
+        "name": path.name,
+        "path": list(path.names),
+        "depth": path.depth,
         "scope_id": phase.scope_id,
         "parent_scope_id": None if parent is None else parent.scope_id,
         "thread_id": lane.thread_id,
@@ -89,10 +91,11 @@ def _scope(phase: PhaseHandle, action: str, when_ns: int, attributes: Mapping[st
 def _boundary(
     event_type: str, verb: str, phase: PhaseHandle, scope: dict[str, Any], metadata: Mapping[str, Any] | None
 ) -> PhaseBoundary:
+    path = phase._path
     return PhaseBoundary(
         event_type=event_type,
-        context=verb + phase.phase_path,
-        metadata={**(metadata or {}), PHASE_SCOPE: scope},
+        context=verb + path.text,
+        metadata={**metadata, PHASE_SCOPE: scope} if metadata else {PHASE_SCOPE: scope},
         scope_id=scope["scope_id"],
-        path=phase.path,
+        path=path.names,
     )

@@ -91,8 +91,9 @@ def format_traceback(exception: BaseException) -> str:
     """Return the formatted traceback, its innermost frames kept; never raises."""
     frames = _traceback_of(exception)
     try:
-        lines = traceback.format_exception(type(exception), exception, frames, limit=-MAX_TRACEBACK_FRAMES)
-        text = "".join(lines)
+        # Not by `traceback.format_exception`, which logfire replaces for the whole process.
+        story = traceback.TracebackException(type(exception), exception, frames, limit=-MAX_TRACEBACK_FRAMES)
+        text = "".join(story.format())
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # noqa: BLE001 - formatting calls the user's __str__ and reads source files

@@ -26,6 +26,9 @@ class PhaseStatus(str, enum.Enum):
     ABANDONED = "abandoned"
     LOST = "lost"
 
+    # Enum's own is a Python function; members equal their strings, and so must their hashes.
+    __hash__ = str.__hash__
+
     def __str__(self) -> str:
         """Return the lower-case value, also on Pythons whose format() would give the member's name."""
         return self.value

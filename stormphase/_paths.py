@@ -22,7 +22,7 @@ class PathNode:
     Thread-safe to read. Only `PathTable` adds children.
     """
 
-    __slots__ = ("_names", "children", "depth", "name", "parent")
+    __slots__ = ("_names", "_text", "children", "depth", "name", "parent")
 
     def __init__(self, name: str, parent: PathNode | None) -> None:
         """Make a node that is not yet linked from its parent."""
@@ -31,6 +31,7 @@ class PathNode:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.children: dict[str, PathNode] = {}
         self._names: tuple[str, ...] | None = None
+        self._text: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,9 +45,16 @@ class PathNode:
             self._names = tuple(reversed(names))
         return self._names
 
+    @property
+    def text(self) -> str:
+        """The path as people read it, `train / step / forward`; built at first use, too."""
+        if self._text is None:
+            self._text = " / ".join(self.names)
+        return self._text
+
     def __str__(self) -> str:
-        """Return the path as people read it: `train / step / forward`."""
-        return " / ".join(self.names)
+        """Return the path as people read it."""
+        return self.text
 
 
 class PathTable:

@@ -227,7 +227,7 @@ class PhaseHandle:
     @property
     def phase_path(self) -> str:
         """The path as people read it: `train / step / forward`."""
-        return str(self._path)
+        return self._path.text
 
     @property
     def status(self) -> PhaseStatus:
