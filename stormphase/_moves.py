@@ -46,8 +46,7 @@ def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "
     """Take the phase off its lane; False if that was refused and the tracker only records."""
     problem = _why_not_movable(lanes, phase, action)
     lane = phase._lane
-    caller = lanes.lane_of_caller()
-    if problem is None and caller is not lane and must_own:
+    if problem is None and must_own and (caller := lanes.lane_of_caller()) is not lane:
         problem = _foreign(phase, caller, action)
     if problem is None and lane.top is not phase:
         problem = _misuse.still_open_inside(phase, _exits.inside_of(lane, phase) or [], action)
@@ -73,6 +72,14 @@ def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "
             return True
     lanes.parked.discard(phase)
     return False
+
+
+def resume_on(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> bool:
+    """Put a paused phase on `lane`, the caller's, whoever owned it; False where it is not there to be had."""
+    extra = phase._extra
+    if extra is None or extra.released or phase._lane.is_inherited:
+        return False
+    return _put_on(lanes, lane, phase=phase, extra=extra, successor=phase, fence=None)
 
 
 def resume(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool) -> bool:

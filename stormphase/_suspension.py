@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase import _moves
 from stormphase._exits import inside_of
 from stormphase._model import PhaseStatus
 from stormphase._noop import NOOP
@@ -31,9 +31,11 @@ def suspend(phase: PhaseHandle) -> Suspended:
     if inside is None:
         return ()
     open_phases = (phase, *inside)
-    with contextlib.suppress(PhaseProtocolError):  # Counted; what could not be paused is not resumed either.
+    try:
         for each in reversed(open_phases):
-            lane.lanes.pause(each, must_own=False)
+            _moves.pause(lane.lanes, each, must_own=False)
+    except PhaseProtocolError:
+        pass  # Counted; what could not be paused is not resumed either.
     return open_phases
 
 
@@ -50,10 +52,8 @@ def carry_on(suspended: Suspended, *, is_closing: bool = False) -> None:
     caller = lanes.lane_of_caller()
     if caller is None or (is_closing and caller is not phase._lane):
         return
-    with contextlib.suppress(PhaseProtocolError):
-        for each in suspended:
-            if each._status is _PAUSED and not each._lane.is_inherited and not each.closed:
-                lanes.resume(each, must_own=False)
+    for each in suspended:
+        _moves.resume_on(lanes, caller, each)
 
 
 def come_back(phase: PhaseHandle, error: BaseException | None) -> None:
