@@ -580,6 +580,6 @@ def test_a_wish_to_stop_that_comes_while_an_exception_is_read_passes(monkeypatch
 
     with pytest.raises(wish):
         text_of(Interrupted())
-    monkeypatch.setattr(_errors.traceback, "format_exception", interrupted)
+    monkeypatch.setattr(_errors.traceback, "TracebackException", interrupted)
     with pytest.raises(wish):
         format_traceback(ValueError("x"))
