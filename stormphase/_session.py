@@ -178,7 +178,11 @@ class Session:
             _terminal.show(self._summary.report(dropped=stats[SUMMARY]["dropped"]), sys.stdout, os.environ)
         lost = ", ".join(f"{name}: {counts['dropped']}" for name, counts in stats.items() if counts["dropped"])
         if lost:
-            _log.warning("stormphase: boundaries dropped (%s); raise queue_bound or make the sink faster", lost)
+            _log.warning(
+                "stormphase: boundaries dropped (%s): these sinks did not take them in time. If a backend was down or "
+                "slow, mend that; if they came in a burst, raise queue_bound.",
+                lost,
+            )
         elif not is_delivered:
             _log.warning("stormphase: a sink did not confirm that it delivered all; see tracker.stats()")
 
