@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import gc
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
 
 import stormphase
-from stormphase import _attributes, _enter
+from stormphase import _attribute_counts, _attributes, _enter, _plain_values
 from stormphase._boundary import self_ns
 from stormphase._phase import FINAL, PhaseHandle
 from stormphase._recorder import PhaseRecorder
 
 PACKAGE = str(Path(stormphase.__file__).parent)
-NOT_STRUCK = (_attributes.__file__,)  # It touches neither lane nor context, and is long.
-LEAST_POINTS = 12
-OTHERS_STEP = 7  # what raises is tried at every place, what does not at every seventh
+# They touch neither lane nor context, and are long.
+NOT_STRUCK = (_attributes.__file__, _plain_values.__file__, _attribute_counts.__file__)
+TOOL_ID = 4
+LEAST_POINTS = 20
+OTHERS_STEP = 11  # what raises is tried at every place, what does not at every eleventh
 
 
 class TickingClock:
@@ -51,40 +55,69 @@ class Strike:
         self.seen = 0
         self.place = None
         self._instructions = {}
+        self._thread_id = threading.get_ident()
+        self._previous = {}  # by frame: the instruction that ran last
 
     def __enter__(self):
-        self._before = sys.gettrace()
-        sys.settrace(self._trace)
+        if sys.version_info < (3, 12):
+            self._before = sys.gettrace()
+            sys.settrace(self._trace)
+        else:
+            events = sys.monitoring.events
+            sys.monitoring.register_callback(TOOL_ID, events.PY_START, self._at_start)
+            sys.monitoring.register_callback(TOOL_ID, events.INSTRUCTION, self._at_instruction)
         return self
 
     def __exit__(self, *exc):
-        sys.settrace(self._before)
+        if sys.version_info < (3, 12):
+            sys.settrace(self._before)
+        else:
+            self._stop()
+
+    def _stop(self):
+        if sys.version_info < (3, 12):
+            sys.settrace(None)
+        else:
+            sys.monitoring.register_callback(TOOL_ID, sys.monitoring.events.PY_START, None)
+            sys.monitoring.register_callback(TOOL_ID, sys.monitoring.events.INSTRUCTION, None)
 
     @property
     def has_struck(self):
         """Whether there were so many places."""
         return self.seen > self.number
 
+    def _is_ours(self, code):
+        # What is raised into a __del__, CPython itself swallows.
+        is_struck = code.co_filename.startswith(PACKAGE) and code.co_filename not in NOT_STRUCK
+        return is_struck and code.co_name != "__del__" and threading.get_ident() == self._thread_id
+
     def _trace(self, frame, event, arg):
-        code = frame.f_code
-        if not code.co_filename.startswith(PACKAGE) or code.co_filename in NOT_STRUCK:
-            return None
-        if code.co_name == "__del__":  # CPython itself swallows what is raised here.
+        if not self._is_ours(frame.f_code):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        self._at_place(frame)
-        previous = None
+        self._at_start(frame.f_code, frame.f_lasti, frame)
 
         def trace_opcode(frame, event, arg):
-            nonlocal previous
             if event == "opcode":
-                if previous is not None and self._is_checked_after(frame.f_code, previous, frame.f_lasti):
-                    self._at_place(frame)
-                previous = frame.f_lasti
+                self._at_instruction(frame.f_code, frame.f_lasti, frame)
             return trace_opcode
 
         return trace_opcode
+
+    def _at_start(self, code, offset, frame=None):
+        if self._is_ours(code):
+            self._previous.pop(id(frame or sys._getframe(1)), None)
+            self._at_place(code, offset)
+
+    def _at_instruction(self, code, offset, frame=None):
+        if not self._is_ours(code):
+            return
+        key = id(frame or sys._getframe(1))
+        previous = self._previous.get(key)
+        self._previous[key] = offset
+        if previous is not None and self._is_checked_after(code, previous, offset):
+            self._at_place(code, offset)
 
     def _is_checked_after(self, code, offset, following):
         """Whether CPython looks for signals between the instruction at `offset` and the one run next."""
@@ -95,12 +128,35 @@ class Strike:
         has_jumped_on_310 = sys.version_info < (3, 11) and "JUMP_IF" in name and following != offset + 2
         return name.startswith("CALL") or following < offset or name == "JUMP_ABSOLUTE" or has_jumped_on_310
 
-    def _at_place(self, frame):
+    def _at_place(self, code, offset):
         self.seen += 1
         if self.seen == self.number + 1:
-            self.place = f"{frame.f_code.co_name}, instruction {frame.f_lasti}"
-            sys.settrace(None)
+            self.place = f"{code.co_name}, instruction {offset}"
+            self._stop()
             self.what()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def watched_code():
+    """Have CPython tell of every instruction of ours; from 3.12 on, sys.settrace leaves some out."""
+    if sys.version_info < (3, 12):
+        yield
+        return
+    monitoring = sys.monitoring
+    functions = [each for each in gc.get_objects() if isinstance(each, types.FunctionType)]
+    codes = {function.__code__ for function in functions if function.__code__.co_filename.startswith(PACKAGE)}
+    pending = list(codes)
+    while pending:
+        inner = {const for const in pending.pop().co_consts if isinstance(const, types.CodeType)} - codes
+        codes |= inner
+        pending += inner
+    monitoring.use_tool_id(TOOL_ID, "strike")
+    for code in codes:
+        monitoring.set_local_events(TOOL_ID, code, monitoring.events.PY_START | monitoring.events.INSTRUCTION)
+    yield
+    for code in codes:
+        monitoring.set_local_events(TOOL_ID, code, 0)
+    monitoring.free_tool_id(TOOL_ID)
 
 
 # --- what is interrupted ----------------------------------------------------------------------------------------------
@@ -271,8 +327,7 @@ def check_all_is_right(lanes, entered, ended, before_ns, place):
 
 @pytest.mark.parametrize(
     ("scenario", "is_caught_at_root"),
-    [(scenario, True) for scenario in SCENARIOS]
-    + [(scenario, False) for scenario in (nest, fail, leave_paused, reset)],
+    [(scenario, True) for scenario in SCENARIOS] + [(scenario, False) for scenario in (nest, reset)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_an_interrupt_at_any_place_surfaces_and_leaves_all_right(scenario, is_caught_at_root):
@@ -416,6 +471,6 @@ print(hits, sum(phase.status == "abandoned" for phase in ended))
 
 def test_thousands_of_interrupts_at_random_moments_are_never_masked(run_python):
     """A timer's KeyboardInterrupt is what surfaces, every time; what it left open ends ABANDONED; nothing is lost."""
-    hits, abandoned = map(int, run_python(RANDOM_INTERRUPTS, "7", "3000").stdout.split())
-    assert 3_000 == hits
+    hits, abandoned = map(int, run_python(RANDOM_INTERRUPTS, "7", "1000").stdout.split())
+    assert 1_000 == hits
     assert 0 < abandoned < hits
