@@ -14,7 +14,15 @@ from stormphase._version import __version__
 if TYPE_CHECKING:
     from stormphase._bridge import Bridge
     from stormphase._decorator import ambient_phase as phase
-    from stormphase._model import PHASE_ENTER, PHASE_EXIT, PhaseBoundary, PhaseError, PhaseStatus, RankIdentity
+    from stormphase._model import (
+        PHASE_ENTER,
+        PHASE_EXIT,
+        PHASE_MISUSE,
+        PhaseBoundary,
+        PhaseError,
+        PhaseStatus,
+        RankIdentity,
+    )
     from stormphase._phase import PhaseHandle, PhaseToken
     from stormphase._recorder import PhaseRecorder
     from stormphase._tracker import PhaseTracker
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PHASE_ENTER",
     "PHASE_EXIT",
+    "PHASE_MISUSE",
     "ConfigurationError",
     "Misuse",
     "OwnershipError",
@@ -52,7 +61,15 @@ __all__ = [
 
 _HOMES = {
     "stormphase._decorator": ("phase",),
-    "stormphase._model": ("PHASE_ENTER", "PHASE_EXIT", "PhaseBoundary", "PhaseError", "PhaseStatus", "RankIdentity"),
+    "stormphase._model": (
+        "PHASE_ENTER",
+        "PHASE_EXIT",
+        "PHASE_MISUSE",
+        "PhaseBoundary",
+        "PhaseError",
+        "PhaseStatus",
+        "RankIdentity",
+    ),
     "stormphase._phase": ("PhaseHandle", "PhaseToken"),
     "stormphase._recorder": ("PhaseRecorder",),
     "stormphase._tracker": ("PhaseTracker",),
