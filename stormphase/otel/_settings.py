@@ -50,6 +50,10 @@ _DEFAULT_DELAY_MILLIS: Final = {"OTEL_BSP": 5_000, "OTEL_BLRP": 1_000}
 _DEFAULT_TIMEOUT_MILLIS: Final = 30_000
 _DEFAULT_INTERVAL_MILLIS: Final = 60_000
 
+# 31 years in milliseconds: beyond what a thread can wait for, the SDK's worker would die with its first wait.
+_MAX_DIGITS: Final = 12
+_MAX_SHOWN_CHARS: Final = 60
+
 _FIXED_SAMPLERS: Final = {
     "always_on": ALWAYS_ON,
     "always_off": ALWAYS_OFF,
@@ -291,9 +295,12 @@ class Settings:
         if text is None:
             return None
         # Digits only: int() also takes "1_000" and signs, which other languages' SDKs refuse.
-        if not (text.isascii() and text.isdigit()) or not text.strip("0"):
-            raise _wrong(variable, text, "Set it to a whole number above 0.")
-        return int(text)
+        digits = text.lstrip("0") if text.isascii() and text.isdigit() else ""
+        if not 1 <= len(digits) <= _MAX_DIGITS:
+            raise _wrong(
+                variable, text[:_MAX_SHOWN_CHARS], f"Set it to a whole number above 0 of at most {_MAX_DIGITS} digits."
+            )
+        return int(digits)
 
     def _ratio(self, variable: str) -> float:
         text = self._text(variable)

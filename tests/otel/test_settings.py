@@ -113,6 +113,8 @@ def test_any_installed_exporter_can_be_chosen(offer_package: OfferPackage) -> No
         ),
         ({"OTEL_PYTHON_ID_GENERATOR": "xray"}, Settings.id_generator, "Set it to one of random, stormphase"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, lambda s: s.batch_limits("OTEL_BSP"), "Set it to a whole number above 0"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "9" * 13}, lambda s: s.batch_limits("OTEL_BSP"), "of at most 12 digits"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "9" * 5_000}, lambda s: s.batch_limits("OTEL_BSP"), "of at most 12 digits"),
         ({"OTEL_BSP_SCHEDULE_DELAY": "-5"}, lambda s: s.batch_limits("OTEL_BSP"), "Set it to a whole number above 0"),
         ({"OTEL_BLRP_SCHEDULE_DELAY": "5s"}, lambda s: s.batch_limits("OTEL_BLRP"), "Set it to a whole number above 0"),
         ({"OTEL_BSP_EXPORT_TIMEOUT": "1_0"}, lambda s: s.batch_limits("OTEL_BSP"), "Set it to a whole number above 0"),
