@@ -237,6 +237,7 @@ class TracedCarrier(SpanCarrier):
         )
         return attrs.evolve(
             trace,
+            asked_sequence=phase._sequence,
             root_sequence=phase._sequence,
             root_id=ids.phase_root_span_id(*place, occurrence),
             is_root_here=self._sends_roots,
@@ -261,6 +262,7 @@ class TracedCarrier(SpanCarrier):
             del phase._span_context
         return attrs.evolve(
             asked,
+            asked_sequence=phase._sequence,
             root_sequence=outer_trace.root_sequence,
             root_id=outer_trace.root_id,
             is_root_here=outer_trace.is_root_here,

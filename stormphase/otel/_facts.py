@@ -192,9 +192,7 @@ class PhaseFacts:
         to_wall_ns = self._anchor.to_wall_ns
         start_ns = to_wall_ns(phase._entered_ns)
         end_ns = to_wall_ns(phase._ended_ns)
-        attributes = self.exit_attributes(phase)
-        if trace.attributes:
-            attributes = {**trace.attributes, **attributes}
+        attributes = with_samplers(trace, phase, self.exit_attributes(phase))
         notes = phase.notes
         extra = phase._extra
         events: list[SpanEvent] = []
@@ -223,7 +221,7 @@ class PhaseFacts:
         """Return the span of a phase that may still be open, as far as its enter tells."""
         parent, links = phase.carrier.above(phase, trace)
         start_ns = self._anchor.to_wall_ns(phase._entered_ns)
-        attributes = {**trace.attributes, **self.enter_attributes(phase)}
+        attributes = with_samplers(trace, phase, self.enter_attributes(phase))
         return SpanFacts(
             phase._path.name,
             context,
@@ -270,6 +268,13 @@ def _recording_of(error: PhaseError, exceptions: Sequence[RecordedException]) ->
         if (recorded.type, recorded.message) == (error.type, error.message):
             return recorded
     return None
+
+
+def with_samplers(trace: Trace, phase: PhaseSpan, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes with the sampler's, if it was asked about this phase: those beneath inherit none."""
+    if trace.attributes and trace.asked_sequence == phase._sequence:
+        return {**trace.attributes, **attributes}
+    return attributes
 
 
 def exception_attributes(kind: str, message: str, stacktrace: str | None) -> dict[str, Any]:

@@ -89,11 +89,7 @@ class SpanOutlet:
         self._is_enabled = self._sdk.is_enabled()
         session = self._traces.session
         self._is_plain_possible = (
-            self._takes_readable
-            and self._is_enabled
-            and session.is_sampled
-            and not session.attributes
-            and self._direct.is_unlimited
+            self._takes_readable and self._is_enabled and session.is_sampled and self._direct.is_unlimited
         )
         self._until_refresh = REFRESH_AFTER
 
@@ -332,6 +328,7 @@ class SessionSpan:
 
     def root_facts(self, traces: SessionTraces, outcome: BaseException | None, end_ns: int) -> SpanFacts:
         """Return the root span `session`: a root, or a child of the span that `TRACEPARENT` named."""
+        attributes = {**traces.session.attributes, **self.root_attributes(traces), **_error_type(outcome)}
         return SpanFacts(
             "session",
             traces.root,
@@ -339,7 +336,7 @@ class SessionSpan:
             traces.session,
             self.start_ns,
             end_ns,
-            {**traces.session.attributes, **self.root_attributes(traces)},
+            attributes,
             links=traces.root_links,
             status=_status(outcome),
         )
@@ -356,9 +353,8 @@ class SessionSpan:
             **session_attributes(identity),
             "host.name": identity.host,
             "process.pid": self._pid,
+            **_error_type(outcome),
         }
-        if outcome is not None and outcome_of(outcome) in ERROR_STATUSES:
-            attributes["error.type"] = _errors.type_name(outcome)
         return SpanFacts(
             f"rank {identity.rank}",
             traces.rank,
@@ -393,6 +389,12 @@ def own_context(phase: PhaseSpan, trace: Trace) -> SpanContext:
 def _sampled(context: SpanContext) -> SpanContext:
     flags = TraceFlags(context.trace_flags | TraceFlags.SAMPLED)
     return SpanContext(context.trace_id, context.span_id, context.is_remote, flags, context.trace_state)
+
+
+def _error_type(outcome: BaseException | None) -> dict[str, str]:
+    if outcome is None or outcome_of(outcome) not in ERROR_STATUSES:
+        return {}
+    return {"error.type": _errors.type_name(outcome)}
 
 
 def _status(outcome: BaseException | None) -> Status:

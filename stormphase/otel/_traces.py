@@ -36,6 +36,7 @@ class Trace:
         is_recording: whether spans are kept at all.
         is_sampled: whether they are exported.
         attributes: what the sampler added for the span it was asked about.
+        asked_sequence: the phase that the sampler was asked about; None if that was the session.
         root_sequence: the phase that began this trace in this process; None for the session's trace.
         root_id: the span id at the trace's root, the same on all ranks.
         is_root_here: whether this process is the one that sends the root.
@@ -47,6 +48,7 @@ class Trace:
     is_recording: bool = True
     is_sampled: bool = True
     attributes: Mapping[str, Any] = attrs.field(factory=dict)
+    asked_sequence: int | None = None
     root_sequence: int | None = None
     root_id: int = 0
     is_root_here: bool = False

@@ -165,6 +165,7 @@ def test_the_session_fails_with_its_outcome(rig: Bridged) -> None:
     for name in ("rank 0", "session"):
         status = rig.spans[name].status
         assert (StatusCode.ERROR, "ValueError: boom") == (status.status_code, status.description)
+        assert "ValueError" == rig.spans[name].attributes["error.type"]
 
 
 def test_an_interrupted_session_is_no_error(rig: Bridged) -> None:

@@ -209,3 +209,29 @@ def test_the_same_decision_holds_where_spans_are_started(bridged: Callable[..., 
     assert ["session", "train", "noise"] == [question[0] for question in asked.questions]
     assert ["train", "rank 0", "session"] == [span.name for span in rig.span_list]
     assert "train" == rig.spans["train"].attributes["sampler"]
+
+
+@pytest.mark.parametrize("trace_per", [None, "step"])
+def test_a_samplers_attributes_are_on_the_span_it_was_asked_about(
+    bridged: Callable[..., Bridged], trace_per: str | None
+) -> None:
+    """As with the SDK's own spans, what lies beneath inherits the decision and nothing else."""
+    from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
+
+    class Adding(Sampler):
+        def should_sample(  # noqa: PLR0917 - OTel's signature
+            self, parent_context, trace_id, name, kind=None, attributes=None, links=None, trace_state=None
+        ):
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, {"asked about": name})
+
+        def get_description(self) -> str:
+            return "Adding"
+
+    rig = bridged(sampler=ParentBased(Adding()), trace_per=trace_per)
+    with rig.enter("train"), rig.enter("step"), rig.enter("inner"):
+        pass
+    rig.finish()
+    asked = {
+        name: span.attributes["asked about"] for name, span in rig.spans.items() if "asked about" in span.attributes
+    }
+    assert ({"session": "session"} if trace_per is None else {"session": "session", "step": "step"}) == asked
