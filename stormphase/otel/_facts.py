@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from operator import index
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex
 
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 NS: Final = 1e9
 MAX_CACHED_PATHS: Final = 65_536
+MAX_TIME_NS: Final = (1 << 63) - 1  # the year 2262
 
 # Statuses that are errors to a backend; `stormphase._status` decides how phases end, this only says how that is shown.
 ERROR_STATUSES: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.LOST})
@@ -253,6 +255,7 @@ class PhaseFacts:
             attributes = {} if final is None else dict(to_otel(final.attributes, self._lanes.attribute_counts))
             attributes.update(exception_attributes(error.type, error.message, error.traceback))
             events.append(("exception", end_ns if final is None else final.when_ns, attributes))
+        events = [(name, _time_of(when_ns, end_ns), attributes) for name, when_ns, attributes in events]
         events.sort(key=_when)
         return events
 
@@ -311,6 +314,15 @@ def links_of(phase: PhaseSpan) -> list[Link]:
     if get_context is not None:
         links.append(Link(get_context()))
     return links + list(extra.links or ())
+
+
+def _time_of(when_ns: object, otherwise_ns: int) -> int:
+    """Return a time that a user gave, or `otherwise_ns` for what OTLP cannot carry, which would cost a batch."""
+    if isinstance(when_ns, SupportsIndex):
+        whole_ns = index(when_ns)
+        if 0 <= whole_ns <= MAX_TIME_NS:
+            return whole_ns
+    return otherwise_ns
 
 
 def _when(event: SpanEvent) -> int:

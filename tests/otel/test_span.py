@@ -272,3 +272,19 @@ def test_one_exception_recorded_twice_counts_once(bridged: Callable[..., Bridged
         phase.record_exception(error)
         phase.record_exception(ValueError("handled"))
     assert ["exception"] * 2 == [event.name for event in rig.spans["step"].events]
+
+
+@pytest.mark.parametrize("timestamp", ["soon", -1, 1 << 64, 1.5], ids=repr)
+def test_a_time_that_no_backend_takes_becomes_that_of_the_end(
+    bridged: Callable[..., Bridged], timestamp: object
+) -> None:
+    """It costs neither the span nor the batch that an exporter would send with it."""
+    rig = bridged()
+    with rig.enter("step") as phase:
+        phase.add_event("event", timestamp=timestamp)
+        phase.record_exception(ValueError(), timestamp=timestamp)
+        rig.clock.advance(5)
+    span = rig.spans["step"]
+    assert [("event", span.end_time), ("exception", span.end_time)] == [
+        (event.name, event.timestamp) for event in span.events
+    ]
