@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,17 @@ def alarm() -> Iterator[None]:
     gc.enable()
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Keep coverage and debuggers out: what is raised anywhere would be raised in the middle of their work, too."""
+    before, before_in_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    yield
+    threading.settrace(before_in_threads)
+    sys.settrace(before)
 
 
 def train(tracker: PhaseTracker, steps: int = 10) -> None:
@@ -205,7 +217,7 @@ def test_sinks_never_see_an_unfinished_phase_as_finished(make_tracker):
 # Threads
 
 
-def test_a_worker_that_dies_comes_back(make_tracker, interrupt):
+def test_a_worker_that_dies_comes_back(make_tracker, interrupt, untraced):
     """However often exceptions are raised into it, every boundary is handed over or counted, and stop is in order."""
     seen: list[PhaseBoundary] = []
     tracker = make_tracker(sinks=[seen.append]).start()
@@ -314,7 +326,7 @@ def test_a_phase_paused_on_a_thread_that_ended_is_counted(make_tracker):
 # Signals
 
 
-def test_interrupts_all_over_training(make_tracker, alarm):
+def test_interrupts_all_over_training(make_tracker, alarm, untraced):
     """KeyboardInterrupts land anywhere, between two queues too: offered is handed over plus dropped, for each sink."""
     seen: list[PhaseBoundary] = []
     tracker = make_tracker(sinks=[seen.append, lambda boundary: None], on_misuse="record").start()
@@ -332,7 +344,7 @@ def test_interrupts_all_over_training(make_tracker, alarm):
     assert [0, 0] == [each["failed"] for each in stats.values()]
 
 
-def test_an_impatient_interrupt_ends_stop(make_tracker, gate, alarm):
+def test_an_impatient_interrupt_ends_stop(make_tracker, gate, alarm, untraced):
     """Ctrl-C while stop waits for a sink passes at once; nothing is left behind, and what was not taken is counted."""
     tracker = make_tracker(sinks=[gate]).start()
     train(tracker)
@@ -350,7 +362,7 @@ def test_an_impatient_interrupt_ends_stop(make_tracker, gate, alarm):
     tracker.stop(LONG_S)
 
 
-def test_a_signal_handler_may_flush_and_stop(make_tracker, alarm):
+def test_a_signal_handler_may_flush_and_stop(make_tracker, alarm, untraced):
     """Wherever it interrupts the training loop it waits for nothing that the loop holds."""
     seen: list[PhaseBoundary] = []
     for round_ in range(30):
