@@ -264,13 +264,15 @@ def duration(ns: float) -> str:
             value = ns / size
             digits = 0 if unit == "ns" or value >= 99.95 else 1 if value >= 9.995 else 2  # noqa: PLR2004 - three digits
             return f"{value:.{digits}f}{unit}"
-    seconds = round(ns / 1e9)
-    minutes, hours, days = seconds // 60, seconds // 3_600, seconds // 86_400
-    if hours == 0:
-        return f"{minutes}m{seconds % 60:02}s"
-    if days == 0:
-        return f"{hours}h{minutes % 60:02}m"
-    return f"{days}d{hours % 24:02}h" if days < 100 else f"{days}d"  # noqa: PLR2004 - two digits and hours fit
+    # Each rounded to its own smaller unit, and never to sixty of it.
+    seconds, minutes, hours, days = (round(ns / unit_ns) for unit_ns in (1e9, 60e9, 3_600e9, 86_400e9))
+    if seconds < 3_600:  # noqa: PLR2004 - an hour
+        return f"{seconds // 60}m{seconds % 60:02}s"
+    if minutes < 1_440:  # noqa: PLR2004 - a day
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    if hours < 2_400:  # noqa: PLR2004 - a hundred days: two digits and hours fit
+        return f"{hours // 24}d{hours % 24:02}h"
+    return f"{days}d"
 
 
 def amount(count: int) -> str:

@@ -86,8 +86,8 @@ class PathFigures:
     total_ns: int
     own_ns: int
     paused_ns: int
-    p50_ns: float
-    p95_ns: float
+    p50_ns: int
+    p95_ns: int
     max_ns: int
     unwell: Mapping[str, int]
 
@@ -119,9 +119,9 @@ class PathTotals:
         self.by_status[status] += 1
         self.histogram.add(active_ns)
 
-    def quantile_ns(self, fraction: float) -> float:
+    def quantile_ns(self, fraction: float) -> int:
         """Return a quantile of the time on a lane, kept between the extremes, which are exact."""
-        return min(float(self.max_ns), max(float(self.min_ns), self.histogram.quantile_ns(fraction)))
+        return min(self.max_ns, max(self.min_ns, round(self.histogram.quantile_ns(fraction))))
 
     def figures(self) -> PathFigures:
         """Return what was added so far, frozen."""

@@ -65,11 +65,12 @@ def nanoseconds(text: str) -> int:
 
 @given(st.one_of(st.integers(0, 10**7), st.integers(0, 10**18)))
 def test_a_duration_has_three_digits_and_at_most_six_characters(ns):
-    """From nothing to a century; below a minute its error is half a digit, above the smaller unit's half."""
+    """From nothing to a century; its error is half of its last digit, or of its smaller unit."""
     text = duration(ns)
     assert len(text) <= 6
-    bound = 0.005 * ns if ns < 59_970_000_000 else max(0.02 * ns, 1)
-    assert abs(nanoseconds(text) - ns) <= max(bound, 0.5)
+    smaller_unit = {"s": 10**9, "m": 60 * 10**9, "h": 3_600 * 10**9, "d": 86_400 * 10**9}
+    is_long = ns >= 59_970_000_000
+    assert abs(nanoseconds(text) - ns) <= (smaller_unit[text[-1]] / 2 + 1_000 if is_long else max(0.005 * ns, 0.5))
 
 
 @pytest.mark.parametrize(

@@ -86,4 +86,4 @@ def test_the_only_duration_is_every_quantile():
     """One phase has one duration, exactly."""
     totals = PathTotals()
     totals.add(active_ns=123_456_789, own_ns=0, paused_ns=0, status=PhaseStatus.SUCCEEDED)
-    assert (123_456_789.0, 123_456_789.0) == (totals.figures().p50_ns, totals.figures().p95_ns)
+    assert (123_456_789, 123_456_789) == (totals.figures().p50_ns, totals.figures().p95_ns)
