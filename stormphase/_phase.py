@@ -120,13 +120,7 @@ class PhaseHandle:
         """End the phase; never swallows the block's exception, nor replaces it."""
         lane = self._lane
         # The thread is asked for as well: one context may be run in by several threads, one after the other.
-        if (
-            exc is None
-            and lane.top is self
-            and self._extra is None
-            and lane.is_plain
-            and lane.thread_id == get_ident()
-        ):
+        if exc is None and lane.top is self and self._extra is None and lane.is_plain and lane.thread_id == get_ident():
             now = lane.now  # Into a local first: CPython 3.11 is slow to call what a slot holds.
             spent_ns = self._children_ns
             ended_ns = now()
