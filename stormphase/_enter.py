@@ -15,6 +15,7 @@ from stormphase._model import PhaseStatus
 from stormphase._noop import NOOP
 
 if TYPE_CHECKING:
+    from stormphase._attribute_counts import AttributeCounts
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
 
@@ -39,6 +40,15 @@ class EnterPhase(Protocol):
         ...
 
 
+def _take_or_count(attributes: Any, counts: AttributeCounts) -> dict[str, Any] | None:
+    """Return what `take` does; attributes that are no mapping are left out, and counted as one unreadable."""
+    try:
+        return take(attributes, counts)
+    except TypeError:
+        counts.count_failed()
+        return None
+
+
 def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one function: each call more costs a tenth
     """Return the function that enters phases on `lanes`."""
     local = lanes.local
@@ -49,6 +59,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
     put = carrier.put
     now = lanes.now
     sequence = lanes.sequence
+    taken = take if lanes.on_misuse == "raise" else _take_or_count
     active = PhaseStatus.ACTIVE
 
     # `sync` may be given by position, since CPython has a faster way to call functions without keyword-only parameters.
@@ -79,7 +90,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         except (KeyError, TypeError):
             path = lanes.path_at_first_sight(path, name)
         if attributes is not None:
-            attributes = take(attributes, lanes.attribute_counts)
+            attributes = taken(attributes, lanes.attribute_counts)
         frame = _getframe(1)
         handle = handle_type()
         handle._lane = lane

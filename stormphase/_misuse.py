@@ -150,5 +150,9 @@ def not_running(action: str, *, has_stopped: bool) -> PhaseProtocolError:
         f"Cannot {action} a phase: the tracker {state}.",
         action=action,
         reason=Misuse.STOPPED if has_stopped else Misuse.NOT_STARTED,
-        fix='Use "with PhaseTracker(...) as tracker:" around all phases, or call tracker.start() first.',
+        fix=(
+            'Make a new PhaseTracker, and use "with PhaseTracker(...) as tracker:" around all phases.'
+            if has_stopped
+            else 'Use "with PhaseTracker(...) as tracker:" around all phases, or call tracker.start() first.'
+        ),
     )

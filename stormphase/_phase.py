@@ -167,8 +167,20 @@ class PhaseHandle:
         put(late, key, value, self._lane.lanes.attribute_counts)
 
     def set_attributes(self, attributes: Any) -> None:
-        """Set several attributes, as `set_attribute` does."""
-        for key, value in dict(attributes).items():
+        """Set several attributes, as `set_attribute` does.
+
+        Raises:
+            TypeError: if they are no mapping; not with `on_misuse="record"`, which counts them as unreadable.
+        """
+        try:
+            pairs = dict(attributes).items()
+        except (TypeError, ValueError):
+            lanes = self._lane.lanes
+            if lanes.on_misuse == "raise":
+                raise
+            lanes.attribute_counts.count_failed()
+            return
+        for key, value in pairs:
             self.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import stormphase
-from stormphase import PhaseStatus
+from stormphase import PhaseStatus, PhaseTracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stormphase import PhaseBoundary, PhaseTracker
+    from stormphase import PhaseBoundary
 
 LONG_S = 30
 
@@ -428,3 +428,17 @@ def test_the_log_of_a_sink_that_raises_has_its_traceback(make_tracker, caplog):
         train(tracker)
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "ZeroDivisionError" in str(record.exc_info)
+
+
+def test_attributes_that_are_no_mapping_never_raise_into_training_in_production():
+    """With `on_misuse="record"` they are left out and counted; strictly, they are a TypeError."""
+    with PhaseTracker("job", bridge=None, on_misuse="record") as lenient:
+        with lenient.enter_phase("step", 5) as phase:
+            phase.set_attributes(5)
+        lenient.exit(lenient.enter("step", 5))
+        assert 3 == lenient.stats()["attributes"]["failed"]
+    with PhaseTracker("job", bridge=None) as strict:
+        with pytest.raises(TypeError, match="attributes="):
+            strict.enter_phase("step", 5)
+        with strict.enter_phase("step") as phase, pytest.raises(TypeError):
+            phase.set_attributes(5)

@@ -120,7 +120,7 @@ def test_instrumented_logging_names_the_phase(run_python: RunPython) -> None:
     source = """
 import logging
 from opentelemetry.instrumentation.logging import LoggingInstrumentor
-LoggingInstrumentor().instrument(inject_trace_context=True)
+LoggingInstrumentor().instrument(inject_trace_context=True, set_logging_format=True)  # the latter up to 0.63b1
 records = []
 class Keep(logging.Handler):
     def emit(self, record): records.append([record.otelSpanID, record.otelTraceID, record.otelTraceSampled])
