@@ -155,6 +155,8 @@ class Collector:
         process = self._running()
         process.send_signal(signal.SIGSTOP)
         try:
+            # The signal is only on its way when the call returns: a thread on another core may still answer.
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
             yield
         finally:
             process.send_signal(signal.SIGCONT)
