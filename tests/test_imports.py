@@ -31,6 +31,7 @@ ROOMS = """
     _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lanes + _recorder, _signals
     _ambient, _bridge, _rank + _environ + _launchers + _process_facts + _session_id
     _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
+    journal
     _claims, _configuration, _sinks, _summary + _table + _render + _rich_view + _terminal
     _tracker + _session
     otel, analysis, export, testing

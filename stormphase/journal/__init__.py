@@ -1,0 +1,1 @@
+"""The journal: a file that says after any death what a rank was doing."""
