@@ -108,3 +108,22 @@ class RankIdentity:
     node_rank: int | None
     host: str
     launcher: str
+
+
+@attrs.frozen(kw_only=True)
+class ProcessIdentity:
+    """Which process on which machine, told apart also from one that was given the same pid later.
+
+    Attributes:
+        host: the machine's name.
+        boot_id: what is new each time the machine boots, a UUID as `str(uuid.UUID)` writes it; None if unknown.
+        pid: the process id, in its own pid namespace.
+        started: when it started, field 22 of /proc/PID/stat; None if unknown.
+        pid_namespace: inode of its pid namespace; None if unknown.
+    """
+
+    host: str
+    boot_id: str | None
+    pid: int
+    started: int | None
+    pid_namespace: int | None

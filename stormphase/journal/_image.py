@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from stormphase._clock import ClockAnchor
-from stormphase._model import PhaseError, PhaseStatus, RankIdentity
+from stormphase._model import PhaseError, PhaseStatus, ProcessIdentity, RankIdentity
 
 
 @attrs.frozen(kw_only=True)
@@ -104,25 +104,6 @@ class PathTotals:
     max_ns: int = 0
     buckets: Mapping[int, int] = attrs.field(factory=dict)
     unbucketed: int = 0
-
-
-@attrs.frozen(kw_only=True)
-class ProcessIdentity:
-    """Which process on which machine, told apart also from one that was given the same pid later.
-
-    Attributes:
-        host: the machine's name.
-        boot_id: what is new each time the machine boots; None if unknown.
-        pid: the process id, in its own pid namespace.
-        started: when it started, field 22 of /proc/PID/stat; None if unknown.
-        pid_namespace: inode of its pid namespace; None if unknown.
-    """
-
-    host: str
-    boot_id: str | None
-    pid: int
-    started: int | None
-    pid_namespace: int | None
 
 
 @attrs.frozen(kw_only=True)
