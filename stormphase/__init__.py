@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         RankIdentity,
     )
     from stormphase._phase import PhaseHandle, PhaseToken
+    from stormphase._record import OutputLine, PhaseRecord, RecordKind
     from stormphase._recorder import PhaseRecorder
+    from stormphase._recording import record_of
     from stormphase._tracker import PhaseTracker
     from stormphase.exceptions import (
         ConfigurationError,
@@ -42,21 +44,25 @@ __all__ = [
     "PHASE_MISUSE",
     "ConfigurationError",
     "Misuse",
+    "OutputLine",
     "OwnershipError",
     "PhaseBoundary",
     "PhaseError",
     "PhaseHandle",
     "PhaseNameError",
     "PhaseProtocolError",
+    "PhaseRecord",
     "PhaseRecorder",
     "PhaseStatus",
     "PhaseToken",
     "PhaseTracker",
     "RankIdentity",
+    "RecordKind",
     "StatusError",
     "StormphaseError",
     "__version__",
     "phase",
+    "record_of",
 ]
 
 _HOMES = {
@@ -71,7 +77,9 @@ _HOMES = {
         "RankIdentity",
     ),
     "stormphase._phase": ("PhaseHandle", "PhaseToken"),
+    "stormphase._record": ("OutputLine", "PhaseRecord", "RecordKind"),
     "stormphase._recorder": ("PhaseRecorder",),
+    "stormphase._recording": ("record_of",),
     "stormphase._tracker": ("PhaseTracker",),
     "stormphase.exceptions": (
         "ConfigurationError",

@@ -30,8 +30,12 @@ def exit_boundary(phase: PhaseHandle, metadata: Mapping[str, Any] | None = None)
     scope["self_ns"] = self_ns(phase)
     scope["paused_ns"] = paused_ns(phase)
     extra = phase._extra
-    if extra is not None and extra.error is not None:
-        scope["error"] = extra.error.to_dict()
+    if extra is not None:
+        if extra.status_text is not None:
+            scope["reason"] = extra.status_text
+        if extra.error is not None:
+            scope["error"] = extra.error.to_dict()
+            scope["root_cause_path"] = list(extra.error.root_cause_path)
     return _boundary(PHASE_EXIT, "Phase exited: ", phase, scope, metadata)
 
 
@@ -79,10 +83,22 @@ def _scope(phase: PhaseHandle, action: str, when_ns: int, attributes: Mapping[st
         "thread_name": lane.thread_name,
         "sequence": phase._sequence,
         "timestamp_ns": lanes.anchor.to_wall_ns(when_ns),
+        "monotonic_ns": when_ns,
         "step": phase._step,
         "session_id": lanes.session_id,
+        "session_attempt": lanes.attempt,
         "rank": lanes.rank,
+        "attempt": 0,
     }
+    if lane.task_name is not None:
+        scope["task_name"] = lane.task_name
+    extra = phase._extra
+    if extra is not None:
+        scope["attempt"] = extra.attempt
+        if extra.is_sync:
+            scope["is_sync"] = True
+        if extra.retry_of is not None:
+            scope["retry_of_scope_id"] = extra.retry_of.scope_id
     if attributes:
         scope["attributes"] = dict(attributes)
     return scope

@@ -7,14 +7,16 @@ ancestor of that phase, so an exception object that is raised again elsewhere co
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._model import PhaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
 
 FULL: Final = "full"
@@ -26,22 +28,31 @@ MAX_TRACEBACK_CHARS: Final = 16_384
 MAX_TRACEBACK_FRAMES: Final = 64
 _MAX_CAUSES: Final = 32
 _MARK: Final = "__stormphase_mark__"
+_order: Final = itertools.count(1)  # Which failure came first; one C call, so no lock.
 # Past the class, as in `_attributes_of`: a hostile one may raise from any attribute.
 _traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
 _cause_of: Final = BaseException.__dict__["__cause__"].__get__
 
 
 class Mark:
-    """What an exception remembers: the scope it arose in and the last phase that it left.
+    """What an exception remembers: the scope it arose in, when that was among others, and the last phase that it left.
 
     Pickles and copies as an empty mark, which nobody trusts, so marked exceptions cross processes as before.
     """
 
-    __slots__ = ("last", "origin_scope_id")
+    __slots__ = ("last", "order", "origin_path", "origin_scope_id")
 
-    def __init__(self, origin_scope_id: str, last: PhaseHandle | None) -> None:
+    def __init__(
+        self,
+        origin_scope_id: str,
+        last: PhaseHandle | None,
+        origin_path: tuple[str, ...] = (),
+        order: int = 0,
+    ) -> None:
         """Start at the origin, which is also the last phase left."""
         self.origin_scope_id = origin_scope_id
+        self.origin_path = origin_path
+        self.order = order
         self.last = last
 
     def __reduce__(self) -> tuple[type[Mark], tuple[str, None]]:
@@ -57,15 +68,37 @@ def describe(exception: BaseException, phase: PhaseHandle, policy: str) -> Phase
         phase: the phase that it leaves.
         policy: `FULL`, or `REFERENCE` for no traceback even at the origin.
     """
-    origin = _trusted_origin(exception, phase)
+    origin = _origin_mark(exception, lambda last: last.is_within(phase))
     is_origin = origin is None
-    origin_scope_id = phase.scope_id if origin is None else origin
-    _set_mark(exception, origin_scope_id, phase)
+    if origin is None:
+        origin = Mark(phase.scope_id, phase, phase.path, next(_order))
+    _attributes_of(exception)[_MARK] = Mark(origin.origin_scope_id, phase, origin.origin_path, origin.order)
+    return _error(exception, origin, with_traceback=is_origin and policy == FULL)
+
+
+def describe_for_session(exception: BaseException, lanes: LaneSet, scope_id: str, policy: str) -> PhaseError:
+    """Return what a session or a rank says of the exception that ended it; the exception's mark stays as it is.
+
+    Args:
+        exception: what ended it; not held.
+        lanes: the lanes of the rank: what arose in a phase of theirs has its root cause there.
+        scope_id: the session's or rank's own id, which is the root cause of what arose in no phase.
+        policy: `FULL`, or `REFERENCE` for no traceback even at the origin.
+    """
+    origin = _origin_mark(exception, lambda last: last._lane.lanes is lanes)
+    is_origin = origin is None
+    if origin is None:
+        origin = Mark(scope_id, None)
+    return _error(exception, origin, with_traceback=is_origin and policy == FULL)
+
+
+def _error(exception: BaseException, origin: Mark, *, with_traceback: bool) -> PhaseError:
     return PhaseError(
         type=type_name(exception),
         message=text_of(exception),
-        traceback=format_traceback(exception) if is_origin and policy == FULL else None,
-        root_cause_scope_id=origin_scope_id,
+        traceback=format_traceback(exception) if with_traceback else None,
+        root_cause_scope_id=origin.origin_scope_id,
+        root_cause_path=origin.origin_path,
     )
 
 
@@ -119,24 +152,35 @@ def add_note(exception: BaseException, text: str) -> None:
 
 def _trusted_origin(exception: BaseException, phase: PhaseHandle) -> str | None:
     """Return the scope in which the exception, or what it was raised from, arose beneath `phase`; else None."""
-    for related in _with_causes(exception):
-        mark = _mark_of(related)
-        if mark is not None and mark.last is not None and mark.last.is_within(phase):
-            return mark.origin_scope_id
+    origin = _origin_mark(exception, lambda last: last.is_within(phase))
+    return None if origin is None else origin.origin_scope_id
+
+
+def _origin_mark(exception: BaseException, trusts: Callable[[PhaseHandle], bool]) -> Mark | None:
+    """Return the mark that says where the exception, or the nearest of what it was raised from, arose; else None.
+
+    Of several that are equally near, as in a group, the one that arose first: whichever ended last has no say.
+    """
+    for generation in _generations(exception):
+        marks = [mark for mark in map(_mark_of, generation) if mark is not None]
+        trusted = [mark for mark in marks if mark.last is not None and trusts(mark.last)]
+        if trusted:
+            return min(trusted, key=lambda mark: mark.order)
     return None
 
 
-def _with_causes(exception: BaseException) -> Iterator[BaseException]:
-    """Yield the exception, its explicit causes, and the members of groups, each once and not too many."""
-    waiting: list[BaseException] = [exception]
+def _generations(exception: BaseException) -> Iterator[list[BaseException]]:
+    """Yield the exception, then its explicit causes and group members, then theirs; each once and not too many."""
+    generation: list[BaseException] = [exception]
     seen: set[int] = set()
-    while waiting and len(seen) < _MAX_CAUSES:
-        current = waiting.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        waiting.extend(_next_causes(current))
+    while generation:
+        fresh: list[BaseException] = []
+        for each in generation:
+            if id(each) not in seen and len(seen) < _MAX_CAUSES:
+                seen.add(id(each))
+                fresh.append(each)
+        yield fresh
+        generation = [cause for each in fresh for cause in _next_causes(each)]
 
 
 def _next_causes(exception: BaseException) -> list[BaseException]:
@@ -152,10 +196,6 @@ def _next_causes(exception: BaseException) -> list[BaseException]:
 def _mark_of(exception: BaseException) -> Mark | None:
     mark = _attributes_of(exception).get(_MARK)
     return mark if type(mark) is Mark else None
-
-
-def _set_mark(exception: BaseException, origin_scope_id: str, phase: PhaseHandle) -> None:
-    _attributes_of(exception)[_MARK] = Mark(origin_scope_id, phase)
 
 
 def _attributes_of(exception: BaseException) -> dict[str, Any]:

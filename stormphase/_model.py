@@ -43,12 +43,14 @@ class PhaseError:
         message: its text, bounded; `<unprintable ...>` if its `__str__` raised.
         traceback: the formatted traceback, bounded; None in every phase that the exception only passed through.
         root_cause_scope_id: the scope in which the exception arose; the phase's own id at the origin.
+        root_cause_path: the path of that scope; empty where it is no phase, or unknown.
     """
 
     type: str
     message: str
     traceback: str | None
     root_cause_scope_id: str
+    root_cause_path: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, str | None]:
         """Return the `error` of a boundary's payload."""
@@ -70,8 +72,10 @@ class PhaseBoundary:
         context: the path as people read it, `train / step / forward`.
         metadata: `{"phase_scope": {...}}` and, where the caller gave some, its own metadata beside it. `phase_scope`
             has action, name, path (list), depth, scope_id, parent_scope_id, thread_id, thread_name, sequence,
-            attributes (if any), timestamp_ns (wall clock, ns since the Unix epoch), status, step, session_id, rank;
-            on exit also duration_ns, self_ns, paused_ns and, if there was one, error.
+            attributes (if any), timestamp_ns (wall clock, ns since the Unix epoch), monotonic_ns, status, step,
+            session_id, session_attempt, rank, attempt (how often it was retried); where there is one, task_name,
+            is_sync and retry_of_scope_id; on exit also duration_ns, self_ns, paused_ns and, if there was one, error,
+            root_cause_path (list) and reason.
         scope_id: the phase's identity, 16 hex digits; also its OTel span id.
         path: the names from the outermost phase to this one.
     """

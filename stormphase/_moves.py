@@ -13,6 +13,7 @@ from stormphase import _exits, _misuse
 from stormphase._attributes import take
 from stormphase._model import PhaseStatus
 from stormphase._phase import FINAL, PhaseExtra, PhaseHandle, PhaseToken
+from stormphase._record import PhaseRecord, RecordKind
 from stormphase._status import TABLE
 from stormphase.exceptions import Misuse, PhaseProtocolError
 
@@ -204,8 +205,25 @@ def acquire(lanes: LaneSet, token: PhaseToken) -> PhaseHandle:
     return lanes.noop
 
 
-def retry(lanes: LaneSet, previous: PhaseHandle, attributes: Mapping[str, Any] | None) -> PhaseHandle:
-    """Enter a phase of the same name again, one attempt higher."""
+def retry(lanes: LaneSet, previous: PhaseHandle | PhaseRecord, attributes: Mapping[str, Any] | None) -> PhaseHandle:
+    """Enter a phase of the same name again, one attempt higher; NOOP after what is no phase, if that is only counted.
+
+    Raises:
+        TypeError: if `previous` is neither a phase nor the record of one, and the set was made to raise.
+    """
+    if isinstance(previous, PhaseHandle):
+        attempt = 0 if previous._extra is None else previous._extra.attempt
+    elif isinstance(previous, PhaseRecord) and previous.kind is RecordKind.PHASE:
+        attempt = previous.attempt
+    elif lanes.on_misuse == "raise":
+        kind = type(previous).__name__
+        message = (
+            f"Only a phase can be retried, and this {kind} is none. Give the handle of the try before, or its record."
+        )
+        raise TypeError(message)
+    else:
+        lanes.counts.add("bad_retry")
+        return lanes.noop
     phase = lanes.enter_phase(previous.name, attributes)
     if phase is lanes.noop:
         return phase
@@ -213,7 +231,7 @@ def retry(lanes: LaneSet, previous: PhaseHandle, attributes: Mapping[str, Any] |
     phase._code = frame.f_code
     phase._instruction = frame.f_lasti
     extra = phase._extra_or_new()
-    extra.attempt = 1 if previous._extra is None else previous._extra.attempt + 1
+    extra.attempt = attempt + 1
     extra.retry_of = previous
     return phase
 

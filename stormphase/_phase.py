@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stormphase._lanes import Lane
     from stormphase._model import PhaseError
     from stormphase._paths import PathNode
+    from stormphase._record import PhaseRecord
 
 FINAL: Final = frozenset(status for status, rule in TABLE.rules.items() if rule.is_final)
 _ON_SUCCESS = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.SUCCEEDED)
@@ -66,7 +67,7 @@ class PhaseExtra:
         self.paused_since_ns: int | None = None
         self.released = False
         self.resumed_ns: int | None = None
-        self.retry_of: PhaseHandle | None = None
+        self.retry_of: PhaseHandle | PhaseRecord | None = None
         self.status_text: str | None = None
         self.token: PhaseToken | None = None
 

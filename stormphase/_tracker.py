@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
+    from stormphase._record import PhaseRecord
     from stormphase.typing import Clock, Sink
 
 __all__ = ["DEFAULT_BRIDGE", "STOP_TIMEOUT_S", "Bridge", "BridgeSession", "PhaseTracker"]
@@ -220,8 +221,17 @@ class PhaseTracker:
         lanes = self._running_lanes("acquire")
         return NOOP if lanes is None or token is NOOP_TOKEN else lanes.acquire(token)
 
-    def retry(self, previous: PhaseHandle, attributes: Mapping[str, Any] | None = None) -> PhaseHandle:
-        """Enter a phase of the same name as `previous`, its attempt one higher and its span linked to it."""
+    def retry(self, previous: PhaseHandle | PhaseRecord, attributes: Mapping[str, Any] | None = None) -> PhaseHandle:
+        """Enter a phase of the same name as `previous`, its attempt one higher and its span linked to it.
+
+        Args:
+            previous: the try before: its handle, or its record, also one of an earlier attempt of the session.
+            attributes: copied and bounded now.
+
+        Raises:
+            PhaseProtocolError: if the tracker does not run.
+            TypeError: if `previous` is neither; not with `on_misuse="record"`, which counts it and enters nothing.
+        """
         lanes = self._running_lanes("enter")
         if lanes is None or previous is NOOP:
             return NOOP

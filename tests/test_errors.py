@@ -223,6 +223,49 @@ def test_a_group_points_at_its_first_member_that_failed_beneath(lanes, ended):
     assert PhaseStatus.FAILED == train.status
 
 
+def test_a_group_in_another_order_still_points_at_what_failed_first(lanes, ended):
+    """Members stand as their raiser put them; which failed first is what counts, and not which comes last."""
+    with pytest.raises(ExceptionGroup), lanes.enter_phase("train") as train:
+        caught = []
+        for name in ("first", "second"):
+            with pytest.raises(ValueError, match=name) as failure, lanes.enter_phase(name):
+                raise ValueError(name)
+            caught.insert(0, failure.value)
+        raise ExceptionGroup("both", caught)
+    assert (ended[0].scope_id, ("train", "first")) == (
+        train._extra.error.root_cause_scope_id,
+        train._extra.error.root_cause_path,
+    )
+
+
+def test_a_session_says_where_its_exception_arose(lanes, ended):
+    """The rank's and the session's error refer to the phase of theirs that it came from, also from within a group."""
+    with pytest.raises(ValueError, match="x") as failure, lanes.enter_phase("train"), lanes.enter_phase("step"):
+        raise ValueError("x")
+    for error in (failure.value, ExceptionGroup("all", [KeyError("y"), failure.value])):
+        told = _errors.describe_for_session(error, lanes, "00" * 8, _errors.FULL)
+        assert (ended[0].scope_id, ("train", "step"), None) == (
+            told.root_cause_scope_id,
+            told.root_cause_path,
+            told.traceback,
+        )
+
+
+@pytest.mark.parametrize(("policy", "has_traceback"), [(_errors.FULL, True), (_errors.REFERENCE, False)])
+def test_what_arose_in_no_phase_is_the_sessions_own(lanes, lenient, policy, has_traceback):
+    """An exception outside of all phases, or of another session's, has its root cause in the session itself."""
+    with pytest.raises(ValueError, match="x") as failure, lenient.enter_phase("elsewhere"):
+        raise ValueError("x")
+    told = _errors.describe_for_session(failure.value, lanes, "ab" * 8, policy)
+    assert ("ab" * 8, (), "ValueError", "x") == (
+        told.root_cause_scope_id,
+        told.root_cause_path,
+        told.type,
+        told.message,
+    )
+    assert has_traceback == (told.traceback is not None)
+
+
 def test_a_group_of_strangers_arose_where_it_was_raised(lanes):
     """Members that no phase knows leave the group its own origin."""
     with pytest.raises(ExceptionGroup), lanes.enter_phase("train") as train:

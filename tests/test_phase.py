@@ -18,6 +18,7 @@ from stormphase._boundary import duration_ns, exit_boundary, paused_ns, self_ns
 from stormphase._model import PhaseStatus
 from stormphase._moves import MAX_EVENTS
 from stormphase._phase import FINAL, line_of
+from stormphase._recording import record_of
 from stormphase.testing import START_WALL_NS
 
 HERE = Path(__file__).name
@@ -454,3 +455,26 @@ def test_a_retry_is_a_new_phase_one_attempt_higher(lanes, clock):
     ]
     assert 3 == len({phase.scope_id for phase in (first, second, third)})
     assert FINAL >= {first.status, second.status, third.status}
+
+
+def test_the_retry_of_a_record_is_one_attempt_higher(lanes):
+    """Where the handle is gone, as in a restarted session, the record of the try before says the same."""
+    with lanes.enter_phase("load") as first:
+        pass
+    record = record_of(exit=exit_boundary(first))
+    with lanes.retry(record, None) as second:
+        pass
+    third = lanes.retry(record_of(exit=exit_boundary(second)), None)
+    third.close()
+    told = [exit_boundary(phase).metadata["phase_scope"] for phase in (second, third)]
+    assert [(1, first.scope_id), (2, second.scope_id)] == [(s["attempt"], s["retry_of_scope_id"]) for s in told]
+
+
+@pytest.mark.parametrize("previous", [5, None, "load", object()])
+def test_only_a_phase_can_be_retried(lanes, lenient, previous):
+    """Strictly an error that says what to give; else counted, and nothing is entered."""
+    with pytest.raises(TypeError, match="Give the handle of the try before, or its record"):
+        lanes.retry(previous, None)
+    lenient.retry(previous, None).close()
+    assert {"bad_retry": 1} == lenient.counts.to_dict()
+    assert [] == [*lanes.open_phases(), *lenient.open_phases()]

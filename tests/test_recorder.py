@@ -10,7 +10,7 @@ import pytest
 
 from stormphase import PHASE_ENTER, PHASE_EXIT, ConfigurationError, Misuse, PhaseProtocolError, PhaseRecorder
 from stormphase._model import PHASE_MISUSE, PhaseStatus
-from stormphase.testing import START_WALL_NS
+from stormphase.testing import START_MONOTONIC_NS, START_WALL_NS
 
 HERE = Path(__file__).name
 S0 = {"session_id": "s", "rank": 0}
@@ -44,16 +44,25 @@ def test_an_enter_and_an_exit_say_all_that_the_contract_names(recorder, clock):
         "sequence": 2,
         "step": None,
         "session_id": "s",
+        "session_attempt": 0,
         "rank": 0,
+        "attempt": 0,
     }
-    assert {"phase_scope": {**common, "action": "enter", "timestamp_ns": START_WALL_NS + 10, "status": "active"}} == (
-        entered.metadata
-    )
+    assert {
+        "phase_scope": {
+            **common,
+            "action": "enter",
+            "timestamp_ns": START_WALL_NS + 10,
+            "monotonic_ns": START_MONOTONIC_NS + 10,
+            "status": "active",
+        }
+    } == entered.metadata
     assert {
         "phase_scope": {
             **common,
             "action": "exit",
             "timestamp_ns": START_WALL_NS + 42,
+            "monotonic_ns": START_MONOTONIC_NS + 42,
             "status": "succeeded",
             "duration_ns": 32,
             "self_ns": 32,
