@@ -124,3 +124,43 @@ class OwnershipError(StormphaseError):
         super().__init__(message)
         self.owner = owner
         self.actor = actor
+
+
+class JournalError(StormphaseError):
+    """A journal, or a directory of journals, cannot be read.
+
+    Attributes:
+        file: its path.
+        problem: what is the matter.
+        fix: what can be done.
+    """
+
+    def __init__(self, problem: str, *, file: str, fix: str) -> None:
+        """Join `file`, `problem` and `fix` into the message, with what does not print escaped."""
+        super().__init__(f"Cannot read {file!a}: {problem} {fix}")
+        self.file = file
+        self.problem = problem
+        self.fix = fix
+
+
+class JournalIncompleteError(JournalError):
+    """A process is just creating the journal, or died while it did: there is nothing in it yet."""
+
+
+class JournalDamagedError(JournalError):
+    """The file is no journal, or so much of it is damaged or missing that it cannot be said whose it is."""
+
+
+class JournalVersionError(JournalError):
+    """The journal was written in a newer format than this release knows.
+
+    Attributes:
+        version: the format's version in the file.
+        supported: the highest version that can be read.
+    """
+
+    def __init__(self, problem: str, *, file: str, fix: str, version: int, supported: int) -> None:
+        """Keep the versions beside the message."""
+        super().__init__(problem, file=file, fix=fix)
+        self.version = version
+        self.supported = supported
