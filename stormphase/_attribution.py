@@ -1,0 +1,255 @@
+"""Who is to blame: where each failure of a run first arose, from records alone.
+
+Pure, and the same for live, stored and recovered records. What is gone by, in this order:
+
+- A phase that an exception left says itself where that arose (`root_cause_scope_id`), since the exception carried it.
+- A LOST phase was open when its process died. What the process was doing is what was open innermost, so that is the
+  root cause of every LOST phase around it.
+- A phase that failed by itself because another process had gone (its error says so: `BrokenProcessPool` and the like)
+  has its root cause in a LOST phase beneath it, if there is one that was lost before.
+
+Parents are found by scope id and never by name, so what a late child of a first try does is never put on the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from stormphase._model import PhaseStatus
+from stormphase._record import PhaseRecord, RecordKey, RecordKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+BAD: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.LOST})
+
+# Errors by which one process learns that another one has gone, by the last part of their names.
+GONE_ERRORS: Final = frozenset(
+    {
+        "ActorDiedError",
+        "ActorUnavailableError",
+        "BrokenExecutor",
+        "BrokenPipeError",
+        "BrokenProcessPool",
+        "CalledProcessError",
+        "ChildProcessError",
+        "ConnectionAbortedError",
+        "ConnectionRefusedError",
+        "ConnectionResetError",
+        "EOFError",
+        "NodeDiedError",
+        "OwnerDiedError",
+        "ProcessExitedException",
+        "RayActorError",
+        "WorkerCrashedError",
+    }
+)
+
+
+@attrs.frozen
+class Failure:
+    """One thing that went wrong by itself.
+
+    Attributes:
+        record: where it arose.
+        reached: the other records whose root cause it is, in the order in which they ended.
+    """
+
+    record: PhaseRecord
+    reached: tuple[PhaseRecord, ...]
+
+    @property
+    def is_contained(self) -> bool:
+        """Whether it went no further than where it arose: somebody handled it, or nobody asked."""
+        return not self.reached
+
+
+@attrs.frozen
+class Blame:
+    """Why one record went wrong.
+
+    Attributes:
+        scope_id: where that first arose; the own id at the origin.
+        path: the path there, or None if nothing says so.
+        record: the record of that, or None if it was not among those given.
+        others: the other failures beneath that had ended by then, in the order in which their phases ended.
+    """
+
+    scope_id: str
+    path: tuple[str, ...] | None
+    record: PhaseRecord | None
+    others: tuple[PhaseRecord, ...]
+
+
+@attrs.frozen
+class Attribution:
+    """The failures of some records.
+
+    Attributes:
+        failures: every root cause whose record is known, in the order in which their phases ended.
+        blames: why each record went wrong, by its key; those in order are not in it.
+    """
+
+    failures: tuple[Failure, ...]
+    blames: Mapping[RecordKey, Blame]
+
+    def blame_of(self, record: PhaseRecord) -> Blame | None:
+        """Return why `record` went wrong, or None if it did not."""
+        return self.blames.get(record.key)
+
+
+def attribute(records: Iterable[PhaseRecord]) -> Attribution:
+    """Return where each failure among `records` first arose, what it reached, and what else failed beneath.
+
+    A session is to blame for what its ranks failed by, also if rank 0, which writes its record, went well. Where one
+    key comes twice, the later record counts. Pure; takes time and memory in proportion to the records.
+    """
+    forest = _Forest(records)
+    causes = _causes(forest)
+    origins = {cause.key: cause for cause, _ in causes.values() if cause is not None}
+    beneath = _beneath(forest, origins.values())
+    blames: dict[RecordKey, Blame] = {}
+    reached: dict[RecordKey, list[PhaseRecord]] = {key: [] for key in origins}
+    for key, (cause, named) in causes.items():
+        record = forest.records[key]
+        others = [other for other in beneath.get(key, ()) if cause is None or other.key != cause.key]
+        blames[key] = Blame(
+            scope_id=named.root_cause_scope_id or named.scope_id if cause is None else cause.scope_id,
+            path=named.root_cause_path if cause is None else cause.path,
+            record=cause,
+            others=tuple(sorted(others, key=_end_order)),
+        )
+        if cause is not None and cause.key != key:
+            reached[cause.key].append(record)
+    failures = [Failure(record, tuple(sorted(reached[key], key=_end_order))) for key, record in origins.items()]
+    failures.sort(key=lambda failure: _end_order(failure.record))
+    return Attribution(tuple(failures), MappingProxyType(blames))
+
+
+class _Forest:
+    """Records by key, each under its parent; a circle, which only a damaged file can have, is cut."""
+
+    def __init__(self, records: Iterable[PhaseRecord]) -> None:
+        self.records: dict[RecordKey, PhaseRecord] = {record.key: record for record in records}
+        ranks: dict[tuple[str, int, int | None], RecordKey] = {}
+        sessions: dict[tuple[str, int], RecordKey] = {}
+        for key, record in self.records.items():
+            if record.kind is RecordKind.RANK:
+                ranks[record.session_id, record.session_attempt, record.rank] = key
+            elif record.kind is RecordKind.SESSION:
+                sessions[record.session_id, record.session_attempt] = key
+        self.parents: dict[RecordKey, RecordKey] = {}
+        children: dict[RecordKey, list[RecordKey]] = {}
+        for key, record in self.records.items():
+            parent = self._parent_of(record, ranks, sessions)
+            if parent is not None and parent != key:
+                self.parents[key] = parent
+                children.setdefault(parent, []).append(key)
+        # Parents before children; what is in a circle is never reached from a root, and becomes one.
+        self.order: list[RecordKey] = [key for key in self.records if key not in self.parents]
+        for key in self.order:
+            self.order.extend(children.get(key, ()))
+        from_roots = set(self.order)
+        for key in [key for key in self.records if key not in from_roots]:
+            del self.parents[key]
+            self.order.append(key)
+
+    def _parent_of(
+        self,
+        record: PhaseRecord,
+        ranks: dict[tuple[str, int, int | None], RecordKey],
+        sessions: dict[tuple[str, int], RecordKey],
+    ) -> RecordKey | None:
+        launch = (record.session_id, record.session_attempt)
+        if record.parent_scope_id is not None:
+            key = (*launch, record.parent_scope_id)
+            if key in self.records:
+                return key
+        if record.kind in (RecordKind.PHASE, RecordKind.PROCESS):
+            return ranks.get((*launch, record.rank)) or sessions.get(launch)
+        return sessions.get(launch) if record.kind is RecordKind.RANK else None
+
+
+def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]]:
+    """Return for each record that went wrong its cause, if known, and the record that names it."""
+    causes: dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]] = {}
+    lost: dict[RecordKey, PhaseRecord] = {}  # the first LOST leaf beneath each, itself included
+    failed_ranks: dict[RecordKey, RecordKey] = {}  # the first rank of a session that went wrong
+    for key in reversed(forest.order):  # children first
+        record = forest.records[key]
+        if record.status is PhaseStatus.LOST:
+            lost.setdefault(key, record)
+        if record.status in BAD:
+            causes[key] = _cause_of(record, forest, lost.get(key))
+        elif key in failed_ranks:
+            causes[key] = causes[failed_ranks[key]]
+        parent = forest.parents.get(key)
+        if parent is None:
+            continue
+        if key in lost and (parent not in lost or _lost_order(lost[key]) < _lost_order(lost[parent])):
+            lost[parent] = lost[key]
+        if record.kind is RecordKind.RANK and key in causes:
+            first = failed_ranks.setdefault(parent, key)
+            if _end_order(record) < _end_order(forest.records[first]):
+                failed_ranks[parent] = key
+    return {key: _followed(found, causes) for key, found in causes.items()}
+
+
+def _followed(
+    found: tuple[PhaseRecord | None, PhaseRecord],
+    causes: dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]],
+) -> tuple[PhaseRecord | None, PhaseRecord]:
+    """Follow a cause that has one itself, as where it stands beside what it is the cause of, and came later."""
+    seen: set[RecordKey] = set()
+    while found[0] is not None and found[0].key not in seen and found[0].key in causes:
+        seen.add(found[0].key)
+        found = causes[found[0].key]
+    return found
+
+
+def _cause_of(record: PhaseRecord, forest: _Forest, lost: PhaseRecord | None) -> tuple[PhaseRecord | None, PhaseRecord]:
+    if record.status is PhaseStatus.LOST:
+        return lost, record
+    named = record.root_cause_scope_id
+    if named is not None and named != record.scope_id:
+        return forest.records.get((record.session_id, record.session_attempt, named)), record
+    if lost is not None and _is_of_the_gone(record) and _ended_by(lost, record):
+        return lost, record
+    return record, record
+
+
+def _beneath(forest: _Forest, origins: Iterable[PhaseRecord]) -> dict[RecordKey, list[PhaseRecord]]:
+    """Return for each record the root causes beneath it that had ended by its end."""
+    found: dict[RecordKey, list[PhaseRecord]] = {}
+    for origin in origins:
+        key = forest.parents.get(origin.key)
+        while key is not None:
+            if _ended_by(origin, forest.records[key]):
+                found.setdefault(key, []).append(origin)
+            key = forest.parents.get(key)
+    return found
+
+
+def _is_of_the_gone(record: PhaseRecord) -> bool:
+    return record.error_type is not None and record.error_type.rpartition(".")[2] in GONE_ERRORS
+
+
+def _ended_by(record: PhaseRecord, other: PhaseRecord) -> bool:
+    """Whether `record` had ended when `other` did."""
+    if other.ended_ns is None:
+        return True
+    return record.ended_ns is not None and record.ended_ns <= other.ended_ns
+
+
+def _end_order(record: PhaseRecord) -> tuple[bool, int, int, int]:
+    """Return what sorts records by their end, those within others first, open ones last."""
+    return (record.ended_ns is None, record.ended_ns or 0, -record.depth, record.sequence)
+
+
+def _lost_order(record: PhaseRecord) -> tuple[int, int, int]:
+    """Return what finds the phase in which a process died: lost first, and of those entered last."""
+    return (record.ended_ns or 0, -record.entered_ns, -record.sequence)
