@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from stormphase._lanes import ContextCarrier, LaneSet
     from stormphase._phase import PhaseHandle
+
+_log = logging.getLogger("stormphase")
 
 
 @attrs.frozen
@@ -85,6 +88,55 @@ class Bridge(Protocol):
     def environment(self) -> dict[str, str]:
         """Return the variables by which a child process finds its parent span."""
         ...
+
+
+class JournalingBridge(Bridge, Protocol):
+    """What a bridge may offer beyond `Bridge`, so that a journal can speak for it after its process has died.
+
+    All of it is optional: of a bridge without it a journal keeps nothing, and nothing is recovered.
+    """
+
+    phase_trace_facts: Callable[[PhaseHandle], Mapping[str, Any] | None] | None
+    on_handed_over: Callable[[PhaseHandle], object] | None
+    on_finished: Callable[[], object] | None
+
+    def journal_facts(self) -> Mapping[str, Any] | None:
+        """Return what a journal's header must keep of the session, as JSON values of less than 8 KiB, or None."""
+        ...
+
+
+def journal_facts_of(bridge: Bridge | None) -> Mapping[str, Any] | None:
+    """Return what a journal keeps for the bridge; None if it has nothing to keep, cannot tell, or raises."""
+    ask = getattr(bridge, "journal_facts", None)
+    try:
+        facts = None if ask is None else ask()
+    except Exception:  # noqa: BLE001 - a user's own bridge may raise anything; the session must start all the same
+        _log.warning("stormphase: the bridge could not say what the journal is to keep", exc_info=True)
+        return None
+    return facts if isinstance(facts, Mapping) else None
+
+
+def phase_trace_of(bridge: Bridge | None) -> Callable[[PhaseHandle], Mapping[str, Any] | None] | None:
+    """Return what tells a phase's trace to the journal at its enter; None where no phase has anything to say."""
+    return getattr(bridge, "phase_trace_facts", None)
+
+
+def listen(
+    bridge: Bridge, *, on_handed_over: Callable[[PhaseHandle], object], on_finished: Callable[[], object] | None = None
+) -> bool:
+    """Have a bridge tell of the phases that it has handed over; False if it cannot.
+
+    Args:
+        bridge: any.
+        on_handed_over: called on the bridge's worker with each ended phase that recovery need not send.
+        on_finished: called there once the rank's own span was handed over; the flush comes after it.
+    """
+    if not hasattr(bridge, "on_handed_over"):
+        return False
+    bridge.on_handed_over = on_handed_over
+    if hasattr(bridge, "on_finished"):
+        bridge.on_finished = on_finished
+    return True
 
 
 class DefaultBridge:

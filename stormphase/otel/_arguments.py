@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from stormphase.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 EVENTS: Final = ("long", "all", "off")
 EVENTS_TO: Final = ("logs", "span")
 SPAN_BUDGET: Final = 5_000
+EXCEPTION_OPT_IN: Final = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 
 
 def check_provider(setting: str, provider: Any, method: str) -> None:
@@ -53,3 +57,11 @@ def checked_name(value: object) -> str | None:
             fix='Write trace_per="step" for a trace per step.',
         )
     return value.strip()
+
+
+def exception_signals(environ: Mapping[str, str]) -> frozenset[str]:
+    """Return where exceptions go, as OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN says: spans, logs or both."""
+    wishes = {wish.strip() for wish in environ.get(EXCEPTION_OPT_IN, "").split(",")}
+    if "logs/dup" in wishes:
+        return frozenset({"spans", "logs"})
+    return frozenset({"logs"}) if "logs" in wishes else frozenset({"spans"})

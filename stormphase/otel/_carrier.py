@@ -171,6 +171,7 @@ class TracedCarrier(SpanCarrier):
     """
 
     handle_type = TracedPhaseSpan
+    traces_phases = True
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, ProxyTracerProvi
 
 from stormphase._attributes import MAX_ATTRIBUTES
 from stormphase._version import __version__
+from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,6 +129,22 @@ def resolve_tracer(provider: Any) -> tuple[Way, Tracer | None, SdkTracer | None]
         return Way.REAL, tracer, None
     sdk = SdkTracer(provider, tracer)
     return (Way.DIRECT if sdk.takes_readable() else Way.STARTED), tracer, sdk
+
+
+def checked_tracer(provider: Any) -> tuple[Way, Tracer | None, SdkTracer | None]:
+    """Return what `resolve_tracer` does.
+
+    Raises:
+        ConfigurationError: if the provider gives no tracer.
+    """
+    try:
+        return resolve_tracer(provider)
+    except Exception as error:
+        raise ConfigurationError(
+            f"The tracer provider {type(provider).__name__} gave no tracer: {type(error).__name__}.",
+            setting="tracer_provider",
+            fix="Give OTelBridge an SDK TracerProvider, or PhaseTracker(bridge=None) for no spans.",
+        ) from error
 
 
 def _needs_no_start(processor: Any) -> bool:

@@ -6,15 +6,27 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.trace import SpanKind, TraceFlags
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, TraceFlags, set_span_in_context
 
-from stormphase.otel._traces import NO_STATE, RANDOM_FLAG, Trace
+from stormphase.otel._outlet import root_attributes
+from stormphase.otel._traces import (
+    NO_STATE,
+    RANDOM_FLAG,
+    SessionTraces,
+    Trace,
+    caller_of,
+    previous_root,
+    session_trace_id,
+    session_traces,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from opentelemetry.context import Context
-    from opentelemetry.trace import Link, SpanContext
+    from opentelemetry.trace import SpanContext
+
+    from stormphase._bridge import BridgeSession
 
 _log = logging.getLogger("stormphase")
 
@@ -92,6 +104,23 @@ class SamplerQuestions:
         if not self._has_warned:
             self._has_warned = True
             _log.warning("stormphase: the sampler raised, so spans are not sampled; told once", exc_info=True)
+
+
+def ask_for_session(session: BridgeSession, questions: SamplerQuestions) -> SessionTraces:
+    """Ask the sampler about the session's root span, on every rank alike."""
+    identity = session.identity
+    caller = caller_of(session.environ)
+    around = Context() if caller is None else set_span_in_context(NonRecordingSpan(caller), Context())
+    previous = previous_root(identity, caller)
+    trace = questions.ask(
+        trace_id=session_trace_id(identity, caller),
+        context=around,
+        parent=caller,
+        name="session",
+        attributes=root_attributes(session.name, identity.session_id, identity.attempt, identity.world_size),
+        links=[] if previous is None else [Link(previous)],
+    )
+    return session_traces(identity, caller, trace)
 
 
 def _added(result: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:

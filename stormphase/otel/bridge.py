@@ -8,26 +8,24 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace as otel_trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Link, NonRecordingSpan, set_span_in_context
 
 from stormphase import _boundary
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier
 from stormphase.exceptions import ConfigurationError
-from stormphase.otel import _arguments, _carrier, _provider, _traces
+from stormphase.otel import _arguments, _carrier, _journaling, _provider, _traces
 from stormphase.otel._events import EventLog
 from stormphase.otel._facts import ERROR_STATUSES, PhaseFacts
 from stormphase.otel._long_open import LONG_NS, LongOpen
 from stormphase.otel._metrics import PhaseMetrics
-from stormphase.otel._outlet import SessionSpan, SpanOutlet, root_attributes
+from stormphase.otel._outlet import SessionSpan, SpanOutlet
 from stormphase.otel._provider import Way
 from stormphase.otel._real import RealSpans
-from stormphase.otel._sampling import SamplerQuestions, children_inherit
+from stormphase.otel._sampling import SamplerQuestions, ask_for_session, children_inherit
 from stormphase.otel._span import PhaseSpan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from stormphase._bridge import BridgeSession
     from stormphase._lanes import LaneSet
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stormphase")
 
-EXCEPTION_OPT_IN: Final = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 _NO_BOUNDARIES: Final = (False, False)
 _BOTH_BOUNDARIES: Final = (True, True)
 
@@ -62,6 +59,12 @@ class OTelBridge:
         metrics: whether durations, open phases and drops are also sent as metrics.
         span_budget: how many spans the session's trace may have, all ranks together; None for no limit. Beyond it
             spans are dropped and counted, failures are not. Traces made by `trace_per` have no budget.
+
+    Attributes:
+        phase_trace_facts: for a journal: returns what must be kept of a phase's trace, or None; itself None where no
+            phase has anything to say. Set by `attach`.
+        on_handed_over: called on the worker with each ended phase that was handed over, or deliberately not sent.
+        on_finished: called on the worker once the rank's and the session's spans were handed over.
 
     Raises:
         ConfigurationError: if an argument cannot work.
@@ -99,6 +102,9 @@ class OTelBridge:
         self._wants_metrics = metrics
         self._span_budget = span_budget
         self.exit_hook: Callable[[PhaseHandle], object] | None = None
+        self.phase_trace_facts: Callable[[PhaseHandle], Mapping[str, Any] | None] | None = None
+        self.on_handed_over: Callable[[PhaseHandle], object] | None = None
+        self.on_finished: Callable[[], object] | None = None
         self._session: BridgeSession | None = None
         self._way = Way.NONE
         self._sdk: SdkTracer | None = None
@@ -132,7 +138,7 @@ class OTelBridge:
                 fix="Make a new OTelBridge for each PhaseTracker.",
             )
         self._session = session
-        self._exception_signals = _exception_signals(session.environ.get(EXCEPTION_OPT_IN, ""))
+        self._exception_signals = _arguments.exception_signals(session.environ)
         variable = _carrier.otel_variable()
         if variable is None:
             _log.warning(
@@ -141,10 +147,10 @@ class OTelBridge:
             )
             return self._carrier
         provider = otel_trace.get_tracer_provider() if self._tracer_provider is None else self._tracer_provider
-        self._way, self._tracer, self._sdk = _resolved(provider)
+        self._way, self._tracer, self._sdk = _provider.checked_tracer(provider)
         sampler = None if self._sdk is None else self._sdk.sampler
         questions = SamplerQuestions(sampler)
-        traces = self._traces = _ask_for_session(session, questions)
+        traces = self._traces = ask_for_session(session, questions)
         if self._sdk is None:
             self._warn_of_trace_per()
             self._carrier = _carrier.RealCarrier(variable, traces)
@@ -161,6 +167,7 @@ class OTelBridge:
                 asks_each=asks_each,
                 next_occurrence=_traces.Occurrences().next,
             )
+            self.phase_trace_facts = _journaling.phase_trace_facts
         carrier.keeps_unsampled = self._keep_failures
         self._carrier = carrier
         return carrier
@@ -217,10 +224,35 @@ class OTelBridge:
             variables.setdefault("TRACESTATE", "")
         return variables
 
+    def journal_facts(self) -> dict[str, Any] | None:
+        """Return what a journal must keep so that recovery can send what this process may leave behind.
+
+        JSON values, less than 8 KiB of them. None where spans are not made by us: there is nothing to recover then.
+        """
+        traces = self._traces
+        if traces is None or self._sdk is None or not self._sdk.is_enabled():
+            return None
+        return _journaling.session_facts(
+            traces,
+            self._sdk,
+            trace_per=self._trace_per,
+            keep_failures=self._keep_failures,
+            span_events=self._events_mode if self._events_on_spans else "off",
+            has_exceptions="spans" in self._exception_signals,
+        ).to_json()
+
     # Called by the tracker, on the bridge's worker thread
 
     def take(self, phase: PhaseHandle) -> None:
         """Send what there is to say of one ended phase; children come before their parents on a lane."""
+        try:
+            self._take(phase)
+        finally:
+            # Also where a processor raised: it has been given the phase, and nothing is handed over twice.
+            if self.on_handed_over is not None:
+                self.on_handed_over(phase)
+
+    def _take(self, phase: PhaseHandle) -> None:
         if not isinstance(phase, PhaseSpan):
             return
         if self._metrics is not None:
@@ -333,10 +365,13 @@ class OTelBridge:
             self._outlet.finish(outcome, end_ns)
         if self._real is not None:
             self._real.finish(outcome, end_ns)
+        if self.on_finished is not None:
+            self.on_finished()
 
     def after_fork_in_child(self) -> None:
         """Forget what the parent has counted and started; the session's and the rank's spans are its own."""
         self._is_forked_child = True
+        self.on_handed_over = self.on_finished = None  # The parent's journal.
         self._counts = counts = Counts()
         self._long_open = LongOpen()
         if isinstance(self._carrier, _carrier.TracedCarrier):
@@ -362,39 +397,3 @@ class OTelBridge:
         prefix = "dropped_"
         counts = self._counts.to_dict()
         return {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
-
-
-def _resolved(provider: Any) -> tuple[Way, otel_trace.Tracer | None, SdkTracer | None]:
-    try:
-        return _provider.resolve_tracer(provider)
-    except Exception as error:
-        raise ConfigurationError(
-            f"The tracer provider {type(provider).__name__} gave no tracer: {type(error).__name__}.",
-            setting="tracer_provider",
-            fix="Give OTelBridge an SDK TracerProvider, or PhaseTracker(bridge=None) for no spans.",
-        ) from error
-
-
-def _ask_for_session(session: BridgeSession, questions: SamplerQuestions) -> _traces.SessionTraces:
-    """Ask the sampler about the session's root span, on every rank alike."""
-    identity = session.identity
-    caller = _traces.caller_of(session.environ)
-    around = Context() if caller is None else set_span_in_context(NonRecordingSpan(caller), Context())
-    previous = _traces.previous_root(identity, caller)
-    trace = questions.ask(
-        trace_id=_traces.session_trace_id(identity, caller),
-        context=around,
-        parent=caller,
-        name="session",
-        attributes=root_attributes(session.name, identity.session_id, identity.attempt, identity.world_size),
-        links=[] if previous is None else [Link(previous)],
-    )
-    return _traces.session_traces(identity, caller, trace)
-
-
-def _exception_signals(opt_in: str) -> frozenset[str]:
-    """Return where exceptions go, as OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN says: spans, logs or both."""
-    wishes = {wish.strip() for wish in opt_in.split(",")}
-    if "logs/dup" in wishes:
-        return frozenset({"spans", "logs"})
-    return frozenset({"logs"}) if "logs" in wishes else frozenset({"spans"})
