@@ -151,6 +151,7 @@ class Settings:
     summary: bool | str | None = attrs.field(default=None, converter=_checked_summary)
     stop_on_sigterm: bool = False
     queue_bound: int = attrs.field(default=QUEUE_BOUND, converter=_checked_bound)
+    journal: Any = None
     clock: Clock
 
 

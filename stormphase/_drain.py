@@ -147,6 +147,17 @@ class SinkWorker:
         self._is_in_child = True
         self._reset()
 
+    def take_back(self) -> Any:
+        """Take the oldest entry out of the queue, from any thread, as if it had never been offered; None if empty."""
+        try:
+            return self._queue.popleft()
+        except IndexError:
+            return None
+
+    def wake(self) -> None:
+        """Have the worker look at its queue now; from any thread, and in signal handlers."""
+        self._bell.ring()
+
     def is_own_thread(self) -> bool:
         """Whether the caller is the sink itself, called by its worker."""
         thread = self._thread

@@ -7,7 +7,7 @@ name or a thread, and wherever a signal handler raises in it, lane and context a
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from stormphase import _exits
 from stormphase._attributes import take
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from stormphase._attribute_counts import AttributeCounts
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
+
+SLOT_BYTES: Final = 72  # See docs/journal-format.md.
+NO_STEP: Final = -(2**63)
 
 _getframe = sys._getframe
 _modules = sys.modules
@@ -61,9 +64,10 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
     sequence = lanes.sequence
     taken = take if lanes.on_misuse == "raise" else _take_or_count
     active = PhaseStatus.ACTIVE
+    traces_phases = carrier.traces_phases
 
     # `sync` may be given by position, since CPython has a faster way to call functions without keyword-only parameters.
-    def enter_phase(  # noqa: C901, PLR0912
+    def enter_phase(  # noqa: C901, PLR0912, PLR0915
         name: str,
         attributes: Any = None,
         sync: bool = False,
@@ -97,10 +101,10 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         handle._below = below
         handle._path = path
         handle._attributes = attributes
-        handle._step = lanes.step
+        handle._step = step = lanes.step
         handle._code = frame.f_code
         handle._instruction = frame.f_lasti
-        handle._sequence = next(sequence)
+        handle._sequence = number = next(sequence)
         handle._children_ns = 0
         handle._extra = None
         handle._status = active
@@ -109,7 +113,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
             extra.is_sync = sync
             extra.origin = None if below is not lane else current_phase()
         spent_ns = below._children_ns
-        handle._entered_ns = now()
+        handle._entered_ns = entered_ns = now()
         # No jump between this test and the store, since CPython 3.10 runs signal handlers there; and none of these, nor
         # a reset, may have used the lane since the clock was read.
         if lane.top is below and below._children_ns is spent_ns:
@@ -118,6 +122,19 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
             return lanes.enter_again(handle, name, attributes, sync=sync)
         try:
             handle._context_token = put(handle)
+            if (writer := lane.writer) is not None:
+                # No call or jump before the store, so that a signal handler's phases get other slots.
+                slot = writer.slot
+                last_slot = writer.last_slot
+                writer.slot = slot + SLOT_BYTES
+                if slot > last_slot or attributes is not None or is_special or not path.number or traces_phases:
+                    writer.enter(handle)
+                else:
+                    handle._slot = slot
+                    step_word = NO_STEP if step is None else step
+                    writer.write_enter(
+                        slot, entered_ns, below._sequence, step_word, path.number, lane.number, 0, 0, number
+                    )
         except BaseException:
             _exits.take_back(lanes, lane, handle)
             raise

@@ -119,6 +119,8 @@ def _end_on_top(
             phase._ended_ns = ended_ns
             phase._status = status
             lane.ended_count += offered
+            if lanes.journal is not None:
+                lanes.journal.end(phase)
             for append in queues:
                 append(phase)
             return
@@ -232,6 +234,8 @@ def _abandon(lanes: LaneSet, lane: Lane, phase: PhaseHandle, why: str) -> None:
             phase._status = _ON_ABANDON
             extra.status_text = why
             lane.ended_count += offered
+            if lanes.journal is not None:
+                lanes.journal.end(phase)
             for append in queues:
                 append(phase)
             return
@@ -278,6 +282,8 @@ def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus, why: 
         phase._ended_ns = ended_ns
         phase._status = status
         lanes.retired_counts[1] += offered  # Its lane's thread may have ended, and what that had counted been added up.
+        if lanes.journal is not None:
+            lanes.journal.end(phase)
         for append in queues:
             append(phase)
 
@@ -319,6 +325,8 @@ def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Bas
         phase._ended_ns = ended_ns
         phase._status = status
         lane.ended_count += offered
+        if lanes.journal is not None:
+            lanes.journal.end(phase)
         for append in queues:
             append(phase)
 
@@ -330,3 +338,5 @@ def take_back(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> None:
         lanes.carrier.variable.set(lanes.carrier.value_before(phase))
     if lane.top is phase:
         lane.top = phase._below
+    if lanes.journal is not None:
+        lanes.journal.take_back(phase)

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stormphase import _exits, _misuse, _moves, _tasks
 from stormphase._attributes import AttributeCounts
@@ -39,6 +39,50 @@ if TYPE_CHECKING:
 _getframe = sys._getframe
 
 
+class PhaseWriter(Protocol):
+    """What one thread writes into the journal with; used by that thread only.
+
+    Attributes:
+        slot: where it writes next.
+        last_slot: where it may write at most; if it is less, `enter` has to be called.
+        write_enter: takes the slot and the eight numbers of a plain enter.
+    """
+
+    slot: int
+    last_slot: int
+    write_enter: Callable[..., None]
+
+    def enter(self, phase: PhaseHandle) -> None:
+        """Write a phase that has just been entered, whatever there is to say of it."""
+        ...
+
+
+class Journal(Protocol):
+    """What the lanes of a process tell its journal, if it has one."""
+
+    write_exit: Callable[..., None]
+
+    def new_writer(self, lane: Lane) -> PhaseWriter:
+        """Return what the thread of `lane`, which is new, writes with."""
+        ...
+
+    def retire(self, writer: Any) -> None:
+        """Take over what the writer of an ended thread leaves."""
+        ...
+
+    def end(self, phase: PhaseHandle) -> None:
+        """Write that a phase has ended; from any thread."""
+        ...
+
+    def renew(self, phase: PhaseHandle) -> None:
+        """Write what has changed of an open phase."""
+        ...
+
+    def take_back(self, phase: PhaseHandle) -> None:
+        """Undo an enter."""
+        ...
+
+
 class ContextCarrier:
     """Carries the current phase through a context variable, so that tasks and copied contexts know where they began.
 
@@ -46,6 +90,7 @@ class ContextCarrier:
     """
 
     handle_type: type[PhaseHandle] = PhaseHandle
+    traces_phases = False  # Whether some phases begin a trace of their own, which the journal then has to say.
 
     def __init__(self) -> None:
         """Make a variable of our own: no other tracker's phases appear in it."""
@@ -66,12 +111,16 @@ class Lane:
         top: the innermost open phase, or the lane itself when none is open.
         is_plain: whether being in the same context is proof enough of being its owner: a living thread's own lane.
         is_inherited: whether this lane belongs to the process that this one was forked from.
+        number: tells this lane from all others of the process.
+        writer: writes what this lane's thread enters into the journal, if there is one.
+        write_exit: writes the plain end of a phase there: its slot's second half, and the three numbers that go in.
     """
 
     __slots__ = (
         "__weakref__",
         "_children_ns",
         "_path",
+        "_sequence",
         "ended_count",
         "entered_count",
         "first_seen_ns",
@@ -80,18 +129,22 @@ class Lane:
         "is_plain",
         "lanes",
         "now",
+        "number",
         "reset",
         "task_name",
         "task_ref",
         "thread_id",
         "thread_name",
         "top",
+        "write_exit",
+        "writer",
     )
 
     def __init__(self, lanes: LaneSet, thread_id: int, thread_name: str, task: Any) -> None:
         """Make an empty lane of the calling thread, or of a task that runs in it."""
         self._children_ns = 0
         self._path: PathNode = lanes.paths.root
+        self._sequence = 0
         self.ended_count = 0
         self.entered_count = 0
         self.id_base = lanes.id_base
@@ -99,12 +152,15 @@ class Lane:
         self.is_plain = task is None
         self.lanes = lanes
         self.now: Callable[[], int] = lanes.now
+        self.number = next(lanes.lane_numbers) & 0xFFFFFFFF
         self.reset: Callable[[Any], None] = lanes.carrier.variable.reset
         self.task_name: str | None = None if task is None else _tasks.name_of(task)
         self.task_ref: weakref.ref[Any] | None = None
         self.thread_id = thread_id
         self.thread_name = thread_name
         self.top: PhaseHandle | Lane = self
+        self.write_exit: Callable[..., None] | None = None
+        self.writer: PhaseWriter | None = None
         self.first_seen_ns: int = lanes.now()
 
     @property
@@ -174,6 +230,8 @@ class LaneSet:
         "enter_queues",
         "exit_queues",
         "id_base",
+        "journal",
+        "lane_numbers",
         "local",
         "noop",
         "now",
@@ -215,6 +273,8 @@ class LaneSet:
         self.counts = Counts()
         self.attribute_counts = AttributeCounts()
         self.id_base = new_base()
+        self.journal: Journal | None = None
+        self.lane_numbers = itertools.count(1)
         self.step: int | None = None
         self.now = clock.monotonic_ns
         self.enter_queues: tuple[Publish, ...] = ()
@@ -282,6 +342,10 @@ class LaneSet:
         if self.on_first_sight is not None:
             self.on_first_sight()
         lane = Lane(self, get_ident(), threading.current_thread().name, None)
+        journal = self.journal
+        if journal is not None:
+            lane.writer = journal.new_writer(lane)
+            lane.write_exit = journal.write_exit
         guard = _ThreadGuard(lane, self._gone)
         self._keep(lane)
         first = local.lane
@@ -292,6 +356,8 @@ class LaneSet:
 
     def _lane_of_new_task(self, thread_lane: Lane, task: Any) -> Lane:
         lane = Lane(self, thread_lane.thread_id, thread_lane.thread_name, task)
+        lane.writer = thread_lane.writer
+        lane.write_exit = thread_lane.write_exit
         gone = self._gone
         lane.task_ref = weakref.ref(task, lambda _: gone.append(lane))
         self._keep(lane)
@@ -317,6 +383,8 @@ class LaneSet:
             del self.open_lanes[key]
             self.retired_counts[0] += lane.entered_count
             self.retired_counts[1] += lane.ended_count
+            if self.journal is not None and lane.writer is not None and lane.task_ref is None:
+                self.journal.retire(lane.writer)
 
     def boundary_counts(self) -> tuple[int, int]:
         """Return how many enters and exits were offered to the queues so far; exact once the lanes are quiet."""
@@ -369,6 +437,7 @@ class LaneSet:
         """Start anew in a forked child: new ids, empty lanes, and the parent's phases fenced off."""
         self._lock = threading.RLock()
         self.paths.renew_lock()
+        self.journal = None  # The parent's; the session makes another one.
         self.id_base = new_base()
         # Only the forking thread lives on here, and it is the one that runs this.
         self.local.lane = self.local.tasks = self.local.guard = None

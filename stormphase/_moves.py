@@ -70,6 +70,8 @@ def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "
             extra.is_rooted = True
             extra.paused_since_ns = paused_ns
             phase._status = _ON_PAUSE
+            if lanes.journal is not None:
+                lanes.journal.renew(phase)
             return True
     lanes.parked.discard(phase)
     return False
@@ -146,6 +148,8 @@ def _put_on(
             except BaseException:
                 _park_again(lanes, successor, lane, resumed_ns, current)
                 raise
+            if lanes.journal is not None:
+                lanes.journal.renew(successor)
             return True
     return False
 
@@ -233,6 +237,8 @@ def retry(lanes: LaneSet, previous: PhaseHandle | PhaseRecord, attributes: Mappi
     extra = phase._extra_or_new()
     extra.attempt = attempt + 1
     extra.retry_of = previous
+    if lanes.journal is not None:
+        lanes.journal.renew(phase)
     return phase
 
 

@@ -7,9 +7,12 @@ seen there takes the slow way, which strips, checks, escapes and bounds it under
 from __future__ import annotations
 
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from stormphase.exceptions import PhaseNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_NAME_CHARS: Final = 256
 MAX_PATHS: Final = 65_536
@@ -22,13 +25,14 @@ class PathNode:
     Thread-safe to read. Only `PathTable` adds children.
     """
 
-    __slots__ = ("_names", "_text", "children", "depth", "name", "parent")
+    __slots__ = ("_names", "_text", "children", "depth", "name", "number", "parent")
 
     def __init__(self, name: str, parent: PathNode | None) -> None:
         """Make a node that is not yet linked from its parent."""
         self.name = name
         self.parent = parent
         self.depth: int = 0 if parent is None else parent.depth + 1
+        self.number = 0  # In the journal's table of strings; 0 if it has none.
         self.children: dict[str, PathNode] = {}
         self._names: tuple[str, ...] | None = None
         self._text: str | None = None
@@ -66,6 +70,7 @@ class PathTable:
     def __init__(self, max_paths: int = MAX_PATHS) -> None:
         """Start with the root, which is no phase and has depth 0."""
         self.root = PathNode("", None)
+        self.on_new: Callable[[PathNode], object] | None = None  # Told of each path that is kept, before it is used.
         self._max_paths = max_paths
         self._kept = 0
         self._lock = threading.RLock()  # A signal handler may enter phases, too.
@@ -84,6 +89,8 @@ class PathTable:
                 if self._kept >= self._max_paths:
                     return node
                 self._kept += 1
+                if self.on_new is not None:
+                    self.on_new(node)
                 parent.children[clean] = node
             if name != clean and self._kept < self._max_paths:
                 # A caller's odd spelling finds its node at once the next time.

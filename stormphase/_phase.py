@@ -92,6 +92,7 @@ class PhaseHandle:
         "_lane",
         "_path",
         "_sequence",
+        "_slot",
         "_status",
         "_step",
     )
@@ -108,6 +109,7 @@ class PhaseHandle:
     _lane: Lane
     _path: PathNode
     _sequence: int
+    _slot: int  # Where it stands in the journal; not set if there is none.
     _status: PhaseStatus
     _step: int | None
 
@@ -138,6 +140,8 @@ class PhaseHandle:
                 self._ended_ns = ended_ns
                 self._status = _ON_SUCCESS
                 self._context_token = None
+                if (write_exit := lane.write_exit) is not None:
+                    write_exit(self._slot, ended_ns, spent_ns, self._sequence)
                 if queues := lane.lanes.exit_queues:
                     lane.ended_count += 1
                     for append in queues:

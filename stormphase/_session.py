@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from stormphase import _claims, _configuration, _drain, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
+from stormphase._journaling import SessionJournal
 from stormphase._process import ProcessWatch
 from stormphase._rank import ProcessFacts, detect_rank
 from stormphase._signals import SigtermHook
@@ -62,7 +64,14 @@ class Session:
             process=ProcessFacts.of_this_process(),
         )
         wants_summary = _configuration.wants_summary(settings.summary, environ, found.rank)
-        self.identity: RankIdentity = _claims.claim(found, is_explicit=settings.session_id is not None)
+        self.journal = SessionJournal(settings.journal, environ)
+        claimed = _claims.claim(found, is_explicit=settings.session_id is not None)
+        try:
+            self.identity: RankIdentity = self.journal.place(claimed)
+        except BaseException:
+            _claims.unclaim(claimed)
+            raise
+        self._claimed = claimed
         self._on_stop = on_stop
         # Taken by one C call, `pop`: of two threads, or of a signal handler and what it interrupted, one gets it.
         self._may_stop = [True]
@@ -107,8 +116,10 @@ class Session:
         self._sinks = SinkSet(
             lanes, bridge=bridge, sinks=settings.sinks, summary=self._summary, queue_bound=settings.queue_bound
         )
+        self.journal.open(lanes, name=settings.name, bridge=bridge, started_ns=started_ns)
         self._process.install()
         self._sinks.connect()
+        lanes.on_first_sight = self._at_first_sight
         if self._sigterm is not None:
             self._sigterm.install()
 
@@ -117,8 +128,9 @@ class Session:
         self._may_stop.clear()
         if self._sinks is not None:
             self._sinks.give_up()
+        self.journal.give_up()
         self._leave_process()
-        _claims.unclaim(self.identity)
+        _claims.unclaim(self._claimed)
 
     @property
     def sinks(self) -> SinkSet:
@@ -169,9 +181,11 @@ class Session:
             if self._summary is not None:
                 self._summary.note_end(ended_ns)
             is_delivered = self.sinks.finish(timeout_s, outcome, ended_ns)
+            self.journal.finish(outcome, ended_ns, timeout_s)
         finally:
             # Also when an impatient KeyboardInterrupt ends the wait.
             self.sinks.give_up()
+            self.journal.give_up()
             self._leave_process()
         stats = self.sinks.stats()
         if self._summary is not None:
@@ -205,7 +219,13 @@ class Session:
     def _stop_at_exit(self, outcome: BaseException | None) -> None:
         self.stop(outcome, STOP_TIMEOUT_S)
 
+    def _at_first_sight(self) -> None:
+        """Before a thread's first phase: in a forked child there are no workers and no journal yet."""
+        self.journal.open_in_child()
+        self.sinks.start_threads()
+
     def _stop_for_sigterm(self) -> None:
+        self.journal.note_stop_signal(signal.SIGTERM)
         self.stop(SystemExit("SIGTERM"), STOP_TIMEOUT_S)
 
     def _can_stop(self) -> bool:
@@ -225,13 +245,20 @@ class Session:
         if self.bridge is not None:
             self.bridge.after_fork_in_child()
         self.sinks.after_fork_in_child()
+        self.journal.after_fork_in_child()
         self._summary = None  # The parent prints it.
+
+    def note_step(self, step: int | None) -> None:
+        """Stamp `step` on every phase from now on."""
+        self.lanes.step = step
+        self.journal.note_step(step)
 
     def stats(self) -> dict[str, Any]:
         """Return exact counts, as `PhaseTracker.stats` describes them."""
         return {
             "sinks": self.sinks.stats(),
             "bridge": {} if self.bridge is None else self.bridge.stats(),
+            "journal": self.journal.stats(),
             "misuse": self.lanes.counts.to_dict(),
             "attributes": self.lanes.attribute_counts.to_dict(),
         }

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
     from stormphase._record import PhaseRecord
+    from stormphase.journal._options import JournalOptions
     from stormphase.typing import Clock, Sink
+
+_MAX_STEP = 2**63 - 1
 
 __all__ = ["DEFAULT_BRIDGE", "STOP_TIMEOUT_S", "Bridge", "BridgeSession", "PhaseTracker"]
 
@@ -50,6 +53,8 @@ class PhaseTracker:
             `STORMPHASE_SUMMARY` is set, to 1 or to "all".
         stop_on_sigterm: whether a SIGTERM that would end the process stops the session first. A handler of the
             program's own is left to decide: it is called, and nothing else is done.
+        journal: a directory, or `JournalOptions`, for a file that tells after any death what this rank was doing (see
+            docs/journal.md); by default `STORMPHASE_DIR`, else none.
         queue_bound: how many boundaries each sink's queue holds; beyond that the oldest are dropped and counted.
         clock: where times come from; tests give their own.
 
@@ -71,6 +76,7 @@ class PhaseTracker:
         summary: bool | str | None = None,
         stop_on_sigterm: bool = False,
         queue_bound: int = _configuration.QUEUE_BOUND,
+        journal: JournalOptions | str | os.PathLike[str] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Check the arguments; nothing starts yet."""
@@ -86,6 +92,7 @@ class PhaseTracker:
             summary=summary,
             stop_on_sigterm=stop_on_sigterm,
             queue_bound=queue_bound,
+            journal=journal,
             clock=SystemClock() if clock is None else clock,
         )
         self._recorder = PhaseRecorder(clock=self._settings.clock, on_misuse=on_misuse)
@@ -135,7 +142,7 @@ class PhaseTracker:
     def _start(self, environ: Mapping[str, str]) -> None:
         recorder = PhaseRecorder(clock=self._settings.clock, on_misuse=self._settings.on_misuse)
         session = Session(self._settings, environ, recorder, self._on_stop)
-        session.lanes.step = self._step
+        session.note_step(self._step)
         self._recorder = recorder
         self._session = session
         # Looked up on the instance, one call saved a phase; a subclass that overrides a method keeps its own.
@@ -244,6 +251,7 @@ class PhaseTracker:
 
         Raises:
             TypeError: if it is neither an integer (of any kind, also NumPy's) nor None.
+            ValueError: if it has more than 64 bits.
         """
         if step is not None and type(step) is not int:
             try:
@@ -256,9 +264,15 @@ class PhaseTracker:
                     raise TypeError(message) from None
                 self._current_counts().add("bad_step")
                 return
+        if step is not None and not -_MAX_STEP <= step <= _MAX_STEP:
+            if self._settings.on_misuse == "raise":
+                message = f"A step must lie within {_MAX_STEP} of 0: no backend has room for more. Count from 0."
+                raise ValueError(message)
+            self._current_counts().add("bad_step")
+            return
         self._step = step
         if self._session is not None:
-            self._session.lanes.step = step
+            self._session.note_step(step)
 
     def _running_lanes(self, action: str) -> LaneSet | None:
         session = self._session

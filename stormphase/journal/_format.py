@@ -5,14 +5,17 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from stormphase._enter import NO_STEP, SLOT_BYTES
 from stormphase._model import PhaseStatus
+
+__all__ = ["NO_STEP"]
 
 MAGIC: Final = b"\x89SPJ\r\n\x1a\n"
 VERSION: Final = 1
 SUFFIX: Final = ".journal"
 
 SEGMENT: Final = 16_384
-SLOT: Final = 72
+SLOT: Final = SLOT_BYTES
 
 # Segment 0. Everything up to IS_COMPLETE is written once; what follows changes while the process lives.
 HEADER: Final = struct.Struct("<8sIIIIQqqQQQ16sII")
@@ -77,7 +80,6 @@ IS_PAUSED: Final = 4
 IS_ENVELOPE: Final = 8
 IS_HANDED_OVER: Final = 1 << 24
 
-NO_STEP: Final = -(2**63)
 STATUS_SHIFT: Final = 56
 SEQUENCE_MASK: Final = (1 << STATUS_SHIFT) - 1
 STATUS_CODES: Final = {

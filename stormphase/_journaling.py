@@ -1,0 +1,150 @@
+"""One session's journal: found a place at start, opened again in a forked child, and ended with a word on how."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from stormphase import _errors
+from stormphase.exceptions import ConfigurationError
+from stormphase.journal._directory import attempt_of, make_directory
+from stormphase.journal._journal import end_note_of
+from stormphase.journal._options import open_journal, options_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from stormphase._bridge import Bridge
+    from stormphase._lanes import LaneSet
+    from stormphase._model import RankIdentity
+    from stormphase.journal._journal import OpenJournal
+
+_log = logging.getLogger("stormphase")
+
+
+class SessionJournal:
+    """The journal of a session on this rank, or none. Thread-, signal- and fork-safe.
+
+    Args:
+        journal: what the tracker was given.
+        environ: the environment.
+
+    Raises:
+        ConfigurationError: if that is no directory.
+    """
+
+    def __init__(self, journal: Any, environ: Mapping[str, str]) -> None:
+        """Look at the settings; nothing is opened yet."""
+        self._options = options_of(journal, environ)
+        self._directory: Path | None = None
+        self._identity: RankIdentity | None = None
+        self._lanes: LaneSet | None = None
+        self._name: str | None = None
+        self._bridge: Bridge | None = None
+        self._started_ns = 0
+        self._open: OpenJournal | None = None
+        self._forked_from: int | None = None
+        self._must_open = False
+
+    def place(self, identity: RankIdentity) -> RankIdentity:
+        """Return who this rank is, its attempt counted after those whose journals are there; makes the directory.
+
+        Raises:
+            ConfigurationError: if the directory cannot be used, or a process of the same session and rank lives.
+        """
+        if self._options is not None:
+            self._directory = make_directory(self._options.directory, identity.session_id)
+            identity = attrs.evolve(identity, attempt=attempt_of(self._directory, identity))
+        self._identity = identity
+        return identity
+
+    def open(self, lanes: LaneSet, *, name: str | None, bridge: Bridge | None, started_ns: int) -> None:
+        """Make the file, and give it to the lanes.
+
+        Raises:
+            ConfigurationError: if that is not allowed.
+        """
+        self._lanes = lanes
+        self._name = name
+        self._bridge = bridge
+        self._started_ns = started_ns
+        self._make()
+        if self._open is not None:
+            self._open.start()
+
+    def _make(self) -> None:
+        options, directory, identity, lanes = self._options, self._directory, self._identity, self._lanes
+        if options is None or directory is None or identity is None or lanes is None:
+            return
+        journal_facts = getattr(self._bridge, "journal_facts", None)
+        carrier = lanes.carrier
+        journal = self._open = open_journal(
+            options,
+            directory,
+            identity,
+            lanes,
+            name=self._name,
+            started_ns=self._started_ns,
+            main_thread_id=threading.main_thread().ident or 0,
+            forked_from=self._forked_from,
+            otel=None if journal_facts is None else journal_facts(),
+            phase_trace=getattr(self._bridge, "phase_trace_facts", None) if carrier.traces_phases else None,
+        )
+        lanes.journal = journal
+        if journal is not None and hasattr(self._bridge, "on_handed_over"):
+            self._bridge.on_handed_over = journal.note_handed_over  # type: ignore[union-attr]
+
+    def open_in_child(self) -> None:
+        """Make a forked child's own file, with its first phase; one that has none leaves no file."""
+        if not self._must_open:
+            return
+        self._must_open = False
+        try:
+            self._make()
+        except ConfigurationError:
+            _log.warning("stormphase: a forked child goes on without a journal, as none could be made", exc_info=True)
+        if self._open is not None:
+            self._open.start()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the file to the parent."""
+        journal, self._open = self._open, None
+        if journal is not None:
+            journal.forget()
+        self._forked_from = os.getppid()
+        self._must_open = self._options is not None
+
+    def note_step(self, step: int | None) -> None:
+        """Write the step that was set."""
+        if self._open is not None:
+            self._open.note_step(step)
+
+    def note_stop_signal(self, number: int) -> None:
+        """Write that a signal asks the process to stop."""
+        if self._open is not None:
+            self._open.note_stop_signal(number)
+
+    def finish(self, outcome: BaseException | None, ended_ns: int, timeout_s: float) -> None:
+        """Write how the session ended."""
+        journal, self._open = self._open, None
+        if journal is not None:
+            journal.finish(end_note_of(outcome, ended_ns, _described), timeout_s)
+
+    def give_up(self) -> None:
+        """Close the file without a word on how the session ended, if that has not been said."""
+        journal, self._open = self._open, None
+        if journal is not None:
+            journal.finish(None, 0.0)
+
+    def stats(self) -> dict[str, int]:
+        """Return the journal's counts; empty if there is none."""
+        return {} if self._open is None else self._open.stats()
+
+
+def _described(error: BaseException) -> tuple[str, str]:
+    return _errors.type_name(error), _errors.text_of(error)

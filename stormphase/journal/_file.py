@@ -1,0 +1,212 @@
+"""One open journal: created, mapped whole, and given room on the disk piece by piece before anything is stored there.
+
+Everything that is ever stored goes through the four `put_...` functions, so that tests can stop a process at each.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import mmap
+import os
+import struct
+import time
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from stormphase.journal import _format
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from stormphase._clock import ClockAnchor
+    from stormphase._model import ProcessIdentity
+
+CHUNK_SEGMENTS: Final = 64
+MIN_BYTES: Final = CHUNK_SEGMENTS * _format.SEGMENT
+_MASK: Final = 0xFFFFFFFFFFFFFFFF
+_PAGE: Final = 4_096
+_PAGES_AT_ONCE: Final = 16
+_MODE: Final = 0o600
+_NO_FALLOCATE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+class JournalFile:
+    """A journal that this process writes. The `put_...` functions may be called from any thread; `grow` from one.
+
+    Args:
+        path: where; must not exist.
+        max_bytes: how long the file may become, at least `MIN_BYTES`; rounded down to whole segments.
+
+    Raises:
+        OSError: if it cannot be created, or there is no room for the first `MIN_BYTES`; nothing is left behind then.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """Create, allocate and map it; `complete` makes it valid."""
+        self.path = path
+        self._max_segments = max_bytes // _format.SEGMENT
+        self.segments = 0
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), _MODE)
+        try:
+            # The whole length at once and no room yet: one mapping stays valid however the file fills up.
+            os.ftruncate(self._fd, self._max_segments * _format.SEGMENT)
+            _allocate(self._fd, 0, MIN_BYTES)
+            self._map = mmap.mmap(self._fd, self._max_segments * _format.SEGMENT)
+        except BaseException:
+            os.close(self._fd)
+            path.unlink()
+            raise
+        words = memoryview(self._map).cast("Q")
+        self.put_enter: Callable[..., None] = functools.partial(_format.ENTER.pack_into, self._map)
+        # Where a slot's second half begins, so that both halves are stored by the slot's own offset.
+        second_halves = memoryview(self._map)[_format.EXIT_AT :]
+        self.put_exit: Callable[..., None] = functools.partial(_format.EXIT.pack_into, second_halves)
+        self.put_word: Callable[[int, int], None] = functools.partial(_put_word, words)
+        self.put_bytes: Callable[[int, bytes], None] = functools.partial(_put_bytes, self._map)
+        self._words = words
+        self._beats = 0
+        self._touch(0, CHUNK_SEGMENTS)
+        self.segments = CHUNK_SEGMENTS
+
+    def complete(
+        self, *, id_base: int, anchor: ClockAnchor, process: ProcessIdentity, facts: bytes, now: tuple[int, int]
+    ) -> None:
+        """Write the header: from now on the file is a journal.
+
+        Args:
+            id_base: what scope ids are counted from.
+            anchor: relates monotonic to wall times.
+            process: who writes.
+            facts: the facts object, as JSON of at most `MAX_FACTS` bytes.
+            now: monotonic and wall time, for the first heartbeat.
+        """
+        self.put_bytes(_format.FACTS_AT, facts)
+        header = _format.HEADER.pack(
+            _format.MAGIC,
+            _format.VERSION,
+            _format.SEGMENT,
+            _format.SLOT,
+            0,
+            id_base,
+            anchor.monotonic_ns,
+            anchor.wall_ns,
+            process.pid,
+            process.started or 0,
+            process.pid_namespace or 0,
+            bytes.fromhex((process.boot_id or "").replace("-", "")) or bytes(16),
+            len(facts),
+            zlib.crc32(facts),
+        )
+        self.put_bytes(0, header)
+        self.put_word(_format.STEP, _format.NO_STEP)
+        self.put_word(_format.ALLOCATED, self.segments)
+        self.beat(*now)
+        self.put_word(_format.IS_COMPLETE, 1)
+
+    def beat(self, monotonic_ns: int, wall_ns: int) -> None:
+        """Say that the process lives; the two places are written in turn, so that one always stands."""
+        self._beats += 1
+        place = _format.HEARTBEATS[self._beats % 2]
+        self.put_bytes(place, _format.HEARTBEAT.pack(monotonic_ns, wall_ns, self._beats))
+
+    def put_together(self, stores: Sequence[tuple[int, int]]) -> None:
+        """Store words at offsets, all of them or none, whatever happens meanwhile; by one caller at a time.
+
+        At most `MAX_REDO_PAIRS` of them. A reader that finds the log filled stores them itself, so they stand from the
+        moment when their number is stored.
+        """
+        folds = self.word(_format.FOLDS)
+        self.put_word(_format.FOLDS, folds + 1)
+        pairs = itertools.chain.from_iterable((offset, value & _MASK) for offset, value in stores)
+        self.put_bytes(_format.REDO_PAIRS_AT, struct.pack(f"<{2 * len(stores)}Q", *pairs))
+        self.put_word(_format.REDO_AT, len(stores))
+        for offset, value in stores:
+            self.put_word(offset, value)
+        self.put_word(_format.REDO_AT, 0)
+        self.put_word(_format.FOLDS, folds + 2)
+
+    def put_end_note(self, note: bytes) -> None:
+        """Say how the process ended: JSON of at most `MAX_END_NOTE` bytes."""
+        self.put_word(_format.END_NOTE, 0)
+        self.put_bytes(_format.END_NOTE_AT, note)
+        self.put_word(_format.END_NOTE, zlib.crc32(note) << 32 | len(note))
+
+    def word(self, offset: int) -> int:
+        """Return the u64 at an offset."""
+        return self._words[offset >> 3]
+
+    def bytes_at(self, offset: int, length: int) -> bytes:
+        """Return a copy of so many bytes."""
+        return self._map[offset : offset + length]
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether its length still allows another segment."""
+        return self.segments < self._max_segments
+
+    def grow(self) -> range:
+        """Give the next segments room on the disk, and return their numbers.
+
+        Raises:
+            OSError: if there is no room; the file stays as it was.
+        """
+        first = self.segments
+        last = min(first + CHUNK_SEGMENTS, self._max_segments)
+        _allocate(self._fd, first * _format.SEGMENT, (last - first) * _format.SEGMENT)
+        self._touch(first, last)
+        self.segments = last
+        self.put_word(_format.ALLOCATED, last)
+        return range(first, last)
+
+    def close(self) -> None:
+        """Give back what was never used. The mapping stays as long as somebody may store into it."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            try:
+                os.ftruncate(fd, self.segments * _format.SEGMENT)
+            finally:
+                os.close(fd)
+
+    def forget(self) -> None:
+        """Close the descriptor alone: in a forked child the file is the parent's."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _touch(self, first: int, last: int) -> None:
+        """Have the kernel map the pages now, so that no training thread waits for that; lets others in between."""
+        for start in range(first * _format.SEGMENT, last * _format.SEGMENT, _PAGES_AT_ONCE * _PAGE):
+            for offset in range(start, start + _PAGES_AT_ONCE * _PAGE, _PAGE):
+                self._words[offset >> 3] = 0
+            time.sleep(0)  # noqa: TID251 - waits for nothing: training may want the GIL
+
+
+def _put_word(words: memoryview[int], offset: int, value: int) -> None:
+    words[offset >> 3] = value & _MASK  # One aligned store of eight bytes: whole, or not at all.
+
+
+def _put_bytes(buffer: mmap.mmap, offset: int, data: bytes) -> None:
+    buffer[offset : offset + len(data)] = data
+
+
+def _allocate(fd: int, offset: int, length: int) -> None:
+    """Have the file system reserve room: what is only a hole could turn out to be a SIGBUS when it is stored to.
+
+    Raises:
+        OSError: if it does not.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, offset, length)
+        except OSError as error:
+            if error.errno not in _NO_FALLOCATE:
+                raise
+        else:
+            return
+    zeros = bytes(_PAGES_AT_ONCE * _PAGE)
+    for start in range(offset, offset + length, len(zeros)):
+        if os.pwrite(fd, zeros, start) != len(zeros):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

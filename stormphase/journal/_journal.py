@@ -1,0 +1,313 @@
+"""A running process's journal, as lanes and the session see it: opened at start, and renewed in a forked child."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from stormphase import _drain
+from stormphase.journal import _format
+from stormphase.journal._file import CHUNK_SEGMENTS, JournalFile
+from stormphase.journal._fold import Folder
+from stormphase.journal._phase_facts import has_more_to_say
+from stormphase.journal._segments import Segments
+from stormphase.journal._strings import StringTable
+from stormphase.journal._totals import Totals
+from stormphase.journal._writer import SCRATCH_SLOT, SegmentWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from stormphase._lanes import Lane, LaneSet
+    from stormphase._model import ProcessIdentity
+    from stormphase._phase import PhaseHandle
+    from stormphase.journal._phase_facts import PhaseTrace
+
+NAME: Final = "journal"
+_LOW: Final = CHUNK_SEGMENTS // 4  # So few free segments, and the worker sees to it that there are more.
+_HISTORY_SHARE: Final = 4
+_MAX_NOTE_CHARS: Final = 1_024
+_RETRY_NS: Final = 5_000_000_000
+
+_log = logging.getLogger("stormphase")
+
+
+class OpenJournal:
+    """The journal that a process writes. Phases are written on their own threads, all else on one worker.
+
+    Args:
+        path: the file; must not exist.
+        max_bytes: how long it may become.
+        lanes: whose phases are written.
+        process: who writes.
+        facts: what the header says of the session, as JSON goes.
+        phase_trace: says which phases have a trace of their own; None if none has.
+        counts_unsent: whether ended phases are to be handed over to a bridge.
+
+    Raises:
+        OSError: if the file cannot be made.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int,
+        lanes: LaneSet,
+        process: ProcessIdentity,
+        facts: Mapping[str, Any],
+        *,
+        phase_trace: PhaseTrace | None = None,
+        counts_unsent: bool = False,
+    ) -> None:
+        """Create the file; `start` starts the worker."""
+        self.file = file = JournalFile(path, max_bytes)
+        self.lanes = lanes
+        self.phase_trace = phase_trace
+        self.write_exit: Callable[..., None] = file.put_exit
+        clock = lanes.clock
+        file.complete(
+            id_base=lanes.id_base,
+            anchor=lanes.anchor,
+            process=process,
+            facts=encoded_facts(facts),
+            now=(clock.monotonic_ns(), clock.wall_ns()),
+        )
+        self._segments = segments = Segments(file)
+        self._strings = StringTable(file, segments)
+        self._strings.number_paths(lanes.paths)
+        self._folder = Folder(
+            file,
+            segments,
+            Totals(file, segments),
+            lanes.open_phases,
+            SegmentWriter(self, (0, 0, _format.MOVED)),
+            counts_unsent=counts_unsent,
+        )
+        self._history = max(1, max_bytes // _format.SEGMENT // _HISTORY_SHARE)
+        self._history = min(self._history, CHUNK_SEGMENTS)
+        self._has_warned = False
+        self._next_growth_ns = 0
+        self._unwritten = 0
+        self._watches: list[Callable[[], object]] = []
+        self._worker = _drain.SinkWorker(
+            NAME,
+            self._folder.fold,
+            offered=lambda: 0,
+            tick=self._tick,
+            prepare=lanes.mute_this_thread,
+            bound=max_bytes // _format.SEGMENT,
+        )
+        self.note_step(lanes.step)
+
+    # Called on threads that enter and exit phases
+
+    def new_writer(self, lane: Lane) -> SegmentWriter:
+        """Return what the thread of `lane`, which is new, writes with."""
+        self._worker.start()
+        is_main = lane.thread_id == threading.main_thread().ident
+        number = self._strings.of_thread(lane.thread_name)
+        return SegmentWriter(self, (lane.thread_id, number, _format.MAIN_THREAD if is_main else 0))
+
+    def retire(self, writer: SegmentWriter) -> None:
+        """Take over what the writer of an ended thread leaves."""
+        segment = writer.segment
+        writer.leave_segment()
+        if segment is not None:
+            self.note_full(segment)
+
+    def next_segment(self, writer: SegmentWriter, thread: tuple[int, int, int]) -> int | None:
+        """Return a clean segment for `writer`, whose last one is full; None, counted, if there is none."""
+        segment = self._segments.take(_format.PHASES, writer, thread=thread)
+        if segment is None:
+            self._folder.make_room(self._worker.take_back)
+            segment = self._segments.take(_format.PHASES, writer, thread=thread)
+        if segment is None:
+            self._unwritten += 1
+            self.file.put_word(_format.UNWRITTEN, self._unwritten)
+        if len(self._segments) < _LOW:
+            self._worker.wake()
+        return segment
+
+    def note_full(self, segment: int) -> None:
+        """Have a segment folded that its writer has left."""
+        self._worker.publish(segment)
+
+    def end(self, phase: PhaseHandle) -> None:
+        """Write that a phase has ended in another way than `PhaseHandle.__exit__` does; from any thread."""
+        slot = getattr(phase, "_slot", SCRATCH_SLOT)
+        if slot == SCRATCH_SLOT:
+            return
+        word = phase._sequence | _format.STATUS_CODES[phase._status] << _format.STATUS_SHIFT
+        writer = self._writer_here()
+        if writer is None or not has_more_to_say(phase):
+            self.write_exit(slot, phase._ended_ns, phase._children_ns, word)
+        else:
+            writer.rewrite(phase, word=word)
+
+    def renew(self, phase: PhaseHandle) -> None:
+        """Write what has changed of an open phase: it was paused, resumed, or is a retry."""
+        writer = self._writer_here()
+        if writer is not None and getattr(phase, "_slot", SCRATCH_SLOT) != SCRATCH_SLOT:
+            writer.rewrite(phase)
+
+    def take_back(self, phase: PhaseHandle) -> None:
+        """Undo an enter into which a signal handler raised."""
+        slot = getattr(phase, "_slot", SCRATCH_SLOT)
+        if slot != SCRATCH_SLOT and self.file.word(slot + _format.SEQUENCE_AT) in (0, phase._sequence):
+            void = phase._sequence | _format.VOID << _format.STATUS_SHIFT
+            self.file.put_word(slot + _format.WORD_AT, void)
+
+    def note_step(self, step: int | None) -> None:
+        """Write the step that was set."""
+        self.file.put_word(_format.STEP, _format.NO_STEP if step is None else step)
+
+    def _writer_here(self) -> SegmentWriter | None:
+        lane = self.lanes.local.lane
+        writer = None if lane is None else lane.writer
+        return writer if isinstance(writer, SegmentWriter) else None
+
+    # Called by the session
+
+    def start(self) -> None:
+        """Start the worker."""
+        self._worker.start()
+
+    def watch(self, look: Callable[[], object]) -> None:
+        """Have `look` called about every 0.2 s on the worker."""
+        self._watches.append(look)
+
+    def note_stop_signal(self, number: int) -> None:
+        """Write that a signal asks the process to stop."""
+        self.file.put_word(_format.STOP_ASKED_NS, self.lanes.now())
+        self.file.put_word(_format.STOP_SIGNAL, number)
+
+    def note_handed_over(self, phase: PhaseHandle) -> None:
+        """Write that the bridge has an ended phase; on the bridge's worker."""
+        if getattr(phase, "_slot", SCRATCH_SLOT) != SCRATCH_SLOT:
+            self._folder.note_handed_over(phase)
+
+    def put_stacks(self, stacks: Mapping[str, Any]) -> bool:
+        """Store the stacks of all threads; False if there is no room."""
+        data = json.dumps(stacks).encode()
+        if len(data) > _format.SEGMENT - _format.FIRST_SLOT:
+            return False
+        segment = self._segments.take(_format.STACKS)
+        if segment is None:
+            return False
+        self.file.put_bytes(segment + _format.FIRST_SLOT, data)
+        self.file.put_word(segment + _format.TEXT_LENGTH, len(data))
+        return True
+
+    def finish(self, note: Mapping[str, Any] | None, timeout_s: float) -> None:
+        """Write how the process ended, and end the worker; what comes later is still stored, and nobody looks."""
+        self._worker.wait(self._worker.ask(timeout_s, is_last=True), timeout_s)
+        self._worker.give_up()
+        clock = self.lanes.clock
+        self.file.beat(clock.monotonic_ns(), clock.wall_ns())
+        if note is not None:
+            self.file.put_end_note(encoded_note(note))
+        self.file.close()
+
+    def forget(self) -> None:
+        """Leave the file to the process that made it: this one is its forked child."""
+        self._worker.after_fork_in_child()
+        self._worker.give_up()
+        self.file.forget()
+
+    def stats(self) -> dict[str, int]:
+        """Return counts: bytes on the disk, phases folded into totals, and those not written."""
+        return {
+            "bytes": self.file.segments * _format.SEGMENT,
+            "folded": self._folder.folded_count,
+            "unwritten": self._unwritten,
+        }
+
+    # On the worker
+
+    def _tick(self) -> None:
+        clock = self.lanes.clock
+        self.file.beat(clock.monotonic_ns(), clock.wall_ns())
+        # Those whose writer was interrupted while it changed segments, and those that could not be folded before.
+        for segment, writer in list(self._segments.in_use.items()):
+            if writer.segment != segment:
+                self._folder.fold(segment)
+        self._make_room()
+        self.lanes.lanes()  # Looks for threads that have ended.
+        for look in self._watches:
+            look()
+
+    def _make_room(self) -> None:
+        while len(self._segments) < CHUNK_SEGMENTS // 2:
+            if self._segments.folded_count > self._history:
+                self._folder.clear_oldest_folded()
+            elif not self._grow() and not self._folder.clear_oldest_folded():
+                return
+
+    def _grow(self) -> bool:
+        now_ns = self.lanes.now()
+        if not self.file.may_grow or now_ns < self._next_growth_ns:
+            return False
+        try:
+            self._segments.add(self.file.grow())
+        except OSError as error:
+            self._next_growth_ns = now_ns + _RETRY_NS
+            if not self._has_warned:
+                self._has_warned = True
+                _log.warning(
+                    "stormphase: the journal %s cannot grow beyond %d KiB (%s); training goes on, and it keeps what is "
+                    "open and the totals. Make room on that disk, or set another directory.",
+                    self.file.path,
+                    self.file.segments * _format.SEGMENT // 1024,
+                    error.strerror,
+                )
+            return False
+        return True
+
+
+def encoded_facts(facts: Mapping[str, Any]) -> bytes:
+    """Return the facts as JSON that fits into the header; what a bridge added goes first where it does not."""
+    data = json.dumps(facts, sort_keys=True).encode()
+    if len(data) > _format.MAX_FACTS:
+        otel = facts.get("otel")
+        slim = None if otel is None else {**otel, "resource": {}}
+        data = json.dumps({**facts, "otel": slim}, sort_keys=True).encode()
+    if len(data) > _format.MAX_FACTS:
+        data = json.dumps({**facts, "otel": None}, sort_keys=True).encode()
+    return data
+
+
+def encoded_note(note: Mapping[str, Any]) -> bytes:
+    """Return an end note as JSON that fits, its texts cut."""
+    short = {key: value[:_MAX_NOTE_CHARS] if isinstance(value, str) else value for key, value in note.items()}
+    data = json.dumps(short, sort_keys=True).encode()
+    if len(data) > _format.MAX_END_NOTE:
+        short = {key: value[:100] if isinstance(value, str) else value for key, value in note.items()}
+        data = json.dumps(short, sort_keys=True).encode()
+    return data
+
+
+def end_note_of(
+    outcome: BaseException | None, ended_ns: int, describe: Callable[[BaseException], tuple[str, str]]
+) -> dict[str, Any]:
+    """Return what a journal says of how its session ended.
+
+    Args:
+        outcome: the exception that ended it, or None.
+        ended_ns: when, monotonic.
+        describe: returns an exception's type and text, and never raises.
+    """
+    note: dict[str, Any] = {"ended_ns": ended_ns}
+    if outcome is None:
+        return {"kind": "clean", **note}
+    if isinstance(outcome, KeyboardInterrupt):
+        return {"kind": "signal", "signal": 2, **note}
+    if isinstance(outcome, SystemExit):
+        if outcome.code == "SIGTERM":
+            return {"kind": "signal", "signal": 15, **note}
+        if outcome.code in (None, 0):
+            return {"kind": "clean", **note}
+    kind, text = describe(outcome)
+    return {"kind": "exit" if isinstance(outcome, SystemExit) else "exception", "type": kind, "message": text, **note}

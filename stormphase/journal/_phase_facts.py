@@ -1,0 +1,154 @@
+"""What a journal keeps of a phase beyond numbers: its attributes alone, or an envelope of all there is to say."""
+
+from __future__ import annotations
+
+import marshal
+from typing import TYPE_CHECKING, Any, Final
+
+from stormphase._phase import PhaseHandle
+from stormphase.journal import _format
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    PhaseTrace = Callable[[PhaseHandle], Mapping[str, Any] | None]
+
+_MARSHAL_VERSION: Final = 2
+_MAX_PATH_DEPTH: Final = 16
+_MAX_ERROR_CHARS: Final = 1_024
+# Where there is no room for all, this is left out first.
+_LEAST_NEEDED: Final = ("error", "late", "attributes", "path", "status_text", "task", "thread_name", "trace")
+
+
+def entered_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[int, bytes]:
+    """Return the flags and the blob of a phase that is open; no blob where numbers say it all."""
+    flags, envelope = _envelope_of(phase, phase_trace)
+    attributes = phase._attributes
+    if envelope:
+        if attributes:
+            envelope["attributes"] = attributes
+        return flags | _format.IS_ENVELOPE, encoded(envelope)
+    if not attributes:
+        return flags, b""
+    blob = marshal.dumps(attributes, _MARSHAL_VERSION)
+    if len(blob) > _format.MAX_BLOB:
+        return flags | _format.IS_ENVELOPE, encoded({"attributes": attributes})
+    return flags, blob
+
+
+def all_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[int, bytes]:
+    """Return the flags and the blob of a phase with what has come since its enter: pauses, attributes, its error."""
+    flags, envelope = _envelope_of(phase, phase_trace)
+    if phase._attributes:
+        envelope["attributes"] = phase._attributes
+    extra = phase._extra
+    if extra is not None:
+        if extra.late:
+            envelope["late"] = extra.late.copy()  # Another thread may set one meanwhile.
+        if extra.paused_ns:
+            envelope["paused_ns"] = extra.paused_ns
+        if extra.paused_since_ns is not None:
+            envelope["paused_since_ns"] = extra.paused_since_ns
+            flags |= _format.IS_PAUSED
+        if extra.status_text is not None:
+            envelope["status_text"] = extra.status_text[:_MAX_ERROR_CHARS]
+        error = extra.error
+        if error is not None:
+            envelope["error"] = {
+                "type": error.type[:_MAX_ERROR_CHARS],
+                "message": error.message[:_MAX_ERROR_CHARS],
+                "traceback": error.traceback,
+                "root": error.root_cause_scope_id,
+            }
+    if not envelope:
+        return flags, b""
+    return flags | _format.IS_ENVELOPE, encoded(envelope)
+
+
+def has_more_to_say(phase: PhaseHandle) -> bool:
+    """Whether an ended phase has something to say that its enter did not know, and that numbers cannot tell."""
+    extra = phase._extra
+    return extra is not None and bool(
+        extra.late or extra.paused_ns or extra.error is not None or extra.status_text is not None
+    )
+
+
+def encoded(envelope: dict[str, Any]) -> bytes:
+    """Return an envelope as a blob of at most `MAX_BLOB` bytes; what does not fit is left out, and it says so."""
+    blob = marshal.dumps(envelope, _MARSHAL_VERSION)
+    if len(blob) <= _format.MAX_BLOB:
+        return blob
+    envelope = {**envelope, "cut": True}
+    error = envelope.get("error")
+    if error and error["traceback"]:
+        envelope["error"] = {**error, "traceback": error["traceback"][-_MAX_ERROR_CHARS:]}
+    for key in _LEAST_NEEDED:
+        value = envelope.get(key)
+        if isinstance(value, dict) and key in ("attributes", "late"):
+            envelope[key] = _first_of(value, _format.MAX_BLOB // 3)
+        blob = marshal.dumps(envelope, _MARSHAL_VERSION)
+        if len(blob) <= _format.MAX_BLOB:
+            return blob
+        if key not in ("attributes", "late"):
+            envelope.pop(key, None)
+    return marshal.dumps({"cut": True}, _MARSHAL_VERSION)
+
+
+def parent_sequence(phase: PhaseHandle) -> int:
+    """Return the number of the phase that this one hangs under, on whatever lane of this process; 0 for none."""
+    parent = phase.parent
+    return parent._sequence if parent is not None and parent._lane.id_base == phase._lane.id_base else 0
+
+
+def step_word(step: int | None) -> int:
+    """Return a step as its word."""
+    return _format.NO_STEP if step is None else step
+
+
+def _envelope_of(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[int, dict[str, Any]]:
+    path = phase._path
+    extra = phase._extra
+    flags, envelope = _kinship_of(phase)
+    if extra is not None:
+        if extra.is_sync:
+            flags |= _format.IS_SYNC
+        if extra.attempt:
+            envelope["attempt"] = extra.attempt
+        if extra.retry_of is not None:
+            envelope["retry_of"] = extra.retry_of.scope_id
+    if not path.number:
+        envelope["name"] = path.name
+        if path.depth <= _MAX_PATH_DEPTH:
+            envelope["path"] = list(path.names)
+    trace = None if phase_trace is None else phase_trace(phase)
+    if trace is not None:
+        envelope["trace"] = dict(trace)
+    return flags, envelope
+
+
+def _kinship_of(phase: PhaseHandle) -> tuple[int, dict[str, Any]]:
+    """Return flags and envelope of what numbers alone do not tell: a parent elsewhere, a task."""
+    flags = 0
+    envelope: dict[str, Any] = {}
+    lane = phase._lane
+    parent = phase.parent
+    if not isinstance(phase._below, PhaseHandle):
+        if lane.task_name is not None:
+            envelope["task"] = lane.task_name
+        if parent is not None:
+            flags |= _format.IS_ROOT
+    if parent is not None and parent._lane.id_base != lane.id_base:
+        envelope["parent"] = parent.scope_id
+    return flags, envelope
+
+
+def _first_of(values: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:
+    """Return the first values that fit into so many bytes, passing over those that do not."""
+    kept: dict[str, Any] = {}
+    left = max_bytes
+    for key, value in values.items():
+        size = len(marshal.dumps({key: value}, _MARSHAL_VERSION))
+        if size <= left:
+            kept[key] = value
+            left -= size
+    return kept
