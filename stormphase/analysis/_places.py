@@ -1,0 +1,159 @@
+"""What each rank is doing, as one phase, and the ranks that are doing the same."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from stormphase.analysis._ranks import OpenPhase, RankReport, RankState, Usual
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+SECOND_NS: Final = 1_000_000_000
+DEFAULT_HANG_NS: Final = 60 * SECOND_NS
+# A phase whose usual duration is known is overdue only after all of these.
+LEAST_OVERDUE_NS: Final = 2 * SECOND_NS
+LEAST_COUNT: Final = 3
+TIMES_MAX: Final = 3
+TIMES_P99: Final = 10
+MAX_STEPS: Final = 4
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a rank is.
+
+    Attributes:
+        rank: the rank.
+        state: how it stands.
+        phase: the innermost phase of the lane that says most of it; None with nothing open.
+        sync: the innermost synchronisation point on that lane, `phase` itself or one around it; None outside of any.
+        step: the step that the phase carries, else the last that the rank set.
+    """
+
+    rank: int
+    state: RankState
+    phase: OpenPhase | None
+    sync: OpenPhase | None
+    step: int | None
+
+
+@attrs.frozen(kw_only=True)
+class Group:
+    """Ranks that stand alike and are in phases of one path.
+
+    Attributes:
+        ranks: which, in order.
+        state: how they stand.
+        path: where they are; empty with nothing open.
+        is_sync: whether they wait for each other there.
+        least_step: the lowest of their steps; None if none has one.
+        greatest_step: the highest.
+        least_ns: how long the one that entered last is there.
+        median_ns: the median.
+        greatest_ns: how long the one that entered first is there.
+        usual: what is usual for the one that is there longest, or None.
+    """
+
+    ranks: tuple[int, ...]
+    state: RankState
+    path: tuple[str, ...]
+    is_sync: bool
+    least_step: int | None
+    greatest_step: int | None
+    least_ns: int
+    median_ns: int
+    greatest_ns: int
+    usual: Usual | None
+
+
+def place_of(rank: RankReport) -> Place:
+    """Return what the rank's own process is doing: the main thread's lane, down into a task that runs under it."""
+    own = rank.own
+    lane = _telling_lane(own.open)
+    phase = lane[-1] if lane else None
+    sync = next((each for each in reversed(lane) if each.is_sync), None)
+    step = own.step if phase is None or phase.step is None else phase.step
+    return Place(rank=rank.rank, state=own.state, phase=phase, sync=sync, step=step)
+
+
+def is_overdue(phase: OpenPhase, hang_ns: int) -> bool:
+    """Whether a phase is open far longer than it ever took this rank before.
+
+    Where it is known what is usual, that is 3 times the longest, or 10 times the 99th percentile if that is less, and
+    2 s at least. Where it is not, a synchronisation point is overdue after `hang_ns`, and another phase never: it may
+    well be meant to last.
+    """
+    usual = phase.usual
+    if usual is None or usual.count < LEAST_COUNT:
+        return phase.is_sync and phase.for_ns > max(hang_ns, 0 if usual is None else TIMES_MAX * usual.max_ns)
+    limit = float(TIMES_MAX * usual.max_ns)
+    if usual.p99_ns is not None:
+        limit = min(limit, TIMES_P99 * usual.p99_ns)
+    return phase.for_ns > max(limit, LEAST_OVERDUE_NS)
+
+
+def groups_of(places: Iterable[Place]) -> tuple[Group, ...]:
+    """Return the groups, the largest first; split by step as long as that makes few of them."""
+    alike: dict[tuple[RankState, tuple[str, ...]], list[Place]] = {}
+    for place in places:
+        path = place.phase.path if place.phase is not None else ()
+        alike.setdefault((place.state, path), []).append(place)
+    groups = []
+    for (state, path), members in alike.items():
+        by_step: dict[int | None, list[Place]] = {}
+        if state is not RankState.CLEAN:
+            for member in members:
+                by_step.setdefault(member.step, []).append(member)
+        parts = list(by_step.values()) if 0 < len(by_step) <= MAX_STEPS else [members]
+        groups += [_group(part, state, path) for part in parts]
+    return tuple(sorted(groups, key=lambda group: (-len(group.ranks), group.ranks)))
+
+
+def _group(members: Sequence[Place], state: RankState, path: tuple[str, ...]) -> Group:
+    phases = [place.phase for place in members if place.phase is not None]
+    times = [phase.for_ns for phase in phases] or [0]
+    steps = [place.step for place in members if place.step is not None]
+    longest = max(phases, key=lambda phase: phase.for_ns, default=None)
+    return Group(
+        ranks=tuple(sorted(place.rank for place in members)),
+        state=state,
+        path=path,
+        is_sync=any(phase.is_sync for phase in phases),
+        least_step=min(steps, default=None),
+        greatest_step=max(steps, default=None),
+        least_ns=min(times),
+        median_ns=int(median(times)),
+        greatest_ns=max(times),
+        usual=None if longest is None else longest.usual,
+    )
+
+
+def _telling_lane(phases: Sequence[OpenPhase]) -> list[OpenPhase]:
+    """Return the lane that says what a process is doing, with the lanes above that it hangs under."""
+    if not phases:
+        return []
+    lanes: dict[int, list[OpenPhase]] = {}
+    for phase in phases:
+        lanes.setdefault(phase.lane, []).append(phase)
+    order = list(lanes.values())
+    lane = next((each for each in order if each[0].is_main_thread), order[0])
+    rest = [each for each in order if each is not lane]
+    while True:
+        # The tasks of this very thread, whose phases hang under this one: of several, the one that waits longest.
+        leaf = lane[-1]
+        beneath = [
+            each
+            for each in rest
+            if each[0].thread_id == leaf.thread_id
+            and len(each[0].path) > len(leaf.path)
+            and each[0].path[: len(leaf.path)] == leaf.path
+        ]
+        if not beneath:
+            return lane
+        below = min(beneath, key=lambda each: each[-1].entered_ns)
+        rest.remove(below)
+        lane = [*lane, *below]

@@ -1,0 +1,233 @@
+"""What happened to one attempt of a session: its ranks, what they were doing together, and who may be the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from stormphase._liveness import utc
+from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, is_overdue, place_of
+from stormphase.analysis._ranks import DEAD, WELL, OpenPhase, ProcessReport, RankReport, RankState, Usual, ranks_of
+from stormphase.analysis._suspects import Suspect, died_together, suspects_of
+from stormphase.analysis._waits import Wait, waits_of
+from stormphase.analysis._words import counted, path_text, plain, ranks_text, shown, span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@attrs.frozen(kw_only=True)
+class Postmortem:
+    """What is known of an attempt, and how.
+
+    Attributes:
+        session_id: the session.
+        attempt: the newest attempt that there is a journal of.
+        older_attempts: the others, newest first.
+        world_size: how many ranks the attempt has, as they say themselves.
+        ranks: those that have a journal, in order.
+        places: what each is doing.
+        groups: who does the same, the largest group first.
+        waits: the synchronisation points that ranks are in.
+        suspects: who may be the reason, the strongest evidence first.
+        absent: ranks that have no journal here.
+        notes: what else has to be known to judge; often nothing.
+        is_hung: whether a rank that lives is far longer in a phase than usual, or waits for one that is dead.
+    """
+
+    session_id: str
+    attempt: int
+    older_attempts: tuple[int, ...]
+    world_size: int
+    ranks: tuple[RankReport, ...]
+    places: Mapping[int, Place]
+    groups: tuple[Group, ...]
+    waits: tuple[Wait, ...]
+    suspects: tuple[Suspect, ...]
+    absent: tuple[int, ...]
+    notes: tuple[str, ...]
+    is_hung: bool
+
+    @property
+    def is_well(self) -> bool:
+        """Whether every rank runs or has ended in order, and nothing hangs."""
+        return not self.is_hung and all(
+            rank.own.state in WELL and not any(process.has_died for process in rank.processes) for rank in self.ranks
+        )
+
+
+def diagnose(
+    processes: Iterable[ProcessReport], *, older_attempts: Iterable[int] = (), hang_ns: int = DEFAULT_HANG_NS
+) -> Postmortem:
+    """Return what happened to one attempt.
+
+    Args:
+        processes: of one session and attempt, at least one.
+        older_attempts: attempts of which there are journals too.
+        hang_ns: how long a synchronisation point may last of which it is not known what is usual.
+    """
+    reports = ranks_of(processes)
+    by_rank = {report.rank: report for report in reports}
+    places = {report.rank: place_of(report) for report in reports}
+    waits = waits_of(by_rank, places, hang_ns)
+    identity = reports[0].own.identity
+    world_size = max(process.identity.world_size for report in reports for process in report.processes)
+    # As many as the files that were read may speak for: a damaged one may claim a world of any size.
+    absent = [rank for rank in range(min(world_size, 2 * len(reports) + 1_000)) if rank not in by_rank]
+    return Postmortem(
+        session_id=identity.session_id,
+        attempt=identity.attempt,
+        older_attempts=tuple(sorted(set(older_attempts) - {identity.attempt}, reverse=True)),
+        world_size=world_size,
+        ranks=reports,
+        places=places,
+        groups=groups_of(places.values()),
+        waits=waits,
+        suspects=suspects_of(by_rank, places, waits, hang_ns),
+        absent=tuple(absent),
+        notes=tuple(_notes(by_rank, waits, absent)),
+        is_hung=_is_hung(places, waits, hang_ns),
+    )
+
+
+def _is_hung(places: Mapping[int, Place], waits: Iterable[Wait], hang_ns: int) -> bool:
+    waiting = {rank for wait in waits if wait.is_hung for rank in wait.ranks}
+    if any(places[rank].state is RankState.RUNNING for rank in waiting):
+        return True
+    return any(
+        place.state is RankState.RUNNING and place.phase is not None and is_overdue(place.phase, hang_ns)
+        for place in places.values()
+    )
+
+
+def _notes(ranks: Mapping[int, RankReport], waits: Iterable[Wait], absent: list[int]) -> Iterable[str]:
+    for wait in waits:
+        if wait.is_hung and not wait.missing:
+            everyone = "all ranks that have a journal" if absent else f"all {counted(len(ranks), 'rank')}"
+            who = everyone if len(wait.ranks) == len(ranks) else f"ranks {ranks_text(wait.ranks)}"
+            yield (
+                f"{who} have entered {path_text(wait.path)} and are in it for {span(wait.for_ns)}: "
+                "no journal shows one that is missing there"
+            )
+    together = died_together(ranks)
+    if together is not None:
+        yield together
+    if absent:
+        yield f"no journal of rank {ranks_text(absent)}"
+    hosts = {process.process.boot_id for report in ranks.values() for process in report.processes}
+    if len(hosts) > 1:
+        yield (
+            f"{len(hosts)} machines (or boots): times are each machine's own, durations are right, "
+            "and what happened first on different machines is only as sure as their clocks"
+        )
+    damaged = sorted(rank for rank, report in ranks.items() if any(process.damage for process in report.processes))
+    if damaged:
+        first = next(process.damage[0] for process in ranks[damaged[0]].processes if process.damage)
+        yield f"the journals of rank {ranks_text(damaged)} are damaged in part: {first}"
+
+
+def rank_to_dict(report: RankReport) -> dict[str, Any]:
+    """Return one rank as JSON has it: the fields of its own process, and every process's beneath `processes`."""
+    own = report.own
+    return {
+        "rank": report.rank,
+        "state": str(own.state),
+        "evidence": own.evidence,
+        "step": own.step,
+        "host": own.process.host,
+        "pid": own.process.pid,
+        "started_ns": own.started_ns,
+        "alive_until_ns": own.alive_until_ns,
+        "ended_ns": own.ended_ns,
+        "measured_to": own.measured_to,
+        "open": [_open_to_dict(phase) for phase in report.open],
+        "last_ended": [
+            {
+                "path": list(phase.path),
+                "scope_id": phase.scope_id,
+                "status": str(phase.status),
+                "entered_ns": phase.entered_ns,
+                "ended_ns": phase.ended_ns,
+                "step": phase.step,
+                "pid": phase.pid,
+            }
+            for phase in report.last_ended
+        ],
+        "processes": [
+            {
+                "pid": process.process.pid,
+                "forked_from": process.forked_from,
+                "state": str(process.state),
+                "evidence": process.evidence,
+                "alive_until_ns": process.alive_until_ns,
+            }
+            for process in report.processes
+        ],
+        "stack": list(own.stack),
+        "damage": [note for process in report.processes for note in process.damage],
+    }
+
+
+def _open_to_dict(phase: OpenPhase) -> dict[str, Any]:
+    return {
+        "path": list(phase.path),
+        "scope_id": phase.scope_id,
+        "entered_ns": phase.entered_ns,
+        "for_ns": phase.for_ns,
+        "thread_name": phase.thread_name,
+        "attributes": plain(phase.attributes),
+        "step": phase.step,
+        "is_sync": phase.is_sync,
+        "is_paused": phase.is_paused,
+        "lane": phase.lane,
+        "task_name": phase.task_name,
+        "pid": phase.pid,
+        "usual": _usual_to_dict(phase.usual),
+    }
+
+
+def _usual_to_dict(usual: Usual | None) -> dict[str, Any] | None:
+    return None if usual is None else attrs.asdict(usual)
+
+
+def group_to_dict(group: Group) -> dict[str, Any]:
+    """Return a group as JSON has it."""
+    return {
+        "ranks": list(group.ranks),
+        "state": str(group.state),
+        "path": list(group.path),
+        "is_sync": group.is_sync,
+        "step": [group.least_step, group.greatest_step],
+        "for_ns": {"min": group.least_ns, "median": group.median_ns, "max": group.greatest_ns},
+        "text": group_text(group),
+    }
+
+
+def group_text(group: Group) -> str:
+    """Return a group in words: `62 ranks (0-16, 18-62) running in train / step / all_reduce, step 120, for 312 s`."""
+    many = len(group.ranks) > 1
+    who = f"{len(group.ranks):,} ranks ({ranks_text(group.ranks)})" if many else f"rank {group.ranks[0]}"
+    if not group.path:
+        return f"{who} {group.state}" + (", no phase open" if group.state in (RankState.RUNNING, *DEAD) else "")
+    text = f"{who} {group.state} in {path_text(group.path)}"
+    if group.least_step is not None:
+        last = "" if group.greatest_step == group.least_step else f" to {group.greatest_step}"
+        text += f", step{'s' if last else ''} {group.least_step}{last}"
+    text += f", for {span(group.median_ns)}"
+    least, greatest = span(group.least_ns), span(group.greatest_ns)
+    return text if least == greatest else f"{text} ({least} to {greatest})"
+
+
+def suspect_to_dict(suspect: Suspect) -> dict[str, Any]:
+    """Return a suspect as JSON has it."""
+    return {"rank": suspect.rank, "kind": suspect.kind, "reason": suspect.reason}
+
+
+def title_text(postmortem: Postmortem, now_wall_ns: int) -> str:
+    """Return what the postmortem is of, in one line."""
+    return (
+        f"session {shown(postmortem.session_id)}, attempt {postmortem.attempt}, "
+        f"{len(postmortem.ranks):,} of {counted(postmortem.world_size, 'rank')}, read at {utc(now_wall_ns)}"
+    )

@@ -1,0 +1,343 @@
+"""What is known of each process and each rank at one moment: a small, frozen extract of its journal."""
+
+from __future__ import annotations
+
+import enum
+import signal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from stormphase._liveness import Liveness, Verdict, utc
+from stormphase._model import PhaseStatus, ProcessIdentity, RankIdentity
+from stormphase.analysis._words import MAX_MESSAGE, shown
+from stormphase.journal._histogram import quantile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stormphase.journal._image import EndNote, JournalImage, JournalPhase, PathTotals
+
+LAST_ENDED: Final = 16
+MAX_COUNTS: Final = 512
+_MAX_FRAMES: Final = 12
+_EMPTY: Final[Mapping[str, Any]] = {}
+
+
+class RankState(str, enum.Enum):
+    """How a process stands, as the evidence has it; the text is what JSON and people get."""
+
+    RUNNING = "running"
+    CLEAN = "clean"
+    EXIT = "exit"
+    EXCEPTION = "exception"
+    SIGNAL = "signal"
+    KILLED = "killed"
+    HOST_GONE = "host gone"
+    SILENT = "silent"
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.value
+
+
+SAID_SO: Final = frozenset({RankState.EXIT, RankState.EXCEPTION, RankState.SIGNAL})
+DEAD: Final = SAID_SO | {RankState.KILLED, RankState.HOST_GONE}
+WELL: Final = frozenset({RankState.RUNNING, RankState.CLEAN})
+
+
+@attrs.frozen(kw_only=True)
+class Usual:
+    """How long a path took this rank before.
+
+    Attributes:
+        count: how often it ended.
+        median_ns: the median, to within 2 %; None if no duration was bucketed.
+        p99_ns: the 99th percentile, likewise.
+        max_ns: the longest.
+    """
+
+    count: int
+    median_ns: float | None
+    p99_ns: float | None
+    max_ns: int
+
+    @classmethod
+    def of(cls, totals: PathTotals) -> Usual:
+        """Take the figures from a journal's totals."""
+        return cls(
+            count=totals.count,
+            median_ns=quantile(totals.buckets, 0.5),
+            p99_ns=quantile(totals.buckets, 0.99),
+            max_ns=totals.max_ns,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class OpenPhase:
+    """A phase that is open. `entered_ns` is nanoseconds since the Unix epoch, on the wall clock of its own host.
+
+    Attributes:
+        for_ns: how long it is open: until now for a live process of this machine, else until its last sign of life.
+        usual: how long this path took the same process before; None if it never ended.
+    """
+
+    path: tuple[str, ...]
+    scope_id: str
+    entered_ns: int
+    for_ns: int
+    pid: int
+    lane: int
+    thread_id: int
+    thread_name: str | None
+    is_main_thread: bool
+    task_name: str | None
+    step: int | None
+    is_sync: bool
+    is_paused: bool
+    attributes: Mapping[str, Any]
+    usual: Usual | None
+
+
+@attrs.frozen(kw_only=True)
+class EndedPhase:
+    """A phase that ended. Times are nanoseconds since the Unix epoch, on the wall clock of its own host."""
+
+    path: tuple[str, ...]
+    scope_id: str
+    status: PhaseStatus
+    entered_ns: int
+    ended_ns: int
+    step: int | None
+    pid: int
+
+
+@attrs.frozen(kw_only=True)
+class ProcessReport:
+    """One process of a rank.
+
+    Attributes:
+        identity: session, attempt and rank.
+        process: which process it is.
+        forked_from: the pid of the process of the same rank that it was forked from, or None.
+        state: how it stands.
+        evidence: how that is known, in one sentence.
+        step: the last step that it set, or None.
+        started_ns: when its session started, ns since the Unix epoch on its host's wall clock.
+        alive_until_ns: its last sign of life, likewise.
+        ended_ns: when it said that it ended, likewise; None if it did not.
+        measured_to: up to when open phases were measured, "now" or "last sign of life".
+        open: its open phases, outermost first in a lane, the main thread's lane first.
+        last_ended: its last ended phases, oldest first.
+        counts: how often each path ended.
+        has_exact_counts: whether nothing that it entered is missing in `counts` and `open`.
+        ended_phases: how many phases ended in all.
+        stack: the main thread's innermost Python frames when a phase had been open too long, innermost last.
+        stack_for_ns: how long before `alive_until_ns` that stack was taken; None without one.
+        damage: what of its journal could not be read.
+    """
+
+    identity: RankIdentity
+    process: ProcessIdentity
+    forked_from: int | None
+    state: RankState
+    evidence: str
+    step: int | None
+    started_ns: int
+    alive_until_ns: int
+    ended_ns: int | None
+    measured_to: str
+    open: tuple[OpenPhase, ...]
+    last_ended: tuple[EndedPhase, ...]
+    counts: Mapping[tuple[str, ...], int]
+    has_exact_counts: bool
+    ended_phases: int
+    stack: tuple[str, ...] = ()
+    stack_for_ns: int | None = None
+    damage: tuple[str, ...] = ()
+
+    @property
+    def end_ns(self) -> int:
+        """When it ended by its own word, else its last sign of life."""
+        return self.alive_until_ns if self.ended_ns is None else self.ended_ns
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it ended otherwise than in order; a forked child that vanished with nothing open lost nothing."""
+        return self.state in DEAD and (self.forked_from is None or bool(self.open) or self.state in SAID_SO)
+
+
+@attrs.frozen(kw_only=True)
+class RankReport:
+    """One rank of the attempt: its own process first, then those it forked."""
+
+    rank: int
+    processes: tuple[ProcessReport, ...]
+
+    @property
+    def own(self) -> ProcessReport:
+        """The rank's own process."""
+        return self.processes[0]
+
+    @property
+    def open(self) -> tuple[OpenPhase, ...]:
+        """The open phases of all its processes, its own first."""
+        return tuple(phase for process in self.processes for phase in process.open)
+
+    @property
+    def last_ended(self) -> tuple[EndedPhase, ...]:
+        """The last ended phases of all its processes, by end."""
+        return tuple(sorted((each for process in self.processes for each in process.last_ended), key=_ended_ns))
+
+
+def report_process(
+    image: JournalImage, verdict: Verdict, *, now_ns: int | None = None, last: int = LAST_ENDED
+) -> ProcessReport:
+    """Return what `image` says, small enough to keep for thousands of ranks.
+
+    Args:
+        image: the journal.
+        verdict: whether its process lives.
+        now_ns: now on the monotonic clock of its machine, if this is that machine; else None. Clocks of other
+            machines are never compared with this one's: then its own last sign of life is as far as time is known.
+        last: how many ended phases to keep.
+    """
+    state, evidence = state_of(image, verdict)
+    is_now = state is RankState.RUNNING and now_ns is not None and now_ns >= image.heartbeat_ns
+    until_ns = now_ns if is_now and now_ns is not None else image.heartbeat_ns
+    to_wall_ns = image.anchor.to_wall_ns
+    stack, stack_at_ns = _stack(image)
+    pid = image.process.pid
+    return ProcessReport(
+        identity=image.identity,
+        process=image.process,
+        forked_from=_number(image.facts.get("forked_from")),
+        state=state,
+        evidence=evidence,
+        step=image.step,
+        started_ns=to_wall_ns(image.started_ns),
+        alive_until_ns=to_wall_ns(image.heartbeat_ns),
+        ended_ns=None if image.end_note is None else to_wall_ns(image.end_note.ended_ns),
+        measured_to="now" if is_now else "last sign of life",
+        open=tuple(_open(phase, image, until_ns) for phase in image.open),
+        last_ended=tuple(
+            EndedPhase(
+                path=phase.path,
+                scope_id=phase.scope_id,
+                status=phase.status,
+                entered_ns=to_wall_ns(phase.entered_ns),
+                ended_ns=to_wall_ns(phase.entered_ns if phase.ended_ns is None else phase.ended_ns),
+                step=phase.step,
+                pid=pid,
+            )
+            for phase in (image.ended[-last:] if last else ())
+        ),
+        counts=_counts(image),
+        has_exact_counts=not (image.unwritten or image.unfolded or image.damage or len(image.totals) > MAX_COUNTS),
+        ended_phases=sum(totals.count for totals in image.totals.values()),
+        stack=stack,
+        stack_for_ns=None if stack_at_ns is None else max(0, until_ns - stack_at_ns),
+        damage=image.damage,
+    )
+
+
+def state_of(image: JournalImage, verdict: Verdict) -> tuple[RankState, str]:
+    """Return how the process stands, and the evidence: its own word first, then what the kernel says of it."""
+    asked = "" if image.stop_signal is None else f"; {signal_name(image.stop_signal)} had asked it to stop"
+    if image.end_note is not None:
+        return _said(image.end_note, f"at {utc(image.anchor.to_wall_ns(image.end_note.ended_ns))}", asked)
+    evidence = shown(verdict.evidence, MAX_MESSAGE)
+    if verdict.state is Liveness.ALIVE:
+        return RankState.RUNNING, evidence + asked
+    if verdict.state is Liveness.UNKNOWN:
+        return RankState.SILENT, evidence + asked
+    if verdict.is_host_gone:
+        return RankState.HOST_GONE, evidence + asked
+    last_sign = utc(image.anchor.to_wall_ns(image.heartbeat_ns))
+    return RankState.KILLED, f"{evidence}, without a word; last sign of life at {last_sign}{asked}"
+
+
+def _said(note: EndNote, at: str, asked: str) -> tuple[RankState, str]:
+    """Return how a process said that it ended."""
+    if note.kind == "clean":
+        return RankState.CLEAN, f"ended in order {at}"
+    if note.kind == "signal":
+        return RankState.SIGNAL, f"ended {at}, as {signal_name(note.signal)} asked"
+    message = f": {shown(note.error_message, MAX_MESSAGE)}" if note.error_message else ""
+    state = RankState.EXIT if note.kind == "exit" else RankState.EXCEPTION
+    return state, f"{shown(note.error_type or 'an exception')}{message}, {at}{asked}"
+
+
+def signal_name(number: int | None) -> str:
+    """Return `SIGTERM` for 15; whatever a file says, never raises."""
+    try:
+        return signal.Signals(number or 0).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def ranks_of(processes: Iterable[ProcessReport]) -> tuple[RankReport, ...]:
+    """Return the processes of one attempt by rank, each rank's own process before those it forked."""
+    by_rank: dict[int, list[ProcessReport]] = {}
+    for process in processes:
+        by_rank.setdefault(process.identity.rank, []).append(process)
+    return tuple(
+        RankReport(rank=rank, processes=tuple(sorted(by_rank[rank], key=_own_first))) for rank in sorted(by_rank)
+    )
+
+
+def _own_first(process: ProcessReport) -> tuple[bool, bool, int, int]:
+    return process.forked_from is not None, process.state is RankState.CLEAN, process.started_ns, process.process.pid
+
+
+def _ended_ns(phase: EndedPhase) -> int:
+    return phase.ended_ns
+
+
+def _open(phase: JournalPhase, image: JournalImage, until_ns: int) -> OpenPhase:
+    totals = image.totals.get(phase.path)
+    return OpenPhase(
+        path=phase.path,
+        scope_id=phase.scope_id,
+        entered_ns=image.anchor.to_wall_ns(phase.entered_ns),
+        for_ns=max(0, until_ns - phase.entered_ns),
+        pid=image.process.pid,
+        lane=phase.lane,
+        thread_id=phase.thread_id,
+        thread_name=phase.thread_name,
+        is_main_thread=phase.is_main_thread,
+        task_name=phase.task_name,
+        step=phase.step,
+        is_sync=phase.is_sync,
+        is_paused=phase.status is PhaseStatus.PAUSED,
+        attributes=phase.attributes or _EMPTY,
+        usual=Usual.of(totals) if totals is not None and totals.count else None,
+    )
+
+
+def _counts(image: JournalImage) -> Mapping[tuple[str, ...], int]:
+    """Return how often paths ended; of very many the most frequent, as a file may claim any number of them."""
+    totals = image.totals
+    if len(totals) <= MAX_COUNTS:
+        return {path: each.count for path, each in totals.items()}
+    most = sorted(totals, key=lambda path: -totals[path].count)[:MAX_COUNTS]
+    return {path: totals[path].count for path in most}
+
+
+def _stack(image: JournalImage) -> tuple[tuple[str, ...], int | None]:
+    """Return the main thread's innermost frames in the newest stack dump, and when it was taken."""
+    if not image.stacks:
+        return (), None
+    dump = image.stacks[-1]
+    main_id = image.facts.get("main_thread_id")
+    for thread in dump.threads:
+        if thread.get("thread_id") == main_id or thread.get("name") == "MainThread":
+            frames = thread.get("frames")
+            if isinstance(frames, (list, tuple)):
+                return tuple(shown(str(frame), MAX_MESSAGE) for frame in frames[-_MAX_FRAMES:]), dump.at_ns
+    return (), None
+
+
+def _number(value: object) -> int | None:
+    return value if type(value) is int else None

@@ -1,0 +1,192 @@
+"""Which ranks may be the reason, each with what speaks for it; those with the strongest evidence first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from stormphase._liveness import utc
+from stormphase.analysis._places import LEAST_COUNT, SECOND_NS, Place, is_overdue
+from stormphase.analysis._ranks import DEAD, SAID_SO, OpenPhase, ProcessReport, RankReport, RankState, Usual
+from stormphase.analysis._words import counted, path_text, shown, span
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from stormphase.analysis._waits import Missing, Wait
+
+# Heartbeats are a second apart, and clocks of hosts differ: closer deaths are in no order.
+SAME_TIME_NS: Final = 2 * SECOND_NS
+
+DEAD_AND_AWAITED, DIED_FIRST, AWAITED, DIED, CHILD_DIED, OVERDUE, BEHIND, SILENT, WAITS_ITSELF = range(9)
+KINDS: Final = (
+    "dead_and_awaited",
+    "died_first",
+    "awaited",
+    "died",
+    "child_died",
+    "overdue",
+    "behind",
+    "silent",
+    "waits_itself",
+)
+
+
+@attrs.frozen(kw_only=True)
+class Suspect:
+    """A rank that may be the reason.
+
+    Attributes:
+        rank: which.
+        kind: the strongest of its reasons, one of `KINDS`, which stand in order.
+        reason: the evidence, in one sentence that needs nothing beside it but the rank.
+    """
+
+    rank: int
+    kind: str
+    reason: str
+
+
+def suspects_of(
+    ranks: Mapping[int, RankReport], places: Mapping[int, Place], waits: Sequence[Wait], hang_ns: int
+) -> tuple[Suspect, ...]:
+    """Return the suspects, the strongest first; none for a rank that nothing speaks against."""
+    hung = [wait for wait in waits if wait.is_hung]
+    firsts = _died_first(ranks)
+    leading_step = _common_step(places)
+    found: list[tuple[int, int, int, Suspect]] = []
+    for rank, report in ranks.items():
+        place = places[rank]
+        awaited = [(wait, each) for wait in hung for each in wait.missing if each.rank == rank]
+        tier = _tier(report, place, bool(awaited), rank in firsts, hang_ns)
+        if tier is None and hung and _is_behind(place, leading_step):
+            tier = BEHIND
+        if tier is None:
+            continue
+        words = [_where(report, place), *(_awaited(wait, each, place) for wait, each in awaited[:2])]
+        if not awaited and _is_behind(place, leading_step):
+            words.append(f"it is at step {place.step}, most are at {leading_step}")
+        words += [_died(each) for each in report.processes[1:] if each.has_died]
+        reason = ": ".join([words[0], "; ".join(words[1:])]) if len(words) > 1 else words[0]
+        found.append((tier, *firsts.get(rank, (0, 0)), Suspect(rank=rank, kind=KINDS[tier], reason=reason)))
+    return tuple(each[-1] for each in sorted(found, key=lambda each: (*each[:3], each[3].rank)))
+
+
+def _tier(report: RankReport, place: Place, is_awaited: bool, is_first: bool, hang_ns: int) -> int | None:  # noqa: FBT001
+    if report.own.has_died:
+        return DEAD_AND_AWAITED if is_awaited else DIED_FIRST if is_first else DIED
+    if is_awaited:
+        return WAITS_ITSELF if place.sync is not None else AWAITED
+    if place.state is RankState.SILENT:
+        return SILENT
+    if any(process.has_died for process in report.processes[1:]):
+        return CHILD_DIED
+    if place.phase is not None and place.sync is None and place.state is RankState.RUNNING:
+        return OVERDUE if is_overdue(place.phase, hang_ns) else None
+    return None
+
+
+def _died_first(ranks: Mapping[int, RankReport]) -> dict[int, tuple[int, int]]:
+    """Return the ranks that died first, those of one time together, each with what sorts it among them.
+
+    If all died at one time there is no first. Among those of one time the odd one out comes first: one that was
+    killed while many saw an exception, or one exception among many that were killed.
+    """
+    died = sorted((each.own.end_ns, rank) for rank, each in ranks.items() if each.own.has_died)
+    together = [rank for end_ns, rank in died if end_ns - died[0][0] <= SAME_TIME_NS]
+    states = Counter(ranks[rank].own.state for rank in together)
+    if len(together) == len(ranks) and len(states) == 1 and len(ranks) > 1:
+        return {}
+    return {rank: (states[ranks[rank].own.state], ranks[rank].own.end_ns) for rank in together}
+
+
+def _common_step(places: Mapping[int, Place]) -> int | None:
+    steps = Counter(place.step for place in places.values() if place.step is not None)
+    # Of equally frequent ones the highest.
+    return max(steps, key=lambda step: (steps[step], step), default=None)
+
+
+def _is_behind(place: Place, leading_step: int | None) -> bool:
+    return (
+        leading_step is not None
+        and place.step is not None
+        and place.step < leading_step
+        and place.state is not RankState.CLEAN
+    )
+
+
+def _where(report: RankReport, place: Place) -> str:
+    """Say how a rank stands and what it was doing."""
+    own = report.own
+    words = []
+    if own.state in DEAD:
+        words.append(_died(own))
+    elif own.state is not RankState.RUNNING:
+        words.append(f"{own.state}, {own.evidence}")
+    if place.phase is not None:
+        words.append(f"in {doing(place.phase, place.step)}")
+    elif own.state is RankState.RUNNING or (own.state in DEAD and own.state not in SAID_SO):
+        words.append("with no phase open" + ("" if place.step is None else f", after step {place.step}"))
+    return ", ".join(words)
+
+
+def doing(phase: OpenPhase, step: int | None) -> str:
+    """Say in which phase, since when, and what is usual."""
+    at = "" if step is None else f" (step {step})"
+    paused = ", paused" if phase.is_paused else ""
+    return f"{path_text(phase.path)}{at} for {span(phase.for_ns)}{paused}{usual_text(phase.usual)}"
+
+
+def usual_text(usual: Usual | None) -> str:
+    """Say what is usual, with how often it was measured; nothing where nothing is known."""
+    if usual is None or usual.median_ns is None or usual.p99_ns is None:
+        return ""
+    if usual.count < LEAST_COUNT:
+        return f" (before: {counted(usual.count, 'time')}, at most {span(usual.max_ns)})"
+    times = f"{usual.count:,} times"
+    return f" (usually {span(usual.median_ns)}, p99 {span(usual.p99_ns)}, longest {span(usual.max_ns)}, {times})"
+
+
+def _died(process: ProcessReport) -> str:
+    if process.forked_from is None:
+        return f"{process.state}, {process.evidence}"
+    return f"its forked process {process.process.pid}: {process.state}, {process.evidence}"
+
+
+def _awaited(wait: Wait, missing: Missing, place: Place) -> str:
+    """Say what a rank did not enter, and who waits for it there."""
+    point = path_text(wait.path)
+    leaf = shown(wait.path[-1])
+    if place.sync is not None and place.sync.path == wait.path:
+        short = f"it is in its {_ordinal(missing.entries)} {leaf}, they are in the {_ordinal(wait.entries)}"
+    elif missing.step is not None and missing.step == wait.step:
+        short = f"it never entered that step's {leaf}"
+    elif missing.step is not None and wait.step is not None and missing.step < wait.step:
+        short = f"it is at step {missing.step} and never entered the {leaf} of step {wait.step}"
+    elif missing.entries is not None:
+        short = f"it entered {point} {counted(missing.entries, 'time')}, they {counted(wait.entries, 'time')}"
+    else:
+        short = f"it is not in {point}"
+    others = counted(len(wait.ranks), "rank")
+    if place.sync is not None:
+        return f"{short}, where {others} wait for {span(wait.for_ns)}; it waits itself"
+    verb = "wait" if len(wait.ranks) > 1 else "waits"
+    who = "the others" if len(wait.ranks) > 1 and len(wait.missing) == 1 else others
+    return f"{short}, and is what {who} {verb} for ({span(wait.for_ns)} so far)"
+
+
+def _ordinal(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}."
+
+
+def died_together(ranks: Mapping[int, RankReport]) -> str | None:
+    """Say that all that died did so at one time, if they did: then no order can be told."""
+    ends = [each.own.end_ns for each in ranks.values() if each.own.has_died]
+    if len(ends) < 2 or max(ends) - min(ends) > SAME_TIME_NS:  # noqa: PLR2004 - one alone has no order
+        return None
+    return (
+        f"{counted(len(ends), 'rank')} died within {span(max(ends) - min(ends))}, about {utc(min(ends))}: "
+        "which was first cannot be told from their last signs of life"
+    )

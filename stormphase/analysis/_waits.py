@@ -1,0 +1,112 @@
+"""Who waits for whom: ranks in a synchronisation point, and the ranks that have not entered it as often."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+import attrs
+
+from stormphase.analysis._places import Place, is_overdue
+from stormphase.analysis._ranks import DEAD, RankReport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@attrs.frozen(kw_only=True)
+class Missing:
+    """A rank that is not where others wait.
+
+    Attributes:
+        rank: the rank.
+        entries: how often it has entered that path; None if its journal cannot tell.
+        step: its step.
+    """
+
+    rank: int
+    entries: int | None
+    step: int | None
+
+
+@attrs.frozen(kw_only=True)
+class Wait:
+    """Ranks in one synchronisation point.
+
+    Attributes:
+        path: the point.
+        ranks: who is in it, having entered it equally often.
+        entries: how often, this time included.
+        step: their step; None if they have none or not the same.
+        for_ns: the median of how long they are in it.
+        missing: the ranks of the attempt that have not entered it so often.
+        is_hung: whether it lasts far longer than usual, or waits for a rank that is dead while others live.
+    """
+
+    path: tuple[str, ...]
+    ranks: tuple[int, ...]
+    entries: int
+    step: int | None
+    for_ns: int
+    missing: tuple[Missing, ...]
+    is_hung: bool
+
+
+def waits_of(ranks: Mapping[int, RankReport], places: Mapping[int, Place], hang_ns: int) -> tuple[Wait, ...]:
+    """Return the synchronisation points that ranks are in, those of most ranks first."""
+    by_path: dict[tuple[str, ...], list[Place]] = {}
+    for place in places.values():
+        if place.sync is not None:
+            by_path.setdefault(place.sync.path, []).append(place)
+    found = [_wait(path, members, ranks, places, hang_ns) for path, members in by_path.items()]
+    return tuple(sorted(found, key=lambda wait: (-len(wait.ranks), wait.path)))
+
+
+def _wait(
+    path: tuple[str, ...],
+    members: Sequence[Place],
+    ranks: Mapping[int, RankReport],
+    places: Mapping[int, Place],
+    hang_ns: int,
+) -> Wait:
+    entered = {place.rank: _entries(ranks[place.rank], path) for place in members}
+    most = max(entered.values())
+    waiting = [place for place in members if entered[place.rank] == most]
+    waiting_ranks = {place.rank for place in waiting}
+    steps = {place.step for place in waiting}
+    step = steps.pop() if len(steps) == 1 else None
+    missing = []
+    for rank, report in ranks.items():
+        if rank in waiting_ranks:
+            continue
+        each = _missing(report, places[rank], path, most, step)
+        if each is not None:
+            missing.append(each)
+    phases = [place.sync for place in waiting if place.sync is not None]
+    has_living = any(place.state not in DEAD for place in waiting)
+    waits_for_dead = has_living and any(places[each.rank].state in DEAD for each in missing)
+    return Wait(
+        path=path,
+        ranks=tuple(sorted(waiting_ranks)),
+        entries=most,
+        step=step,
+        for_ns=int(median(phase.for_ns for phase in phases)),
+        missing=tuple(sorted(missing, key=lambda each: each.rank)),
+        # Of most of them: one rank with a history of its own must not speak for all.
+        is_hung=waits_for_dead or 2 * sum(is_overdue(phase, hang_ns) for phase in phases) > len(phases),
+    )
+
+
+def _missing(report: RankReport, place: Place, path: tuple[str, ...], most: int, step: int | None) -> Missing | None:
+    """Return how a rank falls short of `most` entries, or None if it does not, or nothing proves that it does."""
+    if report.own.has_exact_counts:
+        entries = _entries(report, path)
+        return Missing(rank=report.rank, entries=entries, step=place.step) if entries < most else None
+    # Part of its journal is gone: then only an earlier step tells.
+    is_behind = step is not None and place.step is not None and place.step < step
+    return Missing(rank=report.rank, entries=None, step=place.step) if is_behind else None
+
+
+def _entries(report: RankReport, path: tuple[str, ...]) -> int:
+    own = report.own
+    return own.counts.get(path, 0) + sum(phase.path == path for phase in own.open)

@@ -1,0 +1,120 @@
+"""What happened to an attempt, whole, and as JSON has it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import attrs
+
+from stormphase._liveness import Liveness, Verdict
+from stormphase.analysis._postmortem import (
+    diagnose,
+    group_text,
+    group_to_dict,
+    rank_to_dict,
+    suspect_to_dict,
+    title_text,
+)
+from stormphase.analysis._ranks import report_process
+
+jobs = sys.modules["jobs"]
+
+
+def test_a_sound_job_is_well(job: Any) -> None:
+    """Running and ended in order; absent ranks are named."""
+    job.rank(0, "train,9")
+    job.rank(2, note=jobs.said("clean"))
+    postmortem = job.diagnose(older_attempts=[0, 1, 2])
+    assert (True, False, ()) == (postmortem.is_well, postmortem.is_hung, postmortem.suspects)
+    assert ((1, 3), ("no journal of rank 1, 3",)) == (postmortem.absent, postmortem.notes)
+    assert (2, 1) == postmortem.older_attempts
+    expected = "session job-1, attempt 0, 2 of 4 ranks, read at 2027-01-16 11:46:40 UTC"
+    assert expected == title_text(postmortem, jobs.NOW_WALL_NS)
+
+
+def test_a_world_of_any_size_costs_nothing() -> None:
+    """A damaged header may claim 2**62 ranks."""
+    job = jobs.Job(2**62)
+    job.rank(0)
+    assert 1_001 == len(job.diagnose().absent)
+
+
+def test_groups_are_said_in_words(job: Any) -> None:
+    """How many, which, how they stand, where, at which step and for how long."""
+    job.rank(0, "train,9", step=3)
+    job.rank(1, "train,8", step=3)
+    job.rank(2, verdict="dead")
+    job.rank(3, note=jobs.said("clean"))
+    assert [
+        "2 ranks (0-1) running in train, step 3, for 8.50 s (8.00 s to 9.00 s)",
+        "rank 2 killed, no phase open",
+        "rank 3 clean",
+    ] == [group_text(group) for group in job.diagnose().groups]
+    many = jobs.Job(9)
+    for rank in range(9):
+        many.rank(rank, "train,9", step=rank)
+    assert ["9 ranks (0-8) running in train, steps 0 to 8, for 9.00 s"] == [
+        group_text(group) for group in many.diagnose().groups
+    ]
+
+
+def test_several_machines_are_noted(job: Any) -> None:
+    """Then the order of events is only as sure as their clocks."""
+    job.rank(0, "train,9")
+    image = job.image(1, "train,9")
+    image = attrs.evolve(image, process=attrs.evolve(image.process, boot_id="other"))
+    job.processes.append(report_process(image, Verdict(Liveness.ALIVE, "heartbeat 0.5 s ago from node1")))
+    assert any(note.startswith("2 machines") for note in job.diagnose().notes)
+
+
+def test_damage_is_noted(job: Any) -> None:
+    """With what the first journal says of it."""
+    job.rank(2, "train,9", damage=("the redo log points to nowhere",))
+    expected = "the journals of rank 2 are damaged in part: the redo log points to nowhere"
+    assert expected in job.diagnose().notes
+
+
+def test_a_rank_in_json_has_the_promised_fields(job: Any) -> None:
+    """Path, ids, times since the Unix epoch, durations, thread and attributes; the ended with their status."""
+    job.rank(1, "train,9", "train / step,5,sync", usual={"train / step": [0.5]}, ended=["train / step"], verdict="dead")
+    found = rank_to_dict(job.diagnose().ranks[0])
+    assert (1, "killed", 120) == (found["rank"], found["state"], found["step"])
+    outer, inner = found["open"]
+    assert (["train"], {}, "MainThread", None) == (
+        outer["path"],
+        outer["attributes"],
+        outer["thread_name"],
+        outer["usual"],
+    )
+    assert (["train", "step"], "0000000000000002", True) == (inner["path"], inner["scope_id"], inner["is_sync"])
+    assert (jobs.NOW_WALL_NS - 5 * jobs.SECOND, 4_500_000_000) == (inner["entered_ns"], inner["for_ns"])
+    assert (1, 500_000_000) == (inner["usual"]["count"], inner["usual"]["max_ns"])
+    (ended,) = found["last_ended"]
+    assert (["train", "step"], "succeeded", 1_000_000) == (
+        ended["path"],
+        ended["status"],
+        ended["ended_ns"] - ended["entered_ns"],
+    )
+    assert [101] == [process["pid"] for process in found["processes"]]
+    json.dumps(found, allow_nan=False)
+
+
+def test_groups_and_suspects_in_json(job: Any) -> None:
+    """With the sentences that people get, too."""
+    job.rank(1, "train,9", verdict="dead")
+    postmortem = job.diagnose()
+    group = group_to_dict(postmortem.groups[0])
+    assert ([1], "killed", ["train"], [120, 120]) == (group["ranks"], group["state"], group["path"], group["step"])
+    assert {"min": 8_500_000_000, "median": 8_500_000_000, "max": 8_500_000_000} == group["for_ns"]
+    suspect = suspect_to_dict(postmortem.suspects[0])
+    assert (1, "died_first") == (suspect["rank"], suspect["kind"])
+    json.dumps([group, suspect], allow_nan=False)
+
+
+def test_the_order_of_journals_does_not_matter(job: Any) -> None:
+    """Directories list their files in any order."""
+    for rank in range(4):
+        job.rank(rank, "train,9", verdict="dead" if rank == 2 else "alive")
+    assert job.diagnose() == diagnose(reversed(job.processes))
