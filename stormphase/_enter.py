@@ -93,8 +93,10 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
             path = path.children[name]
         except (KeyError, TypeError):
             path = lanes.path_at_first_sight(path, name)
+        has_more = traces_phases
         if attributes is not None:
             attributes = taken(attributes, lanes.attribute_counts)
+            has_more = True
         frame = _getframe(1)
         handle = handle_type()
         handle._lane = lane
@@ -127,7 +129,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
                 slot = writer.slot
                 last_slot = writer.last_slot
                 writer.slot = slot + SLOT_BYTES
-                if slot > last_slot or attributes is not None or is_special or not path.number or traces_phases:
+                if slot > last_slot or has_more or is_special or not path.number:
                     writer.enter(handle)
                 else:
                     handle._slot = slot

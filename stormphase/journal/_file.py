@@ -1,6 +1,7 @@
 """One open journal: created, mapped whole, and given room on the disk piece by piece before anything is stored there.
 
-Everything that is ever stored goes through the four `put_...` functions, so that tests can stop a process at each.
+Everything that is ever stored goes through `put_enter`, `put_exit`, `words` and `buffer`, so that tests can put others
+in their place and stop a process at each single store.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ _NO_FALLOCATE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class JournalFile:
-    """A journal that this process writes. The `put_...` functions may be called from any thread; `grow` from one.
+    """A journal that this process writes. It may be stored into from any thread; `grow` is called by one.
+
+    Attributes:
+        words: the file as u64; to store one is to store it whole, or not at all.
+        buffer: the file as bytes.
+        put_enter: stores the first half of a slot, its last word last: offset of the slot, then the fields of `ENTER`.
+        put_exit: likewise the second half: offset of the slot, then the fields of `EXIT`.
 
     Args:
         path: where; must not exist.
@@ -59,14 +66,12 @@ class JournalFile:
             os.close(self._fd)
             path.unlink()
             raise
-        words = memoryview(self._map).cast("Q")
         self.put_enter: Callable[..., None] = functools.partial(_format.ENTER.pack_into, self._map)
         # Where a slot's second half begins, so that both halves are stored by the slot's own offset.
         second_halves = memoryview(self._map)[_format.EXIT_AT :]
         self.put_exit: Callable[..., None] = functools.partial(_format.EXIT.pack_into, second_halves)
-        self.put_word: Callable[[int, int], None] = functools.partial(_put_word, words)
-        self.put_bytes: Callable[[int, bytes], None] = functools.partial(_put_bytes, self._map)
-        self._words = words
+        self.buffer: mmap.mmap = self._map
+        self.words = memoryview(self._map).cast("Q")
         self._beats = 0
         self._touch(0, CHUNK_SEGMENTS)
         self.segments = CHUNK_SEGMENTS
@@ -134,13 +139,21 @@ class JournalFile:
         self.put_bytes(_format.END_NOTE_AT, note)
         self.put_word(_format.END_NOTE, zlib.crc32(note) << 32 | len(note))
 
+    def put_word(self, offset: int, value: int) -> None:
+        """Store a u64, or an i64, at an offset that is a multiple of 8."""
+        self.words[offset >> 3] = value & _MASK
+
+    def put_bytes(self, offset: int, data: bytes) -> None:
+        """Store bytes at an offset."""
+        self.buffer[offset : offset + len(data)] = data
+
     def word(self, offset: int) -> int:
         """Return the u64 at an offset."""
-        return self._words[offset >> 3]
+        return self.words[offset >> 3]
 
     def bytes_at(self, offset: int, length: int) -> bytes:
         """Return a copy of so many bytes."""
-        return self._map[offset : offset + length]
+        return self.buffer[offset : offset + length]
 
     @property
     def may_grow(self) -> bool:
@@ -178,18 +191,11 @@ class JournalFile:
 
     def _touch(self, first: int, last: int) -> None:
         """Have the kernel map the pages now, so that no training thread waits for that; lets others in between."""
+        words = self.words
         for start in range(first * _format.SEGMENT, last * _format.SEGMENT, _PAGES_AT_ONCE * _PAGE):
             for offset in range(start, start + _PAGES_AT_ONCE * _PAGE, _PAGE):
-                self._words[offset >> 3] = 0
+                words[offset >> 3] = 0
             time.sleep(0)  # noqa: TID251 - waits for nothing: training may want the GIL
-
-
-def _put_word(words: memoryview[int], offset: int, value: int) -> None:
-    words[offset >> 3] = value & _MASK  # One aligned store of eight bytes: whole, or not at all.
-
-
-def _put_bytes(buffer: mmap.mmap, offset: int, data: bytes) -> None:
-    buffer[offset : offset + len(data)] = data
 
 
 def _allocate(fd: int, offset: int, length: int) -> None:

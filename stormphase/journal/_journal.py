@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from stormphase.journal._phase_facts import PhaseTrace
 
 NAME: Final = "journal"
-_LOW: Final = CHUNK_SEGMENTS // 4  # So few free segments, and the worker sees to it that there are more.
+# So few free segments, and the worker is woken to see to it that there are more: a thread that does nothing but enter
+# and exit phases uses up forty in the time for which CPython lets it keep the GIL.
+_LOW: Final = 48
+_ENOUGH: Final = 96
 _HISTORY_SHARE: Final = 4
 _MAX_NOTE_CHARS: Final = 1_024
 _RETRY_NS: Final = 5_000_000_000
@@ -94,7 +97,7 @@ class OpenJournal:
         self._watches: list[Callable[[], object]] = []
         self._worker = _drain.SinkWorker(
             NAME,
-            self._folder.fold,
+            self._take,
             offered=lambda: 0,
             tick=self._tick,
             prepare=lanes.mute_this_thread,
@@ -227,6 +230,10 @@ class OpenJournal:
 
     # On the worker
 
+    def _take(self, segment: int) -> None:
+        self._folder.fold(segment)
+        self._make_room()
+
     def _tick(self) -> None:
         clock = self.lanes.clock
         self.file.beat(clock.monotonic_ns(), clock.wall_ns())
@@ -240,7 +247,7 @@ class OpenJournal:
             look()
 
     def _make_room(self) -> None:
-        while len(self._segments) < CHUNK_SEGMENTS // 2:
+        while len(self._segments) < _ENOUGH:
             if self._segments.folded_count > self._history:
                 self._folder.clear_oldest_folded()
             elif not self._grow() and not self._folder.clear_oldest_folded():

@@ -22,8 +22,8 @@ _LEAST_NEEDED: Final = ("error", "late", "attributes", "path", "status_text", "t
 
 def entered_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[int, bytes]:
     """Return the flags and the blob of a phase that is open; no blob where numbers say it all."""
-    flags, envelope = _envelope_of(phase, phase_trace)
     attributes = phase._attributes
+    flags, envelope = _envelope_of(phase, phase_trace)
     if envelope:
         if attributes:
             envelope["attributes"] = attributes

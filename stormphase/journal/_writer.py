@@ -5,6 +5,7 @@ The plain case is written by `_enter` and by `PhaseHandle.__exit__` themselves; 
 
 from __future__ import annotations
 
+from marshal import dumps
 from typing import TYPE_CHECKING, Final
 
 from stormphase.journal import _format
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from stormphase._phase import PhaseHandle
     from stormphase.journal._journal import OpenJournal
 
+# Here, since a module's own names are faster to come by.
+_MARSHAL_VERSION: Final = 2
+_SLOT: Final = _format.SLOT
+_NO_STEP: Final = _format.NO_STEP
+_MAX_BLOB: Final = _format.MAX_BLOB
+_BLOBS_FROM: Final = _format.BLOBS_FROM
+_OFFSET_MASK: Final = _format.SEGMENT - 1
+_SEGMENT_MASK: Final = ~_OFFSET_MASK
 # Where phases are written for which there is no room: stored into, and never read.
 SCRATCH_SLOT: Final = _format.SCRATCH_AT + _format.FIRST_SLOT
 
@@ -30,7 +39,18 @@ class SegmentWriter:
         write_enter: `ENTER.pack_into` on the mapped file.
     """
 
-    __slots__ = ("_blobs_from", "_journal", "_thread", "last_slot", "segment", "slot", "write_enter")
+    __slots__ = (
+        "_blobs_from",
+        "_buffer",
+        "_journal",
+        "_thread",
+        "_traces_phases",
+        "_words",
+        "last_slot",
+        "segment",
+        "slot",
+        "write_enter",
+    )
 
     def __init__(self, journal: OpenJournal, thread: tuple[int, int, int]) -> None:
         """Begin without a segment: the first phase takes one.
@@ -41,6 +61,9 @@ class SegmentWriter:
         """
         self._journal = journal
         self._thread = thread
+        self._traces_phases = journal.phase_trace is not None
+        self._words = journal.file.words
+        self._buffer = journal.file.buffer
         self.write_enter: Callable[..., None] = journal.file.put_enter
         self.segment: int | None = None
         self.leave_segment()
@@ -54,6 +77,46 @@ class SegmentWriter:
 
     def enter(self, phase: PhaseHandle) -> None:
         """Write a phase that has just been entered, whatever there is to say of it."""
+        parent = phase._below._sequence
+        path = phase._path.number
+        lane = phase._lane
+        if phase._extra is not None or not path or self._traces_phases or not (parent or lane.task_name is None):
+            self._enter_with_facts(phase)
+            return
+        # Most have attributes and no more; written here in one piece, since this is on the way of training.
+        attributes = phase._attributes
+        blob = dumps(attributes, _MARSHAL_VERSION) if attributes else b""
+        length = len(blob)
+        # As in `_take`.
+        slot = self.slot
+        last_slot = self.last_slot - length
+        blobs_from = self._blobs_from
+        start = blobs_from - length
+        self.slot = slot + _SLOT
+        self.last_slot = last_slot
+        self._blobs_from = start
+        if slot > last_slot or length > _MAX_BLOB:
+            self._enter_with_facts(phase)
+            return
+        phase._slot = slot
+        offset = start & _OFFSET_MASK
+        # First where blobs begin, so that no reader takes one for a slot.
+        self._words[(slot & _SEGMENT_MASK | _BLOBS_FROM) >> 3] = offset
+        self._buffer[start:blobs_from] = blob
+        step = phase._step
+        self.write_enter(
+            slot,
+            phase._entered_ns,
+            parent,
+            _NO_STEP if step is None else step,
+            path,
+            lane.number,
+            offset | length << 16,
+            0,
+            phase._sequence,
+        )
+
+    def _enter_with_facts(self, phase: PhaseHandle) -> None:
         flags, blob = entered_facts(phase, self._journal.phase_trace)
         phase._slot = self._write(phase, flags, blob, is_ended=False)
 
