@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from stormphase._liveness import utc
 from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, is_overdue, place_of
 from stormphase.analysis._ranks import DEAD, WELL, OpenPhase, ProcessReport, RankReport, RankState, Usual, ranks_of
-from stormphase.analysis._suspects import Suspect, died_together, suspects_of
+from stormphase.analysis._suspects import Suspect, died_together, since_text, suspects_of
 from stormphase.analysis._waits import Wait, waits_of
-from stormphase.analysis._words import counted, path_text, plain, ranks_text, shown, span
+from stormphase.analysis._words import MAX_MESSAGE, counted, path_text, plain, ranks_text, shown, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,7 +124,7 @@ def _notes(ranks: Mapping[int, RankReport], waits: Iterable[Wait], absent: list[
     damaged = sorted(rank for rank, report in ranks.items() if any(process.damage for process in report.processes))
     if damaged:
         first = next(process.damage[0] for process in ranks[damaged[0]].processes if process.damage)
-        yield f"the journals of rank {ranks_text(damaged)} are damaged in part: {first}"
+        yield f"the journals of rank {ranks_text(damaged)} are damaged in part: {shown(first, MAX_MESSAGE)}"
 
 
 def rank_to_dict(report: RankReport) -> dict[str, Any]:
@@ -142,6 +141,7 @@ def rank_to_dict(report: RankReport) -> dict[str, Any]:
         "alive_until_ns": own.alive_until_ns,
         "ended_ns": own.ended_ns,
         "measured_to": own.measured_to,
+        "measured_ns": own.measured_ns,
         "open": [_open_to_dict(phase) for phase in report.open],
         "last_ended": [
             {
@@ -206,7 +206,7 @@ def group_to_dict(group: Group) -> dict[str, Any]:
 
 
 def group_text(group: Group) -> str:
-    """Return a group in words: `62 ranks (0-16, 18-62) running in train / step / all_reduce, step 120, for 312 s`."""
+    """Return a group in words: `62 ranks (0-16, 18-62) running in train / step / all_reduce (step 120) for 312 s`."""
     many = len(group.ranks) > 1
     who = f"{len(group.ranks):,} ranks ({ranks_text(group.ranks)})" if many else f"rank {group.ranks[0]}"
     if not group.path:
@@ -214,8 +214,8 @@ def group_text(group: Group) -> str:
     text = f"{who} {group.state} in {path_text(group.path)}"
     if group.least_step is not None:
         last = "" if group.greatest_step == group.least_step else f" to {group.greatest_step}"
-        text += f", step{'s' if last else ''} {group.least_step}{last}"
-    text += f", for {span(group.median_ns)}"
+        text += f" (step{'s' if last else ''} {group.least_step}{last})"
+    text += since_text(group.median_ns)
     least, greatest = span(group.least_ns), span(group.greatest_ns)
     return text if least == greatest else f"{text} ({least} to {greatest})"
 
@@ -225,9 +225,9 @@ def suspect_to_dict(suspect: Suspect) -> dict[str, Any]:
     return {"rank": suspect.rank, "kind": suspect.kind, "reason": suspect.reason}
 
 
-def title_text(postmortem: Postmortem, now_wall_ns: int) -> str:
+def title_text(postmortem: Postmortem) -> str:
     """Return what the postmortem is of, in one line."""
     return (
         f"session {shown(postmortem.session_id)}, attempt {postmortem.attempt}, "
-        f"{len(postmortem.ranks):,} of {counted(postmortem.world_size, 'rank')}, read at {utc(now_wall_ns)}"
+        f"{len(postmortem.ranks):,} of {counted(postmortem.world_size, 'rank')}"
     )

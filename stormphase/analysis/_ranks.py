@@ -66,10 +66,12 @@ class Usual:
     @classmethod
     def of(cls, totals: PathTotals) -> Usual:
         """Take the figures from a journal's totals."""
+        median_ns, p99_ns = (quantile(totals.buckets, q) for q in (0.5, 0.99))
         return cls(
             count=totals.count,
-            median_ns=quantile(totals.buckets, 0.5),
-            p99_ns=quantile(totals.buckets, 0.99),
+            # Buckets are 4 % wide: nothing took longer than the longest.
+            median_ns=None if median_ns is None else max(totals.min_ns, min(median_ns, totals.max_ns)),
+            p99_ns=None if p99_ns is None else max(totals.min_ns, min(p99_ns, totals.max_ns)),
             max_ns=totals.max_ns,
         )
 
@@ -128,6 +130,7 @@ class ProcessReport:
         alive_until_ns: its last sign of life, likewise.
         ended_ns: when it said that it ended, likewise; None if it did not.
         measured_to: up to when open phases were measured, "now" or "last sign of life".
+        measured_ns: when that was, likewise.
         open: its open phases, outermost first in a lane, the main thread's lane first.
         last_ended: its last ended phases, oldest first.
         counts: how often each path ended.
@@ -148,6 +151,7 @@ class ProcessReport:
     alive_until_ns: int
     ended_ns: int | None
     measured_to: str
+    measured_ns: int
     open: tuple[OpenPhase, ...]
     last_ended: tuple[EndedPhase, ...]
     counts: Mapping[tuple[str, ...], int]
@@ -192,7 +196,12 @@ class RankReport:
 
 
 def report_process(
-    image: JournalImage, verdict: Verdict, *, now_ns: int | None = None, last: int = LAST_ENDED
+    image: JournalImage,
+    verdict: Verdict,
+    *,
+    now_ns: int | None = None,
+    last: int = LAST_ENDED,
+    paths: dict[tuple[str, ...], tuple[str, ...]] | None = None,
 ) -> ProcessReport:
     """Return what `image` says, small enough to keep for thousands of ranks.
 
@@ -202,7 +211,9 @@ def report_process(
         now_ns: now on the monotonic clock of its machine, if this is that machine; else None. Clocks of other
             machines are never compared with this one's: then its own last sign of life is as far as time is known.
         last: how many ended phases to keep.
+        paths: the paths known so far; given to all reports of a job, each path is kept once.
     """
+    known = {} if paths is None else paths
     state, evidence = state_of(image, verdict)
     is_now = state is RankState.RUNNING and now_ns is not None and now_ns >= image.heartbeat_ns
     until_ns = now_ns if is_now and now_ns is not None else image.heartbeat_ns
@@ -220,10 +231,11 @@ def report_process(
         alive_until_ns=to_wall_ns(image.heartbeat_ns),
         ended_ns=None if image.end_note is None else to_wall_ns(image.end_note.ended_ns),
         measured_to="now" if is_now else "last sign of life",
-        open=tuple(_open(phase, image, until_ns) for phase in image.open),
+        measured_ns=to_wall_ns(until_ns),
+        open=tuple(_open(phase, image, until_ns, known) for phase in image.open),
         last_ended=tuple(
             EndedPhase(
-                path=phase.path,
+                path=known.setdefault(phase.path, phase.path),
                 scope_id=phase.scope_id,
                 status=phase.status,
                 entered_ns=to_wall_ns(phase.entered_ns),
@@ -233,7 +245,7 @@ def report_process(
             )
             for phase in (image.ended[-last:] if last else ())
         ),
-        counts=_counts(image),
+        counts=_counts(image, known),
         has_exact_counts=not (image.unwritten or image.unfolded or image.damage or len(image.totals) > MAX_COUNTS),
         ended_phases=sum(totals.count for totals in image.totals.values()),
         stack=stack,
@@ -255,7 +267,7 @@ def state_of(image: JournalImage, verdict: Verdict) -> tuple[RankState, str]:
     if verdict.is_host_gone:
         return RankState.HOST_GONE, evidence + asked
     last_sign = utc(image.anchor.to_wall_ns(image.heartbeat_ns))
-    return RankState.KILLED, f"{evidence}, without a word; last sign of life at {last_sign}{asked}"
+    return RankState.KILLED, f"{evidence}; last sign of life at {last_sign}{asked}"
 
 
 def _said(note: EndNote, at: str, asked: str) -> tuple[RankState, str]:
@@ -295,10 +307,12 @@ def _ended_ns(phase: EndedPhase) -> int:
     return phase.ended_ns
 
 
-def _open(phase: JournalPhase, image: JournalImage, until_ns: int) -> OpenPhase:
+def _open(
+    phase: JournalPhase, image: JournalImage, until_ns: int, known: dict[tuple[str, ...], tuple[str, ...]]
+) -> OpenPhase:
     totals = image.totals.get(phase.path)
     return OpenPhase(
-        path=phase.path,
+        path=known.setdefault(phase.path, phase.path),
         scope_id=phase.scope_id,
         entered_ns=image.anchor.to_wall_ns(phase.entered_ns),
         for_ns=max(0, until_ns - phase.entered_ns),
@@ -316,13 +330,13 @@ def _open(phase: JournalPhase, image: JournalImage, until_ns: int) -> OpenPhase:
     )
 
 
-def _counts(image: JournalImage) -> Mapping[tuple[str, ...], int]:
+def _counts(image: JournalImage, known: dict[tuple[str, ...], tuple[str, ...]]) -> Mapping[tuple[str, ...], int]:
     """Return how often paths ended; of very many the most frequent, as a file may claim any number of them."""
     totals = image.totals
-    if len(totals) <= MAX_COUNTS:
-        return {path: each.count for path, each in totals.items()}
-    most = sorted(totals, key=lambda path: -totals[path].count)[:MAX_COUNTS]
-    return {path: totals[path].count for path in most}
+    most: Iterable[tuple[str, ...]] = totals
+    if len(totals) > MAX_COUNTS:
+        most = sorted(totals, key=lambda path: -totals[path].count)[:MAX_COUNTS]
+    return {known.setdefault(path, path): totals[path].count for path in most}
 
 
 def _stack(image: JournalImage) -> tuple[tuple[str, ...], int | None]:

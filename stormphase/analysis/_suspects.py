@@ -56,11 +56,14 @@ def suspects_of(
     hung = [wait for wait in waits if wait.is_hung]
     firsts = _died_first(ranks)
     leading_step = _common_step(places)
+    victims = {rank for wait in hung for rank in wait.ranks}
     found: list[tuple[int, int, int, Suspect]] = []
     for rank, report in ranks.items():
         place = places[rank]
         awaited = [(wait, each) for wait in hung for each in wait.missing if each.rank == rank]
         tier = _tier(report, place, bool(awaited), rank in firsts, hang_ns)
+        if tier is DIED and rank in victims:
+            continue  # It waited for another one, until something ended them all.
         if tier is None and hung and _is_behind(place, leading_step):
             tier = BEHIND
         if tier is None:
@@ -70,7 +73,9 @@ def suspects_of(
             words.append(f"it is at step {place.step}, most are at {leading_step}")
         words += [_died(each) for each in report.processes[1:] if each.has_died]
         reason = ": ".join([words[0], "; ".join(words[1:])]) if len(words) > 1 else words[0]
-        found.append((tier, *firsts.get(rank, (0, 0)), Suspect(rank=rank, kind=KINDS[tier], reason=reason)))
+        # The first to die before those that died later, whatever else speaks against them.
+        order = firsts.get(rank, (len(ranks) + 1, report.own.end_ns)) if report.own.has_died else (0, 0)
+        found.append((tier, *order, Suspect(rank=rank, kind=KINDS[tier], reason=reason)))
     return tuple(each[-1] for each in sorted(found, key=lambda each: (*each[:3], each[3].rank)))
 
 
@@ -136,16 +141,23 @@ def doing(phase: OpenPhase, step: int | None) -> str:
     """Say in which phase, since when, and what is usual."""
     at = "" if step is None else f" (step {step})"
     paused = ", paused" if phase.is_paused else ""
-    return f"{path_text(phase.path)}{at} for {span(phase.for_ns)}{paused}{usual_text(phase.usual)}"
+    return f"{path_text(phase.path)}{at}{since_text(phase.for_ns)}{paused}{usual_text(phase.usual)}"
 
 
-def usual_text(usual: Usual | None) -> str:
+def since_text(for_ns: int) -> str:
+    """Say how long a phase is open; a sign of life may be the very enter of it."""
+    return f" for {span(for_ns)}" if for_ns else ", entered just then"
+
+
+def usual_text(usual: Usual | None, *, is_short: bool = False) -> str:
     """Say what is usual, with how often it was measured; nothing where nothing is known."""
     if usual is None or usual.median_ns is None or usual.p99_ns is None:
         return ""
     if usual.count < LEAST_COUNT:
         return f" (before: {counted(usual.count, 'time')}, at most {span(usual.max_ns)})"
     times = f"{usual.count:,} times"
+    if is_short:
+        return f" (usually {span(usual.median_ns)}, longest {span(usual.max_ns)})"
     return f" (usually {span(usual.median_ns)}, p99 {span(usual.p99_ns)}, longest {span(usual.max_ns)}, {times})"
 
 
@@ -186,7 +198,9 @@ def died_together(ranks: Mapping[int, RankReport]) -> str | None:
     ends = [each.own.end_ns for each in ranks.values() if each.own.has_died]
     if len(ends) < 2 or max(ends) - min(ends) > SAME_TIME_NS:  # noqa: PLR2004 - one alone has no order
         return None
+    apart_ns = max(ends) - min(ends)
+    when = f"within {span(apart_ns)}, about" if apart_ns else "at one time,"
     return (
-        f"{counted(len(ends), 'rank')} died within {span(max(ends) - min(ends))}, about {utc(min(ends))}: "
+        f"{counted(len(ends), 'rank')} died {when} {utc(min(ends))}: "
         "which was first cannot be told from their last signs of life"
     )

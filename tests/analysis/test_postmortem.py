@@ -30,8 +30,7 @@ def test_a_sound_job_is_well(job: Any) -> None:
     assert (True, False, ()) == (postmortem.is_well, postmortem.is_hung, postmortem.suspects)
     assert ((1, 3), ("no journal of rank 1, 3",)) == (postmortem.absent, postmortem.notes)
     assert (2, 1) == postmortem.older_attempts
-    expected = "session job-1, attempt 0, 2 of 4 ranks, read at 2027-01-16 11:46:40 UTC"
-    assert expected == title_text(postmortem, jobs.NOW_WALL_NS)
+    assert "session job-1, attempt 0, 2 of 4 ranks" == title_text(postmortem)
 
 
 def test_a_world_of_any_size_costs_nothing() -> None:
@@ -48,14 +47,14 @@ def test_groups_are_said_in_words(job: Any) -> None:
     job.rank(2, verdict="dead")
     job.rank(3, note=jobs.said("clean"))
     assert [
-        "2 ranks (0-1) running in train, step 3, for 8.50 s (8.00 s to 9.00 s)",
+        "2 ranks (0-1) running in train (step 3) for 8.50 s (8.00 s to 9.00 s)",
         "rank 2 killed, no phase open",
         "rank 3 clean",
     ] == [group_text(group) for group in job.diagnose().groups]
     many = jobs.Job(9)
     for rank in range(9):
         many.rank(rank, "train,9", step=rank)
-    assert ["9 ranks (0-8) running in train, steps 0 to 8, for 9.00 s"] == [
+    assert ["9 ranks (0-8) running in train (steps 0 to 8) for 9.00 s"] == [
         group_text(group) for group in many.diagnose().groups
     ]
 

@@ -1,0 +1,173 @@
+"""Which journals a command is about: those of the newest attempt of the newest session, unless it is told."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from stormphase._clock import SystemClock
+from stormphase._liveness import judge, own_process
+from stormphase.analysis._ranks import LAST_ENDED, ProcessReport, report_process
+from stormphase.exceptions import JournalError, JournalIncompleteError, StormphaseError
+from stormphase.journal import _format
+from stormphase.journal._damage import Damage
+from stormphase.journal._header import check, parse_header
+from stormphase.journal._read import UnreadableJournal, find_journals, read_journal
+from stormphase.journal._source import FileSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from stormphase._model import ProcessIdentity
+    from stormphase.journal._header import Header
+    from stormphase.typing import Clock
+
+_MAX_NAMED: Final = 5
+
+
+class NoJournalsError(StormphaseError):
+    """A directory has no journal that can be read, or not of what was asked for."""
+
+
+@attrs.frozen(kw_only=True)
+class Selection:
+    """The journals of one attempt.
+
+    Attributes:
+        session_id: the session.
+        attempt: its attempt.
+        files: the journals of that attempt.
+        older_attempts: others that have journals.
+        other_sessions: others that have journals, newest first.
+        unreadable: journals that cannot be read, whosever they are.
+    """
+
+    session_id: str
+    attempt: int
+    files: tuple[Path, ...]
+    older_attempts: tuple[int, ...]
+    other_sessions: tuple[str, ...]
+    unreadable: tuple[UnreadableJournal, ...]
+
+
+@attrs.frozen
+class _Peek:
+    """What a journal's header says of whose it is."""
+
+    file: Path
+    session_id: str
+    attempt: int
+    started_wall_ns: int
+
+
+def select(directory: Path, *, session_id: str | None = None, attempt: int | None = None) -> Selection:
+    """Return the journals of the newest attempt of the session that began last, or of those that are named.
+
+    Raises:
+        JournalError: if the directory cannot be read, or none of its journals.
+        NoJournalsError: if it has none, or none of what is named.
+    """
+    peeks: list[_Peek] = []
+    unreadable: list[UnreadableJournal] = []
+    for file in find_journals(directory):
+        found = file if isinstance(file, UnreadableJournal) else _peek(file)
+        if isinstance(found, _Peek):
+            peeks.append(found)
+        elif found is not None:
+            unreadable.append(found)
+    if not peeks and unreadable:
+        raise unreadable[0].error
+    began: dict[str, int] = {}
+    for peek in peeks:
+        began[peek.session_id] = max(peek.started_wall_ns, began.get(peek.session_id, peek.started_wall_ns))
+    sessions = sorted(began, key=lambda each: (-began[each], each))
+    chosen = _chosen(directory, sessions, session_id)
+    attempts = sorted({peek.attempt for peek in peeks if peek.session_id == chosen})
+    newest = attempts[-1] if attempt is None else attempt
+    if newest not in attempts:
+        known = ", ".join(map(str, attempts[-_MAX_NAMED:]))
+        raise NoJournalsError(
+            f"No journal of attempt {newest} of session {chosen!a} in {str(directory)!a}: give {known}."
+        )
+    return Selection(
+        session_id=chosen,
+        attempt=newest,
+        files=tuple(peek.file for peek in peeks if (peek.session_id, peek.attempt) == (chosen, newest)),
+        older_attempts=tuple(each for each in attempts if each != newest),
+        other_sessions=tuple(each for each in sessions if each != chosen),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _chosen(directory: Path, sessions: list[str], wanted: str | None) -> str:
+    if not sessions:
+        raise NoJournalsError(
+            f"No journal in {str(directory)!a}. Give the directory that was given as `journal`, or as STORMPHASE_DIR."
+        )
+    if wanted is None:
+        return sessions[0]
+    if wanted not in sessions:
+        known = ", ".join(f"{each!a}" for each in sessions[:_MAX_NAMED])
+        raise NoJournalsError(f"No journal of session {wanted!a} in {str(directory)!a}: the newest are {known}.")
+    return wanted
+
+
+def _peek(file: Path) -> _Peek | UnreadableJournal | None:
+    """Return whose a journal is; None for one that its process has not finished creating: it has nothing to say."""
+    try:
+        header = read_header(file)
+    except JournalIncompleteError:
+        return None
+    except JournalError as error:
+        return UnreadableJournal(file=file, error=error)
+    identity = header.identity
+    return _Peek(file, identity.session_id, identity.attempt, header.anchor.to_wall_ns(header.started_ns))
+
+
+def read_header(file: Path) -> Header:
+    """Return what the first segment of a journal says.
+
+    Raises:
+        JournalError: as `read_journal`.
+    """
+    with closing(FileSource(file)) as source:
+        data = source.read(0, _format.SEGMENT)
+    check(data, str(file))
+    return parse_header(data, str(file), Damage())
+
+
+def read_reports(
+    files: Iterable[Path], clock: Clock | None = None, *, last: int = LAST_ENDED
+) -> Iterator[ProcessReport | UnreadableJournal]:
+    """Yield what each journal says of its process and whether it lives, one at a time: a whole image is large."""
+    clock = SystemClock() if clock is None else clock
+    this = own_process()
+    paths: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for file in files:
+        try:
+            yield read_report(file, clock, this, last=last, paths=paths)
+        except JournalError as error:
+            yield UnreadableJournal(file=file, error=error)
+
+
+def read_report(
+    file: Path,
+    clock: Clock,
+    this: ProcessIdentity,
+    *,
+    last: int = LAST_ENDED,
+    paths: dict[tuple[str, ...], tuple[str, ...]] | None = None,
+) -> ProcessReport:
+    """Return what a journal says of its process, judged at this moment.
+
+    Raises:
+        JournalError: as `read_journal`.
+    """
+    image = read_journal(file, ended_limit=last)
+    verdict = judge(image.process, heartbeat_wall_ns=image.heartbeat_wall_ns, now_wall_ns=clock.wall_ns(), this=this)
+    # The monotonic clock is the machine's, not the process's, from one boot to the next (clock_gettime(2)).
+    is_here = image.process.boot_id is not None and image.process.boot_id == this.boot_id
+    return report_process(image, verdict, now_ns=clock.monotonic_ns() if is_here else None, last=last, paths=paths)

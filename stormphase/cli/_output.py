@@ -1,0 +1,60 @@
+"""How commands write: what a stream can show, whatever it cannot encode, and text as wide as it is."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Final
+
+from stormphase._render import cut
+from stormphase._table import printable
+from stormphase._terminal import StreamFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import TextIO
+
+BOLD: Final = "1"
+DIM: Final = "2"
+RED: Final = "31"
+YELLOW: Final = "33"
+GREEN: Final = "32"
+
+
+class Page:
+    """Lines for a stream: wrapped to its width, coloured if it has colours; what does not print becomes its escape."""
+
+    def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
+        """Look at the stream."""
+        self._stream = stream
+        self.facts = StreamFacts.of(stream, environ)
+        self._lines: list[str] = []
+
+    def line(self, text: str = "", *, style: str = "") -> None:
+        """Add one line, cut where the stream ends."""
+        self._lines.append(self._styled(cut(printable(text), self.facts.width), style))
+
+    def wrapped(self, text: str, *, first: str = "", indent: str = "", style: str = "") -> None:
+        """Add a text in as many lines as it needs; `first` stands before its first line, `indent` before others."""
+        width = max(20, self.facts.width)
+        lines = textwrap.wrap(
+            printable(text),
+            width,
+            initial_indent=first,
+            subsequent_indent=indent or " " * len(first),
+            break_on_hyphens=False,
+        )
+        self._lines += [self._styled(line, style) for line in lines or [first]]
+
+    def show(self) -> None:
+        """Write all lines; what the stream cannot encode becomes a question mark."""
+        write(self._stream, self._lines, self.facts.encoding)
+        self._lines.clear()
+
+    def _styled(self, text: str, style: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if style and text and self.facts.has_colour else text
+
+
+def write(stream: TextIO, lines: Iterable[str], encoding: str) -> None:
+    """Write lines to a stream of that encoding."""
+    stream.writelines(f"{line}\n".encode(encoding, "replace").decode(encoding) for line in lines)
+    stream.flush()

@@ -1,0 +1,198 @@
+"""`stormphase postmortem` on real journals: of this process, of one that was killed, and of strangers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from stormphase._tracker import PhaseTracker
+
+    Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def tracker(make_tracker: Callable[..., PhaseTracker], runs: Path) -> PhaseTracker:
+    """Return rank 0 of session job-1, running in this process."""
+    tracker = make_tracker("job", session_id="job-1", rank=0, world_size=2, journal=runs)
+    tracker.start()
+    return tracker
+
+
+def wait_in_all_reduce(tracker: PhaseTracker) -> None:
+    """Walk as the killed rank did, and then wait in the all_reduce of step 20."""
+    tracker.enter("train")
+    for step in range(20):
+        tracker.set_step(step)
+        with tracker.enter_phase("step"), tracker.enter_phase("all_reduce", sync=True):
+            pass
+    tracker.set_step(20)
+    tracker.enter("step")
+    tracker.enter("all_reduce", sync=True)
+
+
+def test_a_killed_rank_is_what_the_others_wait_for(
+    tracker: PhaseTracker, killed_rank: None, command_json: Callable[..., Any]
+) -> None:
+    """One real rank waits in all_reduce, the other was killed before it came there: all of it in JSON."""
+    wait_in_all_reduce(tracker)
+    code, found = command_json()
+    assert (1, "job-1", 0, True) == (code, found["session_id"], found["attempt"], found["is_hung"])
+    waiting, dead = found["ranks"]
+    assert (0, "running", 20, "now") == tuple(waiting[key] for key in ("rank", "state", "step", "measured_to"))
+    assert (1, "killed", 20) == (dead["rank"], dead["state"], dead["step"])
+    assert dead["evidence"].startswith(f"process {dead['pid']} is gone from ")
+    assert [["train"], ["train", "step"], ["train", "step", "data_loading"]] == [each["path"] for each in dead["open"]]
+    assert {"epochs": 3, "evil\x1b[31m": "\x1b[2J"} == dead["open"][0]["attributes"]
+    assert "MainThread" == dead["open"][0]["thread_name"]
+    assert 16 == len({each["scope_id"] for each in dead["last_ended"]})
+    assert {"succeeded"} == {each["status"] for each in dead["last_ended"]}
+    assert [["train", "step", "all_reduce"], ["train", "step"]] * 8 == [each["path"] for each in dead["last_ended"]]
+    (suspect,) = found["suspects"]
+    assert (1, "dead_and_awaited") == (suspect["rank"], suspect["kind"])
+    assert "it never entered that step's all_reduce, and is what 1 rank waits for" in suspect["reason"]
+    assert [["train", "step", "all_reduce"], ["train", "step", "data_loading"]] == [
+        group["path"] for group in found["groups"]
+    ]
+
+
+def test_json_has_sorted_keys_and_only_ascii(tracker: PhaseTracker, killed_rank: None, command: Command) -> None:
+    """No terminal can take a name in it for a command; every key is where it is looked for."""
+    _, out, _ = command("postmortem", "--json")
+    assert out.isascii()
+    assert "\x1b" not in out
+    assert {"session_id", "attempt", "ranks", "groups", "suspects"} <= json.loads(out).keys()
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert sorted(key for key, _ in pairs) == [key for key, _ in pairs]
+        return dict(pairs)
+
+    json.loads(out, object_pairs_hook=check)
+
+
+def test_people_read_the_same_story(tracker: PhaseTracker, killed_rank: None, command: Command) -> None:
+    """Plain text: groups, suspects, and the details of those; hostile names are harmless."""
+    wait_in_all_reduce(tracker)
+    code, out, _ = command("postmortem")
+    assert 1 == code
+    assert "\x1b" not in out
+    for line in (
+        "stormphase postmortem: session job-1, attempt 0, 2 of 2 ranks",
+        "1 killed, 1 running, something hangs",
+        "  rank 1 killed in train / step / data_loading (step 20)",
+        "  1. rank 1: killed, process ",
+        "  open, up to its last sign of life:",
+        "          epochs=3, evil\\x1b[31m=\\x1b[2J",
+        "  ended last, of 40 phases (how, its duration, before its last sign of life):",
+    ):
+        assert f"\n{line}" in f"\n{out}"
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_a_sound_job_is_zero(tracker: PhaseTracker, command_json: Callable[..., Any]) -> None:
+    """Running in order, and then ended in order, with one rank's journal elsewhere."""
+    with tracker.enter_phase("train"):
+        code, found = command_json()
+        assert (0, [], [1]) == (code, found["suspects"], found["absent_ranks"])
+    tracker.stop()
+    code, found = command_json()
+    assert (0, "clean", []) == (code, found["ranks"][0]["state"], found["ranks"][0]["open"])
+
+
+def test_an_exception_is_told(make_tracker: Callable[..., Any], runs: Path, command_json: Callable[..., Any]) -> None:
+    """How a process ended by its own word."""
+    with pytest.raises(ValueError, match="bad batch"), make_tracker("job", rank=0, world_size=1, journal=runs):
+        raise ValueError("bad batch")
+    code, found = command_json()
+    assert (1, "exception") == (code, found["ranks"][0]["state"])
+    assert found["ranks"][0]["evidence"].startswith("ValueError: bad batch, at ")
+
+
+def test_a_rank_is_shown_in_detail_on_demand(tracker: PhaseTracker, command: Command) -> None:
+    """Also one that nothing speaks against."""
+    tracker.enter("train", attributes={"epochs": 3})
+    code, out, _ = command("postmortem", "--rank", "0")
+    assert 0 == code
+    assert "rank 0: running, process " in out
+    assert "  open, up to now:\n    thread MainThread:\n      train for " in out
+    assert "suspects" not in out
+
+
+def test_the_session_that_began_last_is_meant(make_tracker: Callable[..., Any], runs: Path, command: Command) -> None:
+    """Others are named, and can be asked for; so can older attempts."""
+    for session in ("first", "second"):
+        make_tracker(session_id=session, rank=0, world_size=1, journal=runs).start()
+    _, out, _ = command("postmortem", "--json")
+    assert ("second", ["first"]) == (json.loads(out)["session_id"], json.loads(out)["other_sessions"])
+    _, out, _ = command("postmortem", "--session", "first", "--attempt", "0")
+    assert "session first, attempt 0" in out
+    assert "other sessions here: second (--session)" in out
+    code, _, err = command("postmortem", "--session", "third")
+    assert 2 == code
+    assert "the newest are 'second', 'first'" in err
+    code, _, err = command("postmortem", "--attempt", "7")
+    assert 2 == code
+    assert "No journal of attempt 7 of session 'second'" in err
+
+
+def test_the_newest_attempt_is_meant(killed_rank: None, make_tracker: Any, runs: Path, command_json: Any) -> None:
+    """After a restart the dead attempt is only mentioned."""
+    make_tracker(session_id="job-1", rank=1, world_size=2, journal=runs).start()
+    code, found = command_json()
+    assert (0, 1, [0]) == (code, found["attempt"], found["older_attempts"])
+    code, found = command_json("--attempt", "0")
+    assert (1, 0, [1]) == (code, found["attempt"], found["older_attempts"])
+
+
+def test_a_directory_without_journals_is_an_error(runs: Path, command: Command) -> None:
+    """It says which directory is meant."""
+    code, _, err = command("postmortem")
+    assert 2 == code
+    assert "No such file or directory" in err
+    runs.mkdir()
+    (runs / "system.journal").write_bytes(b"LPKSHHRH")
+    code, _, err = command("postmortem")
+    assert 2 == code
+    assert "Give the directory that was given as `journal`, or as STORMPHASE_DIR." in err
+
+
+def test_a_journal_that_cannot_be_read_is_named(tracker: PhaseTracker, runs: Path, command: Command) -> None:
+    """The others are told all the same; nobody can say that all is well then."""
+    (runs / "job-1" / "rank-00001.attempt-0.pid-5.0.journal").write_bytes(b"\x89SPJ\r\n\x1a\n broken")
+    code, out, _ = command("postmortem")
+    assert 1 == code
+    assert "unreadable: Cannot read " in out
+    _, out, _ = command("postmortem", "--json")
+    (unreadable,) = json.loads(out)["unreadable"]
+    assert unreadable["file"].endswith("rank-00001.attempt-0.pid-5.0.journal")
+
+
+def test_only_damaged_journals_are_an_error(runs: Path, command: Command) -> None:
+    """Nothing can be said then, so it is no answer but an error."""
+    (runs / "job-1").mkdir(parents=True)
+    (runs / "job-1" / "rank-00001.attempt-0.pid-5.0.journal").write_bytes(b"\x89SPJ\r\n\x1a\n broken")
+    code, _, err = command("postmortem")
+    assert (2, "stormphase: Cannot read ") == (code, err[:24])
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tracker: PhaseTracker, runs: Path) -> None:
+    """`| head -1` ends quietly."""
+    for _ in range(60):
+        tracker.enter("deep" * 60)
+    with subprocess.Popen(
+        [sys.executable, "-m", "stormphase.cli", "postmortem", str(runs), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"" == process.stderr.read()
+    assert 2 == process.returncode
