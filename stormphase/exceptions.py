@@ -164,3 +164,35 @@ class JournalVersionError(JournalError):
         super().__init__(problem, file=file, fix=fix)
         self.version = version
         self.supported = supported
+
+
+class StoreError(StormphaseError):
+    """A record store cannot be used or written; nothing of what was asked was done, and it may be asked again.
+
+    Attributes:
+        path: the store's file, or what else it is known by.
+        fix: what to do.
+    """
+
+    def __init__(self, problem: str, *, path: str, fix: str) -> None:
+        """Join `problem` and `fix` into the message."""
+        super().__init__(f"{problem} {fix}")
+        self.path = path
+        self.fix = fix
+
+
+class UnknownNameError(StormphaseError, LookupError):
+    """A path or an attribute was asked for that no record has.
+
+    Attributes:
+        what: "path" or "attribute".
+        name: what was asked for.
+        near: known names that may have been meant, the nearest first.
+    """
+
+    def __init__(self, message: str, *, what: str, name: str, near: Sequence[str]) -> None:
+        """Keep the facts beside the message."""
+        super().__init__(message)
+        self.what = what
+        self.name = name
+        self.near = tuple(near)

@@ -1,8 +1,15 @@
-"""For tests of programs that use stormphase, and of stormphase itself: a clock that moves only when it is told to."""
+"""For tests of programs that use stormphase, and of stormphase itself.
+
+A clock that moves only when it is told to, and what every record store must do, as tests that any store can run.
+"""
 
 from __future__ import annotations
 
 import threading
+
+from stormphase._store_conformance import RecordStoreConformance
+
+__all__ = ["START_MONOTONIC_NS", "START_WALL_NS", "ManualClock", "RecordStoreConformance"]
 
 # An arbitrary Thursday, so that no test passes only because a time is 0.
 START_WALL_NS = 1_700_000_000_000_000_000

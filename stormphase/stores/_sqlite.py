@@ -1,0 +1,289 @@
+"""A store in one SQLite file, which any number of ranks on one machine may share, and any SQL tool can read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from stormphase._clock import SystemClock
+from stormphase._record import OutputLine, PhaseRecord
+from stormphase.exceptions import ConfigurationError, StoreError
+from stormphase.stores import _sqlite_rows as rows
+from stormphase.stores._lost import close_lost
+from stormphase.stores._query import RecordQuery, query_of
+from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
+from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from stormphase._model import ProcessIdentity
+    from stormphase.typing import Clock
+
+BUSY_TIMEOUT_S: Final = 5.0
+
+_READ_ROWS: Final = 256
+
+_Result = TypeVar("_Result")
+
+
+class SqliteStore:
+    """Keeps records in a SQLite file: WAL, batches in one transaction each, and one writer at a time.
+
+    Made without touching the file, which the first record or question opens; `PhaseTracker` opens it at its start, so
+    that a file that cannot be used fails there. The file is created 0600. What `begin` or `end` has returned from
+    survives the death of the process at any instant; the last transactions may be lost if the machine loses its power,
+    and the file is sound all the same (`synchronous=NORMAL`). WAL needs a local file system: no NFS.
+
+    Thread-safe. In a forked child it opens the file anew, and leaves the parent's connection alone.
+
+    Args:
+        path: the database file; made, with its version, if it is not there.
+        busy_timeout_s: how long one write waits while another process holds the file, before it raises.
+        clock: where the time of the last sign of life comes from; tests give their own.
+
+    Raises:
+        ConfigurationError: if the path is `:memory:` or the time is negative.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, busy_timeout_s: float = BUSY_TIMEOUT_S, clock: Clock | None = None
+    ) -> None:
+        """Remember where the file is."""
+        if os.fspath(path) in ("", ":memory:"):
+            raise ConfigurationError(
+                "A SqliteStore needs a file.", setting="path", fix="Use MemoryStore() to keep records in memory."
+            )
+        if not busy_timeout_s >= 0:
+            raise ConfigurationError(
+                f"busy_timeout_s must not be negative, and is {busy_timeout_s!r:.40}.",
+                setting="busy_timeout_s",
+                fix=f"Leave it out for {BUSY_TIMEOUT_S}.",
+            )
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps "..", and the process may move
+        self._busy_timeout_s = busy_timeout_s
+        self._clock = SystemClock() if clock is None else clock
+        self._inherited: list[sqlite3.Connection] = []
+        self._renew()
+
+    def _renew(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._writer: RowWriter | None = None
+
+    # What a store does
+
+    def open(self) -> None:
+        """Open the file, making or migrating it if need be; what else opens it does so by itself.
+
+        Raises:
+            StoreError: if it cannot be used; the message says why and what to do.
+        """
+        self._ask(self._connected)
+
+    def begin(self, records: Sequence[PhaseRecord], /) -> None:
+        """Write what has begun, in one transaction; what is known already stays as it is.
+
+        Raises:
+            StoreError: if it cannot be written; then none of it is, and the same call may be made again.
+        """
+        self._write(records, ON_BEGIN)
+
+    def end(self, records: Sequence[PhaseRecord], /) -> None:
+        """Finish records, each with its output, in one transaction; the first end of a record counts.
+
+        Raises:
+            StoreError: if it cannot be written; then none of it is, and the same call may be made again.
+        """
+        self._write(records, ON_END)
+
+    def query(self, wanted: RecordQuery | None = None, /, **filters: Any) -> Iterator[PhaseRecord]:
+        """Return the records that are wanted, in the order in which they were entered; memory stays flat.
+
+        What is written meanwhile is not among them. Close the iterator, or use it up, to release the file.
+
+        Args:
+            wanted: which; by default all.
+            filters: the attributes of a `RecordQuery`, instead of one.
+
+        Raises:
+            StoreError: if the file cannot be read; also while the records are taken.
+        """
+        return self._records(query_of(wanted, filters))
+
+    def close(self) -> None:
+        """Close the file; a later call opens it again. Never raises."""
+        self._own()
+        with self._lock:
+            connection, self._connection = self._connection, None
+            self._writer = None
+            if connection is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.close()
+
+    # What this one can tell besides
+
+    def paths(self) -> list[tuple[str, ...]]:
+        """Return every path that a record has."""
+        return [tuple(rows.loads(names)) for (names,) in self._read("SELECT names FROM stored_path WHERE depth > 0")]
+
+    def attribute_keys(self) -> list[str]:
+        """Return every key that a phase's attributes have, in the order of their first sight."""
+        return [key for (key,) in self._read("SELECT key FROM stored_attribute ORDER BY number")]
+
+    def last_seen_ns(self, process: ProcessIdentity) -> int | None:
+        """Return when `process` last wrote here, nanoseconds since the Unix epoch; None if never."""
+        sql = (
+            "SELECT max(last_seen_ns) FROM stored_owner"
+            " WHERE host IS ? AND boot_id IS ? AND pid IS ? AND pid_started IS ? AND pid_namespace IS ?"
+        )
+        place = (process.host, process.boot_id, process.pid, process.started, process.pid_namespace)
+        found = [seen_ns for (seen_ns,) in self._read(sql, place) if seen_ns is not None]
+        return int(found[0]) if found else None
+
+    def close_lost(self) -> list[PhaseRecord]:
+        """Give every unfinished record of a process that is proven dead its end, LOST; return those.
+
+        Raises:
+            StoreError: if the file cannot be read or written.
+        """
+        return close_lost(self, now_wall_ns=self._clock.wall_ns(), last_seen_ns=self.last_seen_ns)
+
+    # Writing
+
+    def _write(self, records: Sequence[PhaseRecord], on_conflict: str) -> None:
+        if records:
+            self._ask(lambda: self._in_transaction(self._connected(), records, on_conflict))
+
+    def _in_transaction(self, connection: sqlite3.Connection, records: Sequence[PhaseRecord], on_conflict: str) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        writer = self._writer or RowWriter(connection)
+        self._writer = None
+        try:
+            writer.insert(records, on_conflict, self._clock.wall_ns())
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._writer = writer  # What it has learnt holds, now that it is committed.
+
+    # Reading
+
+    def _records(self, asked: RecordQuery) -> Iterator[PhaseRecord]:
+        with self._reading() as connection:
+            if connection is None:
+                return
+            conditions, values = self._conditions(connection, asked)
+            sql = f"{rows.SELECT} WHERE {' AND '.join(conditions)} ORDER BY r.entered_ns, r.id"
+            cursor = connection.execute(sql, values)
+            while found := cursor.fetchmany(_READ_ROWS):
+                lines = self._lines(connection, [row[0] for row in found])
+                for row in found:
+                    record = rows.record_of_row(row, tuple(lines.get(row[0], ())))
+                    if asked.matches(record):
+                        yield record
+
+    def _conditions(self, connection: sqlite3.Connection, asked: RecordQuery) -> tuple[list[str], list[Any]]:
+        """Return what SQL can say of the question; what it cannot, `RecordQuery.matches` says of each record."""
+        conditions, values = ["1"], []
+        for column, value, operator in (
+            ("o.session_id", asked.session_id, "="),
+            ("o.session_attempt", asked.session_attempt, "="),
+            ("o.rank", asked.rank, "="),
+            ("r.scope_id", asked.scope_id, "="),
+            ("r.entered_ns", asked.since_ns, ">="),
+            ("r.entered_ns", asked.until_ns, "<"),
+        ):
+            if value is not None:
+                conditions.append(f"{column} {operator} ?")
+                values.append(value)
+        for column, members in (("r.status", asked.status), ("r.kind", asked.kind)):
+            if members is not None:
+                conditions.append(f"{column} IN ({', '.join('?' * len(members))})")
+                values += [member.value for member in members]
+        if asked.status is not None and "succeeded" not in asked.status:
+            conditions.append("r.status <> 'succeeded'")  # So that the partial index serves.
+        if asked.path is not None:
+            known = connection.execute("SELECT id, names FROM stored_path").fetchall()
+            ids = [str(int(number)) for number, names in known if asked.matches_path(tuple(rows.loads(names)))]
+            conditions.append(f"r.path_id IN ({', '.join(ids)})")
+        return conditions, values
+
+    @staticmethod
+    def _lines(connection: sqlite3.Connection, ids: list[int]) -> dict[int, list[OutputLine]]:
+        marks = ", ".join("?" * len(ids))
+        sql = (
+            "SELECT record_id, time_ns, stream, text FROM stored_output"
+            f" WHERE record_id IN ({marks}) ORDER BY record_id, line"
+        )
+        found: dict[int, list[OutputLine]] = {}
+        for record_id, time_ns, stream, text in connection.execute(sql, ids):
+            found.setdefault(record_id, []).append(OutputLine(time_ns, stream, text))
+        return found
+
+    def _read(self, sql: str, values: Iterable[Any] = ()) -> list[Any]:
+        with self._reading() as connection:
+            return [] if connection is None else connection.execute(sql, tuple(values)).fetchall()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """Give a connection of the caller's own, or None where there is nothing to read yet."""
+        self._own()
+        connection = None
+        try:
+            if self.path.exists():
+                connection = connect(self.path, self._busy_timeout_s)
+                is_new = check(connection, self.path) == 0
+            else:
+                is_new = True
+            yield None if is_new else connection
+        except sqlite3.Error as error:
+            raise trouble(self.path, error) from error
+        finally:
+            if connection is not None:
+                connection.close()
+
+    # The file
+
+    def _ask(self, call: Callable[[], _Result]) -> _Result:
+        """Return what `call` does, under the lock and with our own errors."""
+        self._own()
+        with self._lock:
+            try:
+                return call()
+            except StoreError:
+                raise
+            except (sqlite3.Error, OSError, OverflowError) as error:
+                if not isinstance(error, sqlite3.OperationalError):
+                    self.close()  # Damaged, or not ours: look at it anew the next time.
+                raise trouble(self.path, error) from error
+
+    def _own(self) -> None:
+        """In a forked child, leave what is the parent's: closing its connection would drop the parent's file locks."""
+        if self._pid != os.getpid():
+            if self._connection is not None:
+                self._inherited.append(self._connection)
+            self._renew()
+
+    def _connected(self) -> sqlite3.Connection:
+        """Return the writer's connection, made anew if the file has gone since."""
+        if self._connection is not None and self._file != file_id(self.path):
+            self.close()
+        if self._connection is None:
+            make_file(self.path, self._busy_timeout_s)
+            connection = connect(self.path, self._busy_timeout_s)
+            try:
+                prepare(connection, self.path)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+            self._file = file_id(self.path)
+        return self._connection

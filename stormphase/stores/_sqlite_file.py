@@ -1,0 +1,150 @@
+"""The file of a `SqliteStore`: opened, checked, brought to this release's version, and what to say when it fails."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from stormphase.exceptions import StoreError
+from stormphase.stores import _sqlite_schema as schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_WAL_PAGES: Final = 4_000  # 16 MB between checkpoints
+_WAL_LIMIT_BYTES: Final = 64 << 20
+_OLDEST_SQLITE: Final = (3, 33, 0)
+
+
+def connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    """Return a connection that commits by itself, usable from any thread, one at a time.
+
+    Raises:
+        StoreError: if SQLite is too old.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        wanted = ".".join(map(str, _OLDEST_SQLITE))
+        raise StoreError(
+            f"A SqliteStore needs SQLite {wanted} or newer, and this Python has {sqlite3.sqlite_version}.",
+            path=str(path),
+            fix="Use a newer Python.",
+        )
+    # "rw" makes no file, and takes one that must not be written for reading only.
+    uri = f"file:{quote(str(path))}?mode=rw"
+    return sqlite3.connect(
+        uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Make a connection the writer's, and the database one of this release.
+
+    Raises:
+        StoreError: if the database is not ours to write.
+    """
+    version = check(connection, path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
+    if version < len(schema.MIGRATIONS):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            schema.migrate(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def check(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the database's version, 0 if it is new; refuse one that is another program's, or a newer release's.
+
+    Raises:
+        StoreError: if it is.
+    """
+    connection.execute("BEGIN")  # One moment for all three.
+    try:
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        if connection.in_transaction:
+            connection.execute("COMMIT")
+    if application_id != schema.APPLICATION_ID:
+        if application_id or version or tables:
+            raise StoreError(
+                f"{path} is a SQLite database of another program.",
+                path=str(path),
+                fix="Give the store a file of its own.",
+            )
+    elif version > len(schema.MIGRATIONS):
+        raise StoreError(
+            f"{path} was written by a newer stormphase: it has version {version}, and this one knows "
+            f"{len(schema.MIGRATIONS)}.",
+            path=str(path),
+            fix="Install a newer stormphase, or give the store another file.",
+        )
+    return int(version)
+
+
+def trouble(path: Path, error: Exception) -> StoreError:
+    """Return what to say of an error of SQLite's or the system's."""
+    text = str(error).rstrip(".")
+    if isinstance(error, sqlite3.OperationalError) and "locked" in text:
+        fix = "Another process holds it; what was to be written is tried again."
+    elif isinstance(error, sqlite3.OperationalError) and "full" in text:
+        fix = "Make room on the disk; what was to be written is tried again."
+    elif isinstance(error, (sqlite3.OperationalError, OSError)):
+        fix = "Give the store a file in a directory that exists and may be written to."
+    else:
+        fix = "It is damaged or no SQLite database: move it away, and a new one is made."
+    return StoreError(f"The store {path} cannot be used: {text}.", path=str(path), fix=fix)
+
+
+def make_file(path: Path, busy_timeout_s: float) -> None:
+    """Make the database, for its owner only, if it is not there.
+
+    It is made under another name and then put in its place, so that nobody sees half of it, whoever asks or makes it
+    at the same time. What SQLite puts beside it gets the same mode.
+
+    Raises:
+        OSError: if there is no place for it.
+    """
+    if path.exists():
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    os.close(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
+    try:
+        connection = connect(draft, busy_timeout_s)
+        try:
+            prepare(connection, draft)
+        finally:
+            connection.close()
+        _put(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _put(draft: Path, path: Path) -> None:
+    """Give a file its name, unless another one has it by now."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return
+    except OSError:  # A file system without hard links; there, of two that come at the same instant the later one wins.
+        if not path.exists():
+            draft.rename(path)
+
+
+def file_id(path: Path) -> tuple[int, int] | None:
+    """Return what tells this file from another one of the same name; None if it is gone."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - once a batch, and needs no Path
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
