@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_log = logging.getLogger("stormphase")
 
 EVENTS: Final = ("long", "all", "off")
 EVENTS_TO: Final = ("logs", "span")
@@ -65,3 +68,28 @@ def exception_signals(environ: Mapping[str, str]) -> frozenset[str]:
     if "logs/dup" in wishes:
         return frozenset({"spans", "logs"})
     return frozenset({"logs"}) if "logs" in wishes else frozenset({"spans"})
+
+
+def checked_recover(recover: object) -> bool | str:
+    """Return what `OTelBridge(recover=...)` may be.
+
+    Raises:
+        ConfigurationError: if it is something else.
+    """
+    if isinstance(recover, (bool, str)):
+        return recover
+    raise ConfigurationError(
+        f"recover must be True, False or an address, not {recover!r:.60}.",
+        setting="recover",
+        fix='Write recover="http://collector:4318", or recover=False for none.',
+    )
+
+
+def warn_of_trace_per(trace_per: str | None) -> None:
+    """Say that it has no effect with a tracer whose ids we cannot choose; nothing if it is None."""
+    if trace_per is not None:
+        _log.warning(
+            "stormphase: trace_per=%r has no effect: this tracer provider is not the OpenTelemetry SDK's own, so "
+            "the ids of a shared trace cannot be chosen. Give OTelBridge an SDK TracerProvider.",
+            trace_per,
+        )

@@ -9,7 +9,11 @@ from stormphase.otel._provider import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from stormphase.otel._span import PhaseSpan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stormphase._bridge import BridgeSession
     from stormphase._phase import PhaseHandle
+    from stormphase.otel._background import BackgroundRecovery
     from stormphase.otel._provider import SdkTracer
     from stormphase.otel._traces import SessionTraces
 
@@ -75,3 +79,18 @@ def phase_trace_facts(phase: PhaseHandle) -> dict[str, Any] | None:
         "parent_id": None if above is None else f"{above.span_id:016x}",
         "sampled": trace.is_sampled,
     }
+
+
+def start_recovery(directory: Path, session: BridgeSession, endpoint: str | None) -> BackgroundRecovery | None:
+    """Start a recovery of the attempts before this one on a host's first rank; None where there is nothing to do."""
+    identity = session.identity
+    if not identity.attempt or identity.local_rank:
+        return None
+    # TLS and an HTTP client: only for a session that had an attempt before.
+    from stormphase.otel._background import BackgroundRecovery  # noqa: PLC0415 - see above
+
+    recovery = BackgroundRecovery(
+        directory, identity.session_id, identity.attempt, endpoint=endpoint, environ=session.environ
+    )
+    recovery.start()
+    return recovery

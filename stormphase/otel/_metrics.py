@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import CallbackOptions
 
+    from stormphase._counts import Counts
     from stormphase._lanes import LaneSet
     from stormphase._paths import PathNode
     from stormphase.otel._facts import PhaseFacts
     from stormphase.otel._span import PhaseSpan
+
+_log = logging.getLogger("stormphase")
 
 MAX_PATHS: Final = 1_000
 OTHER: Final = "_other"
@@ -77,6 +81,15 @@ class PhaseMetrics:
             unit="{span}",
             description="How many spans were not handed over, by reason.",
         )
+
+    def record_guarded(self, phase: PhaseSpan, counts: Counts) -> None:
+        """Record an ended phase; what the user's meter raises is told once, counted, and costs nothing else."""
+        try:
+            self.record(phase)
+        except BaseException:  # noqa: BLE001 - a user's meter may raise anything, and must not cost the span
+            if not counts["metrics_failed"]:
+                _log.warning("stormphase: recording a duration failed; more are only counted", exc_info=True)
+            counts.add("metrics_failed")
 
     def record(self, phase: PhaseSpan) -> None:
         """Record an ended phase, with its span as exemplar."""

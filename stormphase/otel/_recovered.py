@@ -6,7 +6,6 @@ again is sent the same to the byte. Names, ids and attributes are those of the l
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -14,6 +13,7 @@ import attrs
 from stormphase._attribute_counts import AttributeCounts
 from stormphase._attributes import take, to_otel
 from stormphase._model import PhaseStatus
+from stormphase.journal._lost import LOST_ERROR_TYPE, LOST_MESSAGE, lost_phases, lost_reason, unsent_phases
 from stormphase.otel._journal_facts import ALL, LONG, OFF, SPAN_DIGITS, FactsError, SessionFacts, identity_of
 from stormphase.otel._places import FAILURES, Place, Places
 from stormphase.otel._plain_span import (
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from stormphase.journal._image import JournalImage, JournalPhase
 
-LOST_ERROR_TYPE: Final = "stormphase.Lost"
-LOST_MESSAGE: Final = "the process died while this was open"
 PROMOTED_ATTRIBUTE: Final = "stormphase.phase.promoted"
 
 _LONG_NS: Final = 1_000_000_000
@@ -56,30 +54,6 @@ class Rebuilt:
     spans: tuple[RecoveredSpan, ...]
     unsampled: int = 0
     unplaced: int = 0
-
-
-def lost_phases(image: JournalImage) -> tuple[JournalPhase, ...]:
-    """Return what was open when the process died, as LOST since it was last known alive."""
-    return tuple(
-        attrs.evolve(phase, status=PhaseStatus.LOST, ended_ns=max(image.heartbeat_ns, phase.entered_ns))
-        for phase in image.open
-    )
-
-
-def unsent_phases(image: JournalImage) -> tuple[JournalPhase, ...]:
-    """Return the ended phases that the process's bridge never got to hand over."""
-    return tuple(phase for phase in image.ended if not phase.is_handed_over)
-
-
-def lost_reason(image: JournalImage) -> str:
-    """Return why the phases are LOST, as far as the journal itself tells."""
-    if image.stop_signal is None:
-        return "its process died"
-    try:
-        name = signal.Signals(image.stop_signal).name
-    except ValueError:
-        name = f"signal {image.stop_signal}"
-    return f"its process died after {name} had asked it to stop"
 
 
 def rebuild(image: JournalImage) -> Rebuilt:

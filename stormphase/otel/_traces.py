@@ -142,6 +142,14 @@ def environment_of(context: SpanContext) -> dict[str, str]:
     return variables
 
 
+def environment_for(context: SpanContext, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the same, with what of our own caller a child must not read taken back."""
+    variables = environment_of(context)
+    if "TRACESTATE" in environ:
+        variables.setdefault("TRACESTATE", "")
+    return variables
+
+
 class _Seen:
     """How often a path was entered in its current step, and how often its steps began anew."""
 

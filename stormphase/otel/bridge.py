@@ -26,10 +26,12 @@ from stormphase.otel._span import PhaseSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from stormphase._bridge import BridgeSession
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
+    from stormphase.otel._background import BackgroundRecovery
     from stormphase.otel._provider import SdkTracer
 
 _log = logging.getLogger("stormphase")
@@ -59,6 +61,8 @@ class OTelBridge:
         metrics: whether durations, open phases and drops are also sent as metrics.
         span_budget: how many spans the session's trace may have, all ranks together; None for no limit. Beyond it
             spans are dropped and counted, failures are not. Traces made by `trace_per` have no budget.
+        recover: whether a next attempt sends what dead ones left in their journals, by OTLP over HTTP to the endpoint
+            in OpenTelemetry's variables; or the address of another one.
 
     Attributes:
         phase_trace_facts: for a journal: returns what must be kept of a phase's trace, or None; itself None where no
@@ -83,6 +87,7 @@ class OTelBridge:
         pending: bool = False,
         metrics: bool = False,
         span_budget: int | None = _arguments.SPAN_BUDGET,
+        recover: bool | str = True,
     ) -> None:
         """Check the arguments; nothing starts yet."""
         _arguments.check_provider("tracer_provider", tracer_provider, "get_tracer")
@@ -101,6 +106,8 @@ class OTelBridge:
         self._pending = pending
         self._wants_metrics = metrics
         self._span_budget = span_budget
+        self._recover = _arguments.checked_recover(recover)
+        self._recovery: BackgroundRecovery | None = None
         self.exit_hook: Callable[[PhaseHandle], object] | None = None
         self.phase_trace_facts: Callable[[PhaseHandle], Mapping[str, Any] | None] | None = None
         self.on_handed_over: Callable[[PhaseHandle], object] | None = None
@@ -152,7 +159,7 @@ class OTelBridge:
         questions = SamplerQuestions(sampler)
         traces = self._traces = ask_for_session(session, questions)
         if self._sdk is None:
-            self._warn_of_trace_per()
+            _arguments.warn_of_trace_per(self._trace_per if self._way is Way.REAL else None)
             self._carrier = _carrier.RealCarrier(variable, traces)
             return self._carrier
         asks_each = not children_inherit(sampler)
@@ -171,14 +178,6 @@ class OTelBridge:
         carrier.keeps_unsampled = self._keep_failures
         self._carrier = carrier
         return carrier
-
-    def _warn_of_trace_per(self) -> None:
-        if self._trace_per is not None and self._way is Way.REAL:
-            _log.warning(
-                "stormphase: trace_per=%r has no effect: this tracer provider is not the OpenTelemetry SDK's own, so "
-                "the ids of a shared trace cannot be chosen. Give OTelBridge an SDK TracerProvider.",
-                self._trace_per,
-            )
 
     def bind(self, lanes: LaneSet) -> None:
         """Learn the lanes made with the carrier that `attach` returned."""
@@ -211,18 +210,14 @@ class OTelBridge:
 
     def environment(self) -> dict[str, str]:
         """Return `TRACEPARENT` and `TRACESTATE` of the caller's current phase, else of the rank; from any thread."""
-        traces = self._traces
-        if traces is None or self._way in (Way.NONE, Way.LATE):
+        traces, session = self._traces, self._session
+        if traces is None or session is None or self._way in (Way.NONE, Way.LATE):
             return {}
         phase = self._carrier.current_phase()
         context = traces.rank
         if isinstance(phase, PhaseSpan) and not phase.closed:
             context = phase.get_span_context()
-        variables = _traces.environment_of(context)
-        if self._session is not None and "TRACESTATE" in self._session.environ:
-            # Else the child would read our own caller's.
-            variables.setdefault("TRACESTATE", "")
-        return variables
+        return _traces.environment_for(context, session.environ)
 
     def journal_facts(self) -> dict[str, Any] | None:
         """Return what a journal must keep so that recovery can send what this process may leave behind.
@@ -241,6 +236,17 @@ class OTelBridge:
             has_exceptions="spans" in self._exception_signals,
         ).to_json()
 
+    def recover(self, directory: Path) -> None:
+        """Begin to send what dead attempts of this session left in `directory`, on a thread of its own.
+
+        Each host's first rank does so for its own, if there was an attempt before this one.
+        """
+        session = self._session
+        if session is not None and self._sdk is not None and self._recover is not False:
+            self._recovery = _journaling.start_recovery(
+                directory, session, None if self._recover is True else self._recover
+            )
+
     # Called by the tracker, on the bridge's worker thread
 
     def take(self, phase: PhaseHandle) -> None:
@@ -256,7 +262,7 @@ class OTelBridge:
         if not isinstance(phase, PhaseSpan):
             return
         if self._metrics is not None:
-            self._record(self._metrics, phase)
+            self._metrics.record_guarded(phase, self._counts)
         if (
             phase._extra is None
             and self._outlet is not None
@@ -276,14 +282,6 @@ class OTelBridge:
             is_sent = getattr(phase, "_real", None) is not None
         if wants != _NO_BOUNDARIES or is_failure:
             self._emit(phase, wants, is_failure=is_failure, was_announced=was_announced, is_sent=is_sent)
-
-    def _record(self, metrics: PhaseMetrics, phase: PhaseSpan) -> None:
-        try:
-            metrics.record(phase)
-        except BaseException:  # noqa: BLE001 - a user's meter may raise anything, and must not cost the span
-            if not self._counts["metrics_failed"]:
-                _log.warning("stormphase: recording a duration failed; more are only counted", exc_info=True)
-            self._counts.add("metrics_failed")
 
     def _wanted_boundaries(self, phase: PhaseSpan, *, is_failure: bool, was_announced: bool) -> tuple[bool, bool]:
         """Return whether the enter and the exit of an ended phase are events."""
@@ -342,7 +340,7 @@ class OTelBridge:
         tracer = sdk.tracer if sdk is not None else tracer
         if tracer is not None:
             self._real.use(tracer, provider)
-            self._warn_of_trace_per()
+            _arguments.warn_of_trace_per(self._trace_per if self._way is Way.REAL else None)
 
     def flush(self, timeout_s: float) -> bool:
         """Flush the user's processors; False if one says that it failed. The SDK may take longer than asked."""
@@ -367,11 +365,13 @@ class OTelBridge:
             self._real.finish(outcome, end_ns)
         if self.on_finished is not None:
             self.on_finished()
+        if self._recovery is not None:
+            self._recovery.stop()
 
     def after_fork_in_child(self) -> None:
         """Forget what the parent has counted and started; the session's and the rank's spans are its own."""
         self._is_forked_child = True
-        self.on_handed_over = self.on_finished = None  # The parent's journal.
+        self.on_handed_over = self.on_finished = self._recovery = None  # The parent's.
         self._counts = counts = Counts()
         self._long_open = LongOpen()
         if isinstance(self._carrier, _carrier.TracedCarrier):
