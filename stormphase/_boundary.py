@@ -39,6 +39,15 @@ def exit_boundary(phase: PhaseHandle, metadata: Mapping[str, Any] | None = None)
     return _boundary(PHASE_EXIT, "Phase exited: ", phase, scope, metadata)
 
 
+def open_boundary(phase: PhaseHandle, event_type: str, at_ns: int, limit_ns: int) -> PhaseBoundary:
+    """Return what is said of a phase that is still open at `at_ns` and may be so for `limit_ns`, both monotonic."""
+    scope = _scope(phase, "overdue", at_ns, all_attributes(phase))
+    scope["status"] = _ACTIVE
+    scope["open_ns"] = at_ns - phase._entered_ns
+    scope["limit_ns"] = limit_ns
+    return _boundary(event_type, "Phase overdue: ", phase, scope, None)
+
+
 def misuse_boundary(problem: str, *, scope_id: str = "", path: tuple[str, ...] = ()) -> PhaseBoundary:
     """Return what stands for an exit that was refused where misuse is only recorded: nothing has ended."""
     return PhaseBoundary(event_type=PHASE_MISUSE, context=problem, metadata={}, scope_id=scope_id, path=path)

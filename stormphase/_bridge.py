@@ -61,8 +61,8 @@ class Bridge(Protocol):
         """Learn the lanes, right after `attach`."""
         ...
 
-    def take(self, phase: PhaseHandle) -> object:
-        """Take one ended phase."""
+    def take(self, phase: Any) -> object:
+        """Take one ended phase, or the notice of one that is open for too long (`_overdue.OverdueNotice`)."""
         ...
 
     def tick(self) -> object:

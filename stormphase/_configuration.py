@@ -112,6 +112,21 @@ def _checked_bound(queue_bound: object) -> int:
     )
 
 
+def _checked_factor(factor: Any) -> float | None:
+    """Return how many times longer than usual a phase may be open.
+
+    Raises:
+        ConfigurationError: if it is not a number above 1.
+    """
+    if factor is None or (isinstance(factor, (int, float)) and not isinstance(factor, bool) and factor > 1):
+        return factor
+    raise ConfigurationError(
+        f"hang_factor must be a number above 1, not {factor!r:.40}.",
+        setting="hang_factor",
+        fix="Write hang_factor=10, or leave it out.",
+    )
+
+
 def _checked_bridge(bridge: Any) -> Any:
     """Return the bridge.
 
@@ -150,6 +165,7 @@ class Settings:
     level: int | None = attrs.field(default=None, converter=_checked_level)
     summary: bool | str | None = attrs.field(default=None, converter=_checked_summary)
     stop_on_sigterm: bool = False
+    hang_factor: float | None = attrs.field(default=None, converter=_checked_factor)
     queue_bound: int = attrs.field(default=QUEUE_BOUND, converter=_checked_bound)
     journal: Any = None
     clock: Clock

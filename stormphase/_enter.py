@@ -38,7 +38,9 @@ class QuietName(str):
 class EnterPhase(Protocol):
     """How `enter_phase` is called."""
 
-    def __call__(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseHandle:
+    def __call__(
+        self, name: str, attributes: Any = None, sync: bool = False, timeout_s: float | None = None
+    ) -> PhaseHandle:
         """Enter a phase on the caller's lane and return its handle; see `PhaseTracker.enter_phase`."""
         ...
 
@@ -64,13 +66,13 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
     sequence = lanes.sequence
     taken = take if lanes.on_misuse == "raise" else _take_or_count
     active = PhaseStatus.ACTIVE
-    traces_phases = carrier.traces_phases
 
     # `sync` may be given by position, since CPython has a faster way to call functions without keyword-only parameters.
     def enter_phase(  # noqa: C901, PLR0912, PLR0915
         name: str,
         attributes: Any = None,
         sync: bool = False,
+        timeout_s: float | None = None,
     ) -> PhaseHandle:
         lane = local.lane
         if lane is None or running_loop() is not None or "trio" in _modules:
@@ -80,6 +82,10 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         below = lane.top
         path = below._path
         is_special = sync
+        timeout_ns = None
+        if timeout_s is not None:
+            timeout_ns = lanes.timeout_ns_of(timeout_s)
+            is_special = True
         if below is lane and (origin := current_phase()) is not None:
             if origin._lane is lane:
                 # Ended by a reset, and nobody was here to take it out of this context.
@@ -93,7 +99,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
             path = path.children[name]
         except (KeyError, TypeError):
             path = lanes.path_at_first_sight(path, name)
-        has_more = traces_phases
+        has_more = False
         if attributes is not None:
             attributes = taken(attributes, lanes.attribute_counts)
             has_more = True
@@ -113,6 +119,7 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         if is_special:
             extra = handle._extra_or_new()
             extra.is_sync = sync
+            extra.timeout_ns = timeout_ns
             extra.origin = None if below is not lane else current_phase()
         spent_ns = below._children_ns
         handle._entered_ns = entered_ns = now()
@@ -121,15 +128,17 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         if lane.top is below and below._children_ns is spent_ns:
             lane.top = handle
         else:
-            return lanes.enter_again(handle, name, attributes, sync=sync)
+            return lanes.enter_again(handle, name, attributes, sync=sync, timeout_s=timeout_s)
         try:
             handle._context_token = put(handle)
             if (writer := lane.writer) is not None:
-                # No call or jump before the store, so that a signal handler's phases get other slots.
-                slot = writer.slot
-                last_slot = writer.last_slot
-                writer.slot = slot + SLOT_BYTES
-                if slot > last_slot or has_more or is_special or not path.number:
+                last_slot = -1
+                if not (has_more or is_special or writer.traces_phases) and path.number:
+                    # No call or jump before the store, so that a signal handler's phases get other slots.
+                    slot = writer.slot
+                    last_slot = writer.last_slot
+                    writer.slot = slot + SLOT_BYTES
+                if last_slot < 0 or slot > last_slot:
                     writer.enter(handle)
                 else:
                     handle._slot = slot

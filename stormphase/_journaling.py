@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from stormphase import _errors
+from stormphase import _bridge, _errors
 from stormphase.exceptions import ConfigurationError
 from stormphase.journal._directory import attempt_of, make_directory
 from stormphase.journal._journal import end_note_of
@@ -81,8 +81,6 @@ class SessionJournal:
         options, directory, identity, lanes = self._options, self._directory, self._identity, self._lanes
         if options is None or directory is None or identity is None or lanes is None:
             return
-        journal_facts = getattr(self._bridge, "journal_facts", None)
-        carrier = lanes.carrier
         journal = self._open = open_journal(
             options,
             directory,
@@ -92,12 +90,12 @@ class SessionJournal:
             started_ns=self._started_ns,
             main_thread_id=threading.main_thread().ident or 0,
             forked_from=self._forked_from,
-            otel=None if journal_facts is None else journal_facts(),
-            phase_trace=getattr(self._bridge, "phase_trace_facts", None) if carrier.traces_phases else None,
+            otel=_bridge.journal_facts_of(self._bridge),
+            phase_trace=_bridge.phase_trace_of(self._bridge),
         )
         lanes.journal = journal
-        if journal is not None and hasattr(self._bridge, "on_handed_over"):
-            self._bridge.on_handed_over = journal.note_handed_over  # type: ignore[union-attr]
+        if journal is not None and self._bridge is not None:
+            _bridge.listen(self._bridge, on_handed_over=journal.note_handed_over)
 
     def open_in_child(self) -> None:
         """Make a forked child's own file, with its first phase; one that has none leaves no file."""
@@ -118,6 +116,10 @@ class SessionJournal:
             journal.forget()
         self._forked_from = os.getppid()
         self._must_open = self._options is not None
+
+    def put_stacks(self, stacks: Mapping[str, Any]) -> bool:
+        """Store every thread's stack; False if there is no journal, or no room in it."""
+        return self._open is not None and self._open.put_stacks(stacks)
 
     def note_step(self, step: int | None) -> None:
         """Write the step that was set."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     Publish = Callable[[Any], object]
 
+_MAX_TIMEOUT_S = 1e9
+
 _getframe = sys._getframe
 
 
@@ -45,11 +47,13 @@ class PhaseWriter(Protocol):
     Attributes:
         slot: where it writes next.
         last_slot: where it may write at most; if it is less, `enter` has to be called.
+        traces_phases: whether some phases begin a trace of their own, so that `enter` has to be called for all.
         write_enter: takes the slot and the eight numbers of a plain enter.
     """
 
     slot: int
     last_slot: int
+    traces_phases: bool
     write_enter: Callable[..., None]
 
     def enter(self, phase: PhaseHandle) -> None:
@@ -90,7 +94,6 @@ class ContextCarrier:
     """
 
     handle_type: type[PhaseHandle] = PhaseHandle
-    traces_phases = False  # Whether some phases begin a trace of their own, which the journal then has to say.
 
     def __init__(self) -> None:
         """Make a variable of our own: no other tracker's phases appear in it."""
@@ -234,9 +237,11 @@ class LaneSet:
         "lane_numbers",
         "local",
         "noop",
+        "notice_count",
         "now",
         "on_first_sight",
         "on_misuse",
+        "on_timed",
         "open_lanes",
         "parked",
         "paths",
@@ -281,10 +286,12 @@ class LaneSet:
         self.exit_queues: tuple[Publish, ...] = ()
         self.quiet_queues: tuple[Publish, ...] = ()
         self.on_first_sight: Callable[[], None] | None = None
+        self.on_timed: Callable[[], None] | None = None
         self.parked: set[PhaseHandle] = set()
         self.open_lanes: dict[int, Lane] = {}
         self._gone: deque[Lane] = deque()
         self.retired_counts = [0, 0]
+        self.notice_count = 0
         self._lock = threading.RLock()  # A signal handler may enter phases, too.
         self._muted = threading.local()
         self.local = _ThreadLocal()
@@ -293,16 +300,20 @@ class LaneSet:
         self.noop = NOOP
         self.enter_phase: EnterPhase = make_enter_phase(self)
 
-    def enter_again(self, stale: PhaseHandle, name: str, attributes: Any, *, sync: bool) -> PhaseHandle:
+    def enter_again(
+        self, stale: PhaseHandle, name: str, attributes: Any, *, sync: bool, timeout_s: float | None
+    ) -> PhaseHandle:
         """Enter once more, for the caller that `stale` remembers."""
-        handle = self.enter_phase(name, attributes, sync=sync)
+        handle = self.enter_phase(name, attributes, sync=sync, timeout_s=timeout_s)
         handle._code = stale._code
         handle._instruction = stale._instruction
         return handle
 
-    def enter(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseToken:
+    def enter(
+        self, name: str, attributes: Any = None, sync: bool = False, timeout_s: float | None = None
+    ) -> PhaseToken:
         """Enter a phase and return its token; see `PhaseTracker.enter`."""
-        handle = self.enter_phase(name, attributes, sync=sync)
+        handle = self.enter_phase(name, attributes, sync=sync, timeout_s=timeout_s)
         if handle is NOOP:
             return NOOP_TOKEN
         frame = _getframe(1)
@@ -318,6 +329,23 @@ class LaneSet:
         if handle is not None:
             self.leave(handle, error, is_unwinding=False)
         return handle
+
+    def timeout_ns_of(self, timeout_s: Any) -> int | None:
+        """Return how long a phase may be open, and have somebody watch it.
+
+        Raises:
+            ValueError: if it is no number of seconds above 0; not with `on_misuse="record"`, which counts it.
+        """
+        is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+        if not is_number or not 0 < timeout_s < _MAX_TIMEOUT_S:
+            if self.on_misuse == "raise":
+                message = f"timeout_s must be a number of seconds above 0, not {timeout_s!r:.40}."
+                raise ValueError(message)
+            self.counts.add("bad_timeout")
+            return None
+        if self.on_timed is not None:
+            self.on_timed()
+        return int(timeout_s * 1e9)
 
     def lane_of_caller(self) -> Lane | None:
         """Return the lane of the calling thread or task, making it at first sight; None on a sink's worker thread."""
@@ -448,6 +476,7 @@ class LaneSet:
         self.open_lanes = {}
         self._gone = deque()
         self.retired_counts = [0, 0]
+        self.notice_count = 0
         for phase in self.parked:
             phase._lane.is_inherited = True
         self.parked = set()

@@ -13,6 +13,7 @@ import attrs
 PHASE_ENTER: Final = "phase_enter"
 PHASE_EXIT: Final = "phase_exit"
 PHASE_MISUSE: Final = "phase_misuse"
+PHASE_OVERDUE: Final = "phase_overdue"
 
 
 class PhaseStatus(str, enum.Enum):
@@ -68,7 +69,7 @@ class PhaseBoundary:
 
     Attributes:
         event_type: "phase_enter" or "phase_exit"; "phase_misuse" for an exit that was refused where misuse is only
-            recorded.
+            recorded; "phase_overdue" for a phase that has been open for longer than its limit.
         context: the path as people read it, `train / step / forward`.
         metadata: `{"phase_scope": {...}}` and, where the caller gave some, its own metadata beside it. `phase_scope`
             has action, name, path (list), depth, scope_id, parent_scope_id, thread_id, thread_name, sequence,

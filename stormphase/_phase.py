@@ -33,6 +33,7 @@ class PhaseExtra:
 
     __slots__ = (
         "attempt",
+        "capture",
         "error",
         "error_policy",
         "events",
@@ -48,12 +49,14 @@ class PhaseExtra:
         "resumed_ns",
         "retry_of",
         "status_text",
+        "timeout_ns",
         "token",
     )
 
     def __init__(self) -> None:
         """Start with nothing out of the ordinary."""
         self.attempt = 0
+        self.capture: bool | str | None = None  # Whether its output is captured; None for what holds around it.
         self.error: PhaseError | None = None
         self.error_policy: Any = None
         self.events: list[tuple[str, int, dict[str, Any]]] | None = None
@@ -69,6 +72,7 @@ class PhaseExtra:
         self.resumed_ns: int | None = None
         self.retry_of: PhaseHandle | PhaseRecord | None = None
         self.status_text: str | None = None
+        self.timeout_ns: int | None = None
         self.token: PhaseToken | None = None
 
 

@@ -13,6 +13,7 @@ from stormphase import _claims, _configuration, _drain, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._journaling import SessionJournal
+from stormphase._overdue import LearntLimits, OverdueWatch
 from stormphase._process import ProcessWatch
 from stormphase._rank import ProcessFacts, detect_rank
 from stormphase._signals import SigtermHook
@@ -112,14 +113,23 @@ class Session:
         )
         if bridge is not None:
             bridge.bind(lanes)
+        self._has_learnt_limits = settings.hang_factor is not None
         self._summary = SessionSummary(settings.name, identity, lanes, started_ns=started_ns) if wants_summary else None
+        learnt = None if settings.hang_factor is None else LearntLimits(settings.hang_factor)
         self._sinks = SinkSet(
-            lanes, bridge=bridge, sinks=settings.sinks, summary=self._summary, queue_bound=settings.queue_bound
+            lanes,
+            bridge=bridge,
+            sinks=settings.sinks,
+            summary=self._summary,
+            learnt=learnt,
+            queue_bound=settings.queue_bound,
         )
+        self._watch = OverdueWatch(lanes, self._sinks.publish_notice, self.journal.put_stacks, learnt)
         self.journal.open(lanes, name=settings.name, bridge=bridge, started_ns=started_ns)
         self._process.install()
         self._sinks.connect()
         lanes.on_first_sight = self._at_first_sight
+        lanes.on_timed = self._watch.start
         if self._sigterm is not None:
             self._sigterm.install()
 
@@ -175,6 +185,7 @@ class Session:
         is_delivered = False
         try:
             self._on_stop()
+            self._watch.stop()
             self._close_lanes()
             # One time for all, so that the summary and the session's span say the same.
             ended_ns = self.lanes.now()
@@ -223,6 +234,8 @@ class Session:
         """Before a thread's first phase: in a forked child there are no workers and no journal yet."""
         self.journal.open_in_child()
         self.sinks.start_threads()
+        if self._has_learnt_limits:
+            self._watch.start()
 
     def _stop_for_sigterm(self) -> None:
         self.journal.note_stop_signal(signal.SIGTERM)
@@ -246,6 +259,7 @@ class Session:
             self.bridge.after_fork_in_child()
         self.sinks.after_fork_in_child()
         self.journal.after_fork_in_child()
+        self._watch.after_fork_in_child()
         self._summary = None  # The parent prints it.
 
     def note_step(self, step: int | None) -> None:

@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from stormphase import _drain
 from stormphase._boundary import enter_boundary, exit_boundary
+from stormphase._overdue import OverdueNotice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from stormphase._bridge import Bridge
     from stormphase._lanes import LaneSet
+    from stormphase._overdue import LearntLimits
     from stormphase._phase import PhaseHandle
     from stormphase._summary import SessionSummary
     from stormphase.typing import Sink
 
 SUMMARY: str = "summary"
+LEARNT: str = "learnt"
 
 
 class SinkSet:
@@ -32,6 +35,7 @@ class SinkSet:
         bridge: Bridge | None,
         sinks: Sequence[Sink],
         summary: SessionSummary | None,
+        learnt: LearntLimits | None,
         queue_bound: int,
     ) -> None:
         """Make the queues; no thread starts yet."""
@@ -46,18 +50,23 @@ class SinkSet:
             self._bridge = self._worker(
                 "bridge",
                 bridge.take,
-                _Offered(lanes),
+                _Offered(lanes, with_notices=True),
                 flush=bridge.flush,
                 tick=bridge.tick,
                 finish=lambda: bridge.finish(self._outcome, self._ended_ns),
             )
         self._sinks = [
-            self._worker(_sink_name(sink, index), _BoundaryFeed(sink), _Offered(lanes, with_enters=True))
+            self._worker(
+                _sink_name(sink, index), _BoundaryFeed(sink), _Offered(lanes, with_enters=True, with_notices=True)
+            )
             for index, sink in enumerate(sinks)
         ]
         self._summary: _drain.SinkWorker | None = None
         if summary is not None:
             self._summary = self._worker(SUMMARY, summary.fold, _Offered(lanes, with_quiet=True))
+        self._learnt: _drain.SinkWorker | None = None
+        if learnt is not None:
+            self._learnt = self._worker(LEARNT, learnt.learn, _Offered(lanes))
 
     def _worker(
         self,
@@ -83,7 +92,8 @@ class SinkSet:
     @property
     def workers(self) -> list[_drain.SinkWorker]:
         """The workers, in the order in which they are told of a phase."""
-        return [worker for worker in (self._bridge, *self._sinks, self._summary) if worker is not None]
+        found = (self._bridge, *self._sinks, self._summary, self._learnt)
+        return [worker for worker in found if worker is not None]
 
     def connect(self) -> None:
         """Start the threads, and give the lanes their queues."""
@@ -94,8 +104,16 @@ class SinkSet:
         sinks = tuple(sink.publish for sink in self._sinks)
         lanes.quiet_queues = summary
         lanes.enter_queues = sinks
-        lanes.exit_queues = (*self._hooks, *bridge, *sinks, *summary)
+        learnt = () if self._learnt is None else (self._learnt.publish,)
+        lanes.exit_queues = (*self._hooks, *bridge, *sinks, *summary, *learnt)
         lanes.on_first_sight = self.start_threads
+
+    def publish_notice(self, notice: OverdueNotice) -> None:
+        """Tell the bridge and the user's sinks of a phase that is open for too long."""
+        self._lanes.notice_count += 1
+        for worker in (self._bridge, *self._sinks):
+            if worker is not None:
+                worker.publish(notice)
 
     def disconnect(self) -> None:
         """Offer the sinks nothing more."""
@@ -154,25 +172,35 @@ class SinkSet:
 class _Offered:
     """How many boundaries a sink was offered: what the lanes counted, themselves and not the queue."""
 
-    def __init__(self, lanes: LaneSet, *, with_enters: bool = False, with_quiet: bool = False) -> None:
+    def __init__(
+        self, lanes: LaneSet, *, with_enters: bool = False, with_quiet: bool = False, with_notices: bool = False
+    ) -> None:
         self._lanes = lanes
+        self._with_notices = with_notices
         self._with_enters = with_enters
         self._with_quiet = with_quiet
 
     def __call__(self) -> int:
         entered, ended = self._lanes.boundary_counts()
         quiet = self._lanes.counts["filtered"] if self._with_quiet else 0
-        return ended + quiet + (entered if self._with_enters else 0)
+        notices = self._lanes.notice_count if self._with_notices else 0
+        return ended + quiet + notices + (entered if self._with_enters else 0)
 
 
 class _BoundaryFeed:
-    """Builds the boundaries for a user's sink, on its worker: a 1-tuple of a phase was its enter, a phase its exit."""
+    """Builds the boundaries for a user's sink, on its worker.
+
+    A 1-tuple of a phase was its enter, a phase its exit, and a notice is one.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
-    def __call__(self, entry: PhaseHandle | tuple[PhaseHandle]) -> None:
-        self._sink(enter_boundary(entry[0]) if isinstance(entry, tuple) else exit_boundary(entry))
+    def __call__(self, entry: PhaseHandle | tuple[PhaseHandle] | OverdueNotice) -> None:
+        if isinstance(entry, tuple):
+            self._sink(enter_boundary(entry[0]))
+        else:
+            self._sink(entry.boundary() if isinstance(entry, OverdueNotice) else exit_boundary(entry))
 
 
 def _sink_name(sink: Sink, index: int) -> str:

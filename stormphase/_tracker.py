@@ -55,6 +55,8 @@ class PhaseTracker:
             program's own is left to decide: it is called, and nothing else is done.
         journal: a directory, or `JournalOptions`, for a file that tells after any death what this rank was doing (see
             docs/journal.md); by default `STORMPHASE_DIR`, else none.
+        hang_factor: report a phase that has been open this many times longer than the 99th percentile of its path, and
+            for 10 s at least, once 20 of that path have ended; None reports only those given a `timeout_s`.
         queue_bound: how many boundaries each sink's queue holds; beyond that the oldest are dropped and counted.
         clock: where times come from; tests give their own.
 
@@ -75,6 +77,7 @@ class PhaseTracker:
         level: int | str | None = None,
         summary: bool | str | None = None,
         stop_on_sigterm: bool = False,
+        hang_factor: float | None = None,
         queue_bound: int = _configuration.QUEUE_BOUND,
         journal: JournalOptions | str | os.PathLike[str] | None = None,
         clock: Clock | None = None,
@@ -91,6 +94,7 @@ class PhaseTracker:
             level=level,
             summary=summary,
             stop_on_sigterm=stop_on_sigterm,
+            hang_factor=hang_factor,
             queue_bound=queue_bound,
             journal=journal,
             clock=SystemClock() if clock is None else clock,
@@ -183,13 +187,21 @@ class PhaseTracker:
 
     # Phases
 
-    def enter_phase(self, name: str, attributes: Mapping[str, Any] | None = None, sync: bool = False) -> PhaseHandle:
+    def enter_phase(
+        self,
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
+    ) -> PhaseHandle:
         """Enter a phase now and return its handle, which a `with` block closes.
 
         Args:
             name: one name, not a path; stripped, bounded to 256 characters, unprintable characters escaped.
             attributes: copied and bounded now.
             sync: whether ranks wait for each other in it, as in a collective.
+            timeout_s: how many seconds it may be open; if it is for longer, the sinks and the log are told once, the
+                journal gets every thread's stack, and the phase goes on.
 
         Raises:
             PhaseProtocolError: if the tracker does not run.
@@ -197,14 +209,20 @@ class PhaseTracker:
             TypeError: if `attributes` is not a mapping.
         """
         lanes = self._running_lanes("enter")
-        return NOOP if lanes is None else _seen_from(2, lanes.enter_phase(name, attributes, sync))
+        return NOOP if lanes is None else _seen_from(2, lanes.enter_phase(name, attributes, sync, timeout_s))
 
-    def enter(self, name: str, attributes: Mapping[str, Any] | None = None, sync: bool = False) -> PhaseToken:
+    def enter(
+        self,
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
+    ) -> PhaseToken:
         """Enter a phase now and return the token that ends it, somewhere else on the same lane; see `enter_phase`."""
         lanes = self._running_lanes("enter")
         if lanes is None:
             return NOOP_TOKEN
-        phase = _seen_from(2, lanes.enter_phase(name, attributes, sync))
+        phase = _seen_from(2, lanes.enter_phase(name, attributes, sync, timeout_s))
         return NOOP_TOKEN if phase is NOOP else PhaseToken.of(phase)
 
     def exit(self, token: PhaseToken, *, error: BaseException | None = None) -> None:
@@ -352,8 +370,10 @@ class PhaseTracker:
         return copy
 
 
-def _enter_nothing(name: str, attributes: Any = None, sync: bool = False) -> PhaseHandle:
-    del name, attributes, sync
+def _enter_nothing(
+    name: str, attributes: Any = None, sync: bool = False, timeout_s: float | None = None
+) -> PhaseHandle:
+    del name, attributes, sync, timeout_s
     return NOOP
 
 

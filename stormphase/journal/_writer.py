@@ -36,6 +36,7 @@ class SegmentWriter:
         slot: offset of the next slot in the file.
         last_slot: the last offset at which a slot still fits; lower than `slot` if there is no segment.
         segment: offset of the segment, or None.
+        traces_phases: whether phases may begin traces of their own, so that each has to be asked for its facts.
         write_enter: `ENTER.pack_into` on the mapped file.
     """
 
@@ -44,11 +45,11 @@ class SegmentWriter:
         "_buffer",
         "_journal",
         "_thread",
-        "_traces_phases",
         "_words",
         "last_slot",
         "segment",
         "slot",
+        "traces_phases",
         "write_enter",
     )
 
@@ -61,7 +62,7 @@ class SegmentWriter:
         """
         self._journal = journal
         self._thread = thread
-        self._traces_phases = journal.phase_trace is not None
+        self.traces_phases = journal.phase_trace is not None
         self._words = journal.file.words
         self._buffer = journal.file.buffer
         self.write_enter: Callable[..., None] = journal.file.put_enter
@@ -80,7 +81,7 @@ class SegmentWriter:
         parent = phase._below._sequence
         path = phase._path.number
         lane = phase._lane
-        if phase._extra is not None or not path or self._traces_phases or not (parent or lane.task_name is None):
+        if phase._extra is not None or not path or self.traces_phases or not (parent or lane.task_name is None):
             self._enter_with_facts(phase)
             return
         # Most have attributes and no more; written here in one piece, since this is on the way of training.

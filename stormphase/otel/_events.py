@@ -17,6 +17,8 @@ from stormphase.otel._carrier import SPAN_KEY
 from stormphase.otel._pacing import Pacer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stormphase._counts import Counts
     from stormphase.otel._facts import PhaseFacts
     from stormphase.otel._span import PhaseSpan
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stormphase")
 
+OVERDUE: Final = "stormphase.phase.overdue"
+LIMIT: Final = "stormphase.phase.limit"  # seconds
 ASK_AFTER: Final = 64  # events; and at every tick
 _SEVERITIES: Final = {
     PhaseStatus.FAILED: SeverityNumber.ERROR,
@@ -89,8 +93,20 @@ class EventLog:
         severity = _SEVERITIES.get(phase._status, SeverityNumber.INFO)
         self._emit(phase, EXIT, when_ns, severity, with_exception=with_exception)
 
+    def overdue(self, phase: PhaseSpan, when_ns: int, limit_ns: int) -> None:
+        """Emit that at `when_ns` the phase was still open, and may be so for `limit_ns` only."""
+        more = {LIMIT: limit_ns / 1e9}
+        self._emit(phase, OVERDUE, when_ns, SeverityNumber.WARN, with_exception=False, more=more)
+
     def _emit(
-        self, phase: PhaseSpan, event_name: str, when_ns: int, severity: SeverityNumber, *, with_exception: bool
+        self,
+        phase: PhaseSpan,
+        event_name: str,
+        when_ns: int,
+        severity: SeverityNumber,
+        *,
+        with_exception: bool,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         sink = self._sink
         if sink is None:
@@ -106,9 +122,10 @@ class EventLog:
                 context=context,
                 severity_number=severity,
                 event_name=event_name,
-                attributes=self._facts.event_attributes(
-                    phase, is_exit=event_name is EXIT, with_exception=with_exception
-                ),
+                attributes={
+                    **self._facts.event_attributes(phase, is_exit=event_name is EXIT, with_exception=with_exception),
+                    **(more or {}),
+                },
             )
         except BaseException:  # noqa: BLE001 - a user's processor may raise anything, also SystemExit
             if not self._counts["events_failed"]:

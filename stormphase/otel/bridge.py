@@ -12,6 +12,7 @@ from opentelemetry import trace as otel_trace
 from stormphase import _boundary
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier
+from stormphase._overdue import OverdueNotice
 from stormphase.exceptions import ConfigurationError
 from stormphase.otel import _arguments, _carrier, _journaling, _provider, _traces
 from stormphase.otel._events import EventLog
@@ -249,14 +250,21 @@ class OTelBridge:
 
     # Called by the tracker, on the bridge's worker thread
 
-    def take(self, phase: PhaseHandle) -> None:
-        """Send what there is to say of one ended phase; children come before their parents on a lane."""
+    def take(self, phase: PhaseHandle | OverdueNotice) -> None:
+        """Send what there is to say of one ended or overdue phase; children come before their parents on a lane."""
+        if isinstance(phase, OverdueNotice):
+            self._announce_overdue(phase)
+            return
         try:
             self._take(phase)
         finally:
             # Also where a processor raised: it has been given the phase, and nothing is handed over twice.
             if self.on_handed_over is not None:
                 self.on_handed_over(phase)
+
+    def _announce_overdue(self, notice: OverdueNotice) -> None:
+        if self._events is not None and self._lanes is not None and isinstance(notice.phase, PhaseSpan):
+            self._events.overdue(notice.phase, self._lanes.anchor.to_wall_ns(notice.at_ns), notice.limit_ns)
 
     def _take(self, phase: PhaseHandle) -> None:
         if not isinstance(phase, PhaseSpan):
