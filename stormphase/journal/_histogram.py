@@ -7,11 +7,13 @@ value that stands for all of them is at most (GAMMA - 1) / (GAMMA + 1) = 1.97 % 
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 GAMMA: Final = 1.04
 _SCALE: Final = 1 / math.log(GAMMA)
@@ -21,6 +23,32 @@ _log = math.log
 def bucket_of(duration_ns: int) -> int:
     """Return the bucket of a duration in nanoseconds, which must not be negative."""
     return int(_log(duration_ns) * _SCALE) + 1 if duration_ns > 0 else 0
+
+
+def count_buckets(durations_ns: Iterable[int]) -> dict[int, int]:
+    """Return how many of the durations, none of them negative, fall into each bucket.
+
+    A reader has a million of them. Those of one path are much alike, so sorting them, and finding where each bucket
+    ends, is faster than a logarithm each.
+    """
+    ordered = sorted(durations_ns)
+    counts = {}
+    at = 0
+    while at < len(ordered):
+        bucket = bucket_of(ordered[at])
+        end = bisect.bisect_right(ordered, _last_of(bucket), at)
+        counts[bucket] = end - at
+        at = end
+    return counts
+
+
+@functools.cache
+def _last_of(bucket: int) -> int:
+    """Return the longest duration in a bucket, by what `bucket_of` says, which has the last word on the bounds."""
+    about = int(GAMMA**bucket) if bucket else 0
+    first = about - about // 1_000_000 - 1
+    bounds = range(first, about + about // 1_000_000 + 2)
+    return first + bisect.bisect_right(bounds, bucket, key=bucket_of) - 1
 
 
 def value_of(bucket: int) -> float:

@@ -1,0 +1,194 @@
+"""Copies what a journal holds while its process may be writing it: so that segments and totals belong together.
+
+The protocol is that of docs/journal-format.md, "Reading a file that is being written". A copy that has to be taken
+again costs little: what is folded and unchanged is kept.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from stormphase.journal import _format, _header
+
+if TYPE_CHECKING:
+    from stormphase.journal._damage import Damage
+    from stormphase.journal._source import Source
+
+MAX_SEGMENTS: Final = 65_536  # 1 GiB: what a reader is willing to look at
+MAX_TRIES: Final = 24
+_AT_ONCE: Final = 64  # segments
+_U64: Final = struct.Struct("<Q")
+_PAIR: Final = struct.Struct("<QQ")
+_NEVER_USED: Final = bytes(16)
+_IS_FOLDED: Final = _format.PHASES | _format.FOLDED << 8
+_STATES_READ: Final = (_format.IN_USE, _format.FOLDED)
+_STATES_PASSED_OVER: Final = (_format.UNUSED, _format.CLEARING)
+_KINDS: Final = (_format.PHASES, _format.STRINGS, _format.TOTALS, _format.STACKS)
+
+
+@attrs.define
+class Segment:
+    """A copy of one segment that says something.
+
+    Attributes:
+        offset: where it stands in the file.
+        serial: which use of it this is.
+        kind: what it holds.
+        is_folded: whether its ended phases are part of the totals.
+        data: all of its bytes.
+    """
+
+    offset: int
+    serial: int
+    kind: int
+    is_folded: bool
+    data: bytes
+
+
+@attrs.define
+class Copy:
+    """What was copied at one moment.
+
+    Attributes:
+        header: the first segment, as much of it as there is.
+        segments: those that say something, by serial.
+        discarded: the sum of the segments' DISCARDED words.
+    """
+
+    header: bytes
+    segments: list[Segment]
+    discarded: int
+
+
+def take_copy(source: Source, file: str, damage: Damage) -> Copy:
+    """Return a copy whose totals and segments belong together.
+
+    Raises:
+        JournalError: if this is no journal that can be read.
+    """
+    kept: dict[int, bytes] = {}
+    for tries in range(MAX_TRIES):
+        header = source.read(0, _format.SEGMENT)
+        _header.check(header, file)
+        (folds,) = _U64.unpack_from(header, _format.FOLDS)
+        redo = _redo_pairs(source)
+        allocated = _allocated(header, source)
+        if tries:
+            _copy_again(source, allocated, kept)
+        else:
+            kept = _copy_all(source, allocated)
+        is_storing = folds % 2 == 1
+        if source.read(_format.FOLDS, 8) == _U64.pack(folds) and (redo or not is_storing):
+            break
+        # Of a process that died between two words, the count stays odd: then there is nothing to wait for.
+        source.wait()
+    else:
+        if not is_storing:
+            damage.note("it changed faster than it could be read: totals may be a little off")
+    if redo is None:
+        damage.note("the redo log is damaged: totals may be a little off")
+    _note_what_is_missing(header, source, damage)
+    return _copy_of(_mended(header, kept, redo or [], damage), kept, damage)
+
+
+def copy_segment(source: Source, segment: Segment) -> Segment | None:
+    """Return a new copy of a segment, or None if it has been taken into use anew; it counts as what it was."""
+    data = _padded(source.read(segment.offset, _format.SEGMENT))
+    if _PAIR.unpack_from(data)[0] != segment.serial:
+        return None
+    return attrs.evolve(segment, data=data)
+
+
+def _allocated(header: bytes, source: Source) -> int:
+    """Return how many segments may be read: what the header says, as far as the file goes."""
+    (allocated,) = _U64.unpack_from(header, _format.ALLOCATED)
+    in_file = -(-source.size() // _format.SEGMENT)
+    return min(int(allocated), in_file, MAX_SEGMENTS)
+
+
+def _note_what_is_missing(header: bytes, source: Source, damage: Damage) -> None:
+    (allocated,) = _U64.unpack_from(header, _format.ALLOCATED)
+    if source.size() < allocated * _format.SEGMENT:
+        damage.note("the file is shorter than its header says: its end is missing")
+    elif allocated > MAX_SEGMENTS:
+        damage.note("the file is longer than 1 GiB: the rest was not read")
+
+
+def _redo_pairs(source: Source) -> list[tuple[int, int]] | None:
+    """Return the pairs that are being stored, or None if they cannot be what was written."""
+    start = source.read(_format.REDO_AT, 8)
+    if len(start) < 8 or start == bytes(8):  # noqa: PLR2004 - a word
+        return []
+    (count,) = _U64.unpack(start)
+    if count > _format.MAX_REDO_PAIRS:
+        return None
+    pairs = source.read(_format.REDO_PAIRS_AT, 16 * count)
+    return list(_PAIR.iter_unpack(pairs)) if len(pairs) == 16 * count else None
+
+
+def _copy_all(source: Source, allocated: int) -> dict[int, bytes]:
+    kept = {}
+    for first in range(_format.FIRST_SEGMENT, allocated, _AT_ONCE):
+        start = first * _format.SEGMENT
+        count = min(_AT_ONCE, allocated - first)
+        data = source.read(start, count * _format.SEGMENT)
+        for offset in range(0, len(data), _format.SEGMENT):
+            # One that was never used has neither serial nor kind, and the rest of it is zeros.
+            if data[offset : offset + 16] != _NEVER_USED:
+                kept[start + offset] = _padded(data[offset : offset + _format.SEGMENT])
+    return kept
+
+
+def _copy_again(source: Source, allocated: int, kept: dict[int, bytes]) -> None:
+    for number in range(_format.FIRST_SEGMENT, allocated):
+        offset = number * _format.SEGMENT
+        start = source.read(offset, _PAIR.size)
+        if start == bytes(len(start)):
+            kept.pop(offset, None)
+            continue
+        old = kept.get(offset)
+        if old is None or old[: len(start)] != start or _PAIR.unpack_from(old)[1] != _IS_FOLDED:
+            kept[offset] = _padded(source.read(offset, _format.SEGMENT))
+
+
+def _padded(data: bytes) -> bytes:
+    """Return a whole segment, whatever has been cut off."""
+    return data if len(data) == _format.SEGMENT else data.ljust(_format.SEGMENT, b"\0")
+
+
+def _mended(header: bytes, kept: dict[int, bytes], redo: list[tuple[int, int]], damage: Damage) -> bytes:
+    """Store what the redo log says into the copies; return the header's."""
+    mended: dict[int, bytearray] = {}
+    for target, value in redo:
+        place = target % _format.SEGMENT
+        offset = target - place
+        data = header if offset == 0 else kept.get(offset)
+        if data is None or place % 8 or place + 8 > len(data):
+            damage.note("the redo log points to nowhere")
+            continue
+        if offset not in mended:
+            mended[offset] = bytearray(data)
+        _U64.pack_into(mended[offset], place, value)
+    whole = bytes(mended.pop(0, header))
+    kept.update((offset, bytes(data)) for offset, data in mended.items())
+    return whole
+
+
+def _copy_of(header: bytes, kept: dict[int, bytes], damage: Damage) -> Copy:
+    segments = []
+    discarded = 0
+    for offset, data in kept.items():
+        serial, kind_and_state, _, _, _, lost, _, _, _ = _format.SEGMENT_HEADER.unpack_from(data)
+        kind = kind_and_state & 0xFF
+        state = kind_and_state >> 8
+        if kind == _format.PHASES:
+            discarded += lost
+        if state in _STATES_READ and kind in _KINDS and serial:
+            segments.append(Segment(offset, serial, kind, state == _format.FOLDED, data))
+        elif state not in _STATES_PASSED_OVER:
+            damage.note("a segment does not say what it is")
+    segments.sort(key=lambda segment: segment.serial)
+    return Copy(header, segments, discarded)
