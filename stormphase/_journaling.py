@@ -50,6 +50,7 @@ class SessionJournal:
         self._open: OpenJournal | None = None
         self._forked_from: int | None = None
         self._must_open = False
+        self._end_note: dict[str, Any] | None = None
 
     def place(self, identity: RankIdentity) -> RankIdentity:
         """Return who this rank is, its attempt counted after those whose journals are there; makes the directory.
@@ -76,6 +77,9 @@ class SessionJournal:
         self._make()
         if self._open is not None:
             self._open.start()
+        recover = getattr(bridge, "recover", None)
+        if self._options is not None and recover is not None:
+            recover(self._options.directory)
 
     def _make(self) -> None:
         options, directory, identity, lanes = self._options, self._directory, self._identity, self._lanes
@@ -95,7 +99,7 @@ class SessionJournal:
         )
         lanes.journal = journal
         if journal is not None and self._bridge is not None:
-            _bridge.listen(self._bridge, on_handed_over=journal.note_handed_over)
+            _bridge.listen(self._bridge, on_handed_over=journal.note_handed_over, on_finished=self._write_end_note)
 
     def open_in_child(self) -> None:
         """Make a forked child's own file, with its first phase; one that has none leaves no file."""
@@ -131,17 +135,22 @@ class SessionJournal:
         if self._open is not None:
             self._open.note_stop_signal(number)
 
-    def finish(self, outcome: BaseException | None, ended_ns: int, timeout_s: float) -> None:
-        """Write how the session ended."""
-        journal, self._open = self._open, None
-        if journal is not None:
-            journal.finish(end_note_of(outcome, ended_ns, _described), timeout_s)
+    def note_end(self, outcome: BaseException | None, ended_ns: int) -> None:
+        """Take note of how the session ended; written once the bridge has the rank's span, at `finish` at the latest."""
+        # Its text, since an exception holds its frames.
+        self._end_note = end_note_of(outcome, ended_ns, _described)
 
-    def give_up(self) -> None:
-        """Close the file without a word on how the session ended, if that has not been said."""
+    def finish(self, timeout_s: float) -> None:
+        """Write how the session ended, if that has been noted and not been written, and close the file."""
+        self._write_end_note()
         journal, self._open = self._open, None
         if journal is not None:
-            journal.finish(None, 0.0)
+            journal.finish(timeout_s)
+
+    def _write_end_note(self) -> None:
+        note, self._end_note = self._end_note, None
+        if note is not None and self._open is not None:
+            self._open.put_end_note(note)
 
     def stats(self) -> dict[str, int]:
         """Return the journal's counts; empty if there is none."""

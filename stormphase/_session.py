@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STOP_TIMEOUT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 0.02
+_JOURNAL_TIMEOUT_S: Final = 2.0
 
 _log = logging.getLogger("stormphase")
 
@@ -138,7 +139,7 @@ class Session:
         self._may_stop.clear()
         if self._sinks is not None:
             self._sinks.give_up()
-        self.journal.give_up()
+        self.journal.finish(0.0)
         self._leave_process()
         _claims.unclaim(self._claimed)
 
@@ -191,12 +192,12 @@ class Session:
             ended_ns = self.lanes.now()
             if self._summary is not None:
                 self._summary.note_end(ended_ns)
+            self.journal.note_end(outcome, ended_ns)
             is_delivered = self.sinks.finish(timeout_s, outcome, ended_ns)
-            self.journal.finish(outcome, ended_ns, timeout_s)
         finally:
             # Also when an impatient KeyboardInterrupt ends the wait.
             self.sinks.give_up()
-            self.journal.give_up()
+            self.journal.finish(_JOURNAL_TIMEOUT_S)
             self._leave_process()
         stats = self.sinks.stats()
         if self._summary is not None:

@@ -204,14 +204,16 @@ class OpenJournal:
         self.file.put_word(segment + _format.TEXT_LENGTH, len(data))
         return True
 
-    def finish(self, note: Mapping[str, Any] | None, timeout_s: float) -> None:
-        """Write how the process ended, and end the worker; what comes later is still stored, and nobody looks."""
+    def put_end_note(self, note: Mapping[str, Any]) -> None:
+        """Write how the process ended."""
+        self.file.put_end_note(encoded_note(note))
+
+    def finish(self, timeout_s: float) -> None:
+        """End the worker; what comes later is still stored, and nobody looks."""
         self._worker.wait(self._worker.ask(timeout_s, is_last=True), timeout_s)
         self._worker.give_up()
         clock = self.lanes.clock
         self.file.beat(clock.monotonic_ns(), clock.wall_ns())
-        if note is not None:
-            self.file.put_end_note(encoded_note(note))
         self.file.close()
 
     def forget(self) -> None:

@@ -62,13 +62,10 @@ class JournalOptions:
         directory: where the sessions' directories lie; made if need be.
         max_bytes: how long the file of one process may become, 1 MiB to 4 GiB. What is open, and the totals, always
             have their place; the rest is for records of what has ended, of which the oldest make room.
-        recover: whether a next attempt of the session, at its start and off the training thread, sends what the one
-            before left unsent.
     """
 
     directory: Path = attrs.field(converter=_checked_directory)
     max_bytes: int = attrs.field(default=MAX_BYTES, converter=_checked_bytes, kw_only=True)
-    recover: bool = attrs.field(default=True, kw_only=True)
 
 
 def options_of(journal: Any, environ: Mapping[str, str]) -> JournalOptions | None:
