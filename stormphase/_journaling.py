@@ -136,7 +136,7 @@ class SessionJournal:
             self._open.note_stop_signal(number)
 
     def note_end(self, outcome: BaseException | None, ended_ns: int) -> None:
-        """Take note of how the session ended; written once the bridge has the rank's span, at `finish` at the latest."""
+        """Take note of how the session ended; written once the bridge has the rank's span, else at `finish`."""
         # Its text, since an exception holds its frames.
         self._end_note = end_note_of(outcome, ended_ns, _described)
 
