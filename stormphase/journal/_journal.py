@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase import _drain
+from stormphase._counts import reading
 from stormphase.journal import _format
 from stormphase.journal._file import CHUNK_SEGMENTS, JournalFile
 from stormphase.journal._fold import Folder
@@ -93,7 +95,7 @@ class OpenJournal:
         self._history = min(self._history, CHUNK_SEGMENTS)
         self._has_warned = False
         self._next_growth_ns = 0
-        self._unwritten = 0
+        self._unwritten = itertools.count()  # `next` on it is one C call: no count is lost between threads.
         self._watches: list[Callable[[], object]] = []
         self._worker = _drain.SinkWorker(
             NAME,
@@ -122,17 +124,19 @@ class OpenJournal:
             self.note_full(segment)
 
     def next_segment(self, writer: SegmentWriter, thread: tuple[int, int, int]) -> int | None:
-        """Return a clean segment for `writer`, whose last one is full; None, counted, if there is none."""
+        """Return a clean segment for `writer`, whose last one is full; None if there is none."""
         segment = self._segments.take(_format.PHASES, writer, thread=thread)
         if segment is None:
             self._folder.make_room(self._worker.take_back)
             segment = self._segments.take(_format.PHASES, writer, thread=thread)
-        if segment is None:
-            self._unwritten += 1
-            self.file.put_word(_format.UNWRITTEN, self._unwritten)
         if len(self._segments) < _LOW:
             self._worker.wake()
         return segment
+
+    def note_unwritten(self) -> None:
+        """Count a phase for which there was no room."""
+        next(self._unwritten)
+        self.file.put_word(_format.UNWRITTEN, reading(self._unwritten))
 
     def note_full(self, segment: int) -> None:
         """Have a segment folded that its writer has left."""
@@ -227,7 +231,7 @@ class OpenJournal:
         return {
             "bytes": self.file.segments * _format.SEGMENT,
             "folded": self._folder.folded_count,
-            "unwritten": self._unwritten,
+            "unwritten": reading(self._unwritten),
         }
 
     # On the worker

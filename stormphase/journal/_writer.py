@@ -119,7 +119,9 @@ class SegmentWriter:
 
     def _enter_with_facts(self, phase: PhaseHandle) -> None:
         flags, blob = entered_facts(phase, self._journal.phase_trace)
-        phase._slot = self._write(phase, flags, blob, is_ended=False)
+        phase._slot = slot = self._write(phase, flags, blob, is_ended=False)
+        if slot == SCRATCH_SLOT:
+            self._journal.note_unwritten()
 
     def rewrite(self, phase: PhaseHandle, *, word: int = 0) -> None:
         """Write a phase anew with all there is to say of it now, and take its old slot out of the story.
