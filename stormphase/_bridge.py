@@ -14,6 +14,7 @@ from stormphase.typing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from stormphase._lanes import ContextCarrier, LaneSet
     from stormphase._phase import PhaseHandle
@@ -102,6 +103,10 @@ class JournalingBridge(Bridge, Protocol):
 
     def journal_facts(self) -> Mapping[str, Any] | None:
         """Return what a journal's header must keep of the session, as JSON values of less than 8 KiB, or None."""
+        ...
+
+    def recover(self, directory: Path) -> object:
+        """Begin to send, off this thread, what dead attempts of the session left in their journals' directory."""
         ...
 
 

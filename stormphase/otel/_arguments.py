@@ -71,10 +71,10 @@ def exception_signals(environ: Mapping[str, str]) -> frozenset[str]:
 
 
 def checked_recover(recover: object) -> bool | str:
-    """Return what `OTelBridge(recover=...)` may be.
+    """Return whether to recover, or where to; the address itself is looked at when there is something to send.
 
     Raises:
-        ConfigurationError: if it is something else.
+        ConfigurationError: if it is neither a bool nor a string.
     """
     if isinstance(recover, (bool, str)):
         return recover
@@ -93,3 +93,11 @@ def warn_of_trace_per(trace_per: str | None) -> None:
             "the ids of a shared trace cannot be chosen. Give OTelBridge an SDK TracerProvider.",
             trace_per,
         )
+
+
+def warn_of_context() -> None:
+    """Say that the bridge is off, as OpenTelemetry's context is not in a context variable."""
+    _log.warning(
+        "stormphase: OTEL_PYTHON_CONTEXT selects a context runtime other than contextvars_context, in which "
+        "phases could not be kept current; the bridge is off. Unset OTEL_PYTHON_CONTEXT to turn it on."
+    )

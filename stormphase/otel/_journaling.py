@@ -81,16 +81,27 @@ def phase_trace_facts(phase: PhaseHandle) -> dict[str, Any] | None:
     }
 
 
-def start_recovery(directory: Path, session: BridgeSession, endpoint: str | None) -> BackgroundRecovery | None:
-    """Start a recovery of the attempts before this one on a host's first rank; None where there is nothing to do."""
+def start_recovery(directory: Path, session: BridgeSession, *, recover: bool | str) -> BackgroundRecovery | None:
+    """Start a recovery of the attempts before this one on a host's first rank; None where there is nothing to do.
+
+    Args:
+        directory: the journals' directory.
+        session: this session.
+        recover: whether to, or also where to.
+    """
     identity = session.identity
-    if not identity.attempt or identity.local_rank:
+    if recover is False or not identity.attempt or identity.local_rank:
         return None
     # TLS and an HTTP client: only for a session that had an attempt before.
     from stormphase.otel._background import BackgroundRecovery  # noqa: PLC0415 - see above
 
+    own = directory / identity.session_id
     recovery = BackgroundRecovery(
-        directory, identity.session_id, identity.attempt, endpoint=endpoint, environ=session.environ
+        own if own.is_dir() else directory,
+        identity.session_id,
+        identity.attempt,
+        endpoint=recover if isinstance(recover, str) else None,
+        environ=session.environ,
     )
     recovery.start()
     return recovery

@@ -90,14 +90,16 @@ class Endpoint:
         """
         traces_url, base = environ.get(TRACES_ENDPOINT_VARIABLE, "").strip(), environ.get(ENDPOINT_VARIABLE, "").strip()
         if given is not None:
-            url, setting = _with_path(given.strip()), "--otlp"
+            address, setting = given.strip(), "--otlp"
         elif traces_url or base:
-            url = traces_url or _with_path(base, always=True)
+            address = traces_url or base
             setting = TRACES_ENDPOINT_VARIABLE if traces_url else ENDPOINT_VARIABLE
             _check_protocol(environ, setting)
         else:
             return None
-        _check_url(url, setting)
+        _check_url(address, setting)
+        is_whole = setting == TRACES_ENDPOINT_VARIABLE or (given is not None and _has_path(address))
+        url = address if is_whole else _with_path(address)
         client = _first(environ, "CLIENT_CERTIFICATE")
         return cls(
             url=url,
@@ -229,12 +231,13 @@ def _tls(endpoint: Endpoint) -> ssl.SSLContext:
     return context
 
 
-def _with_path(url: str, *, always: bool = False) -> str:
+def _has_path(url: str) -> bool:
+    return urlsplit(url).path.rstrip("/").endswith(_PATH)
+
+
+def _with_path(url: str) -> str:
     parts = urlsplit(url)
-    path = parts.path.rstrip("/")
-    if path.endswith(_PATH) and not always:
-        return url
-    return urlunsplit((parts.scheme, parts.netloc, path + _PATH, parts.query, ""))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + _PATH, parts.query, ""))
 
 
 def _check_url(url: str, setting: str) -> None:

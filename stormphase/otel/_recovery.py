@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,9 +15,13 @@ from stormphase._liveness import Liveness, Verdict, judge, own_process
 from stormphase._model import ProcessIdentity, RankIdentity
 from stormphase._record import PhaseRecord
 from stormphase.exceptions import JournalError, JournalIncompleteError
+from stormphase.journal import _format
+from stormphase.journal._damage import Damage
+from stormphase.journal._header import check, parse_header
 from stormphase.journal._lost import lost_records
 from stormphase.journal._marks import Mark, RecoveryLockedError, SessionLock, read_mark, write_mark
 from stormphase.journal._read import UnreadableJournal, find_journals, read_journal
+from stormphase.journal._source import FileSource
 from stormphase.otel._journal_facts import FactsError, SessionFacts
 from stormphase.otel._otlp_http import UndeliveredError
 from stormphase.otel._otlp_protobuf import requests_of
@@ -146,17 +150,12 @@ class Recovery:
         Raises:
             JournalError: if the directory cannot be read.
         """
-        found = find_journals(directory)
-        for session, files in groupby(found, key=_session_directory):
-            yield from self._session(session, files, session_id, before_attempt)
+        for session, found in groupby(find_journals(directory), key=_session_directory):
+            files = [file for file in found if _is_wanted(file, session_id, before_attempt)]
+            if files:
+                yield from self._session(session, files)
 
-    def _session(
-        self,
-        directory: Path,
-        files: Iterable[Path | UnreadableJournal],
-        session_id: str | None,
-        before_attempt: int | None,
-    ) -> Iterator[Outcome]:
+    def _session(self, directory: Path, files: Iterable[Path | UnreadableJournal]) -> Iterator[Outcome]:
         with ExitStack() as held:
             if self._sender is not None:
                 try:
@@ -172,26 +171,20 @@ class Recovery:
                 try:
                     if isinstance(file, UnreadableJournal):
                         raise file.error
-                    outcome = self._journal(file, session_id, before_attempt)
+                    yield self._journal(file)
                 except JournalIncompleteError:
                     continue  # There is nothing in it yet, and if its process has died there never will be.
                 except JournalError as error:
                     path = file.file if isinstance(file, UnreadableJournal) else file
-                    outcome = Outcome(file=path, result=Result.FAILED, problem=f"{error.problem} {error.fix}")
-                if outcome is not None:
-                    yield outcome
+                    yield Outcome(file=path, result=Result.FAILED, problem=f"{error.problem} {error.fix}")
 
-    def _journal(self, file: Path, session_id: str | None, before_attempt: int | None) -> Outcome | None:
+    def _journal(self, file: Path) -> Outcome:
         image = read_journal(file, ended_limit=0)
-        identity = image.identity
-        is_other = session_id is not None and identity.session_id != session_id
-        if is_other or (before_attempt is not None and identity.attempt >= before_attempt):
-            return None
         verdict = self._verdict(image)
         plain = Outcome(
             file=file,
             result=Result.ALIVE,
-            identity=identity,
+            identity=image.identity,
             process=image.process,
             evidence=verdict.evidence,
             cleared_unsent=image.cleared_unsent,
@@ -278,3 +271,18 @@ class Recovery:
 
 def _session_directory(found: Path | UnreadableJournal) -> Path:
     return (found.file if isinstance(found, UnreadableJournal) else found).parent
+
+
+def _is_wanted(found: Path | UnreadableJournal, session_id: str | None, before_attempt: int | None) -> bool:
+    """Whether a journal is one of those asked for, as its header says; one whose header cannot be read is."""
+    if isinstance(found, UnreadableJournal) or (session_id is None and before_attempt is None):
+        return True
+    try:
+        with closing(FileSource(found)) as source:
+            data = source.read(0, _format.SEGMENT)
+        check(data, str(found))
+        identity = parse_header(data, str(found), Damage()).identity
+    except JournalError:
+        return True
+    is_session = session_id is None or identity.session_id == session_id
+    return is_session and (before_attempt is None or identity.attempt < before_attempt)

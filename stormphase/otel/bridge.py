@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace as otel_trace
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from stormphase.otel._background import BackgroundRecovery
     from stormphase.otel._provider import SdkTracer
 
-_log = logging.getLogger("stormphase")
-
 _NO_BOUNDARIES: Final = (False, False)
 _BOTH_BOUNDARIES: Final = (True, True)
 
@@ -63,7 +60,7 @@ class OTelBridge:
         span_budget: how many spans the session's trace may have, all ranks together; None for no limit. Beyond it
             spans are dropped and counted, failures are not. Traces made by `trace_per` have no budget.
         recover: whether a next attempt sends what dead ones left in their journals, by OTLP over HTTP to the endpoint
-            in OpenTelemetry's variables; or the address of another one.
+            in OpenTelemetry's variables; or the address of another endpoint.
 
     Attributes:
         phase_trace_facts: for a journal: returns what must be kept of a phase's trace, or None; itself None where no
@@ -149,10 +146,7 @@ class OTelBridge:
         self._exception_signals = _arguments.exception_signals(session.environ)
         variable = _carrier.otel_variable()
         if variable is None:
-            _log.warning(
-                "stormphase: OTEL_PYTHON_CONTEXT selects a context runtime other than contextvars_context, in which "
-                "phases could not be kept current; the bridge is off. Unset OTEL_PYTHON_CONTEXT to turn it on."
-            )
+            _arguments.warn_of_context()
             return self._carrier
         provider = otel_trace.get_tracer_provider() if self._tracer_provider is None else self._tracer_provider
         self._way, self._tracer, self._sdk = _provider.checked_tracer(provider)
@@ -243,10 +237,8 @@ class OTelBridge:
         Each host's first rank does so for its own, if there was an attempt before this one.
         """
         session = self._session
-        if session is not None and self._sdk is not None and self._recover is not False:
-            self._recovery = _journaling.start_recovery(
-                directory, session, None if self._recover is True else self._recover
-            )
+        if session is not None and self._sdk is not None:
+            self._recovery = _journaling.start_recovery(directory, session, recover=self._recover)
 
     # Called by the tracker, on the bridge's worker thread
 
@@ -390,10 +382,9 @@ class OTelBridge:
 
     def stats(self) -> dict[str, int]:
         """Return exact counts by name: offered = handed_over + dropped, and each reason as `dropped_...`."""
-        counts = self._counts.to_dict()
-        dropped = sum(self._dropped().values())
         flush_count = 0 if self._outlet is None else self._outlet.pacer.flush_count
-        stats = {"offered": 0, "handed_over": 0, **counts, "dropped": dropped, "flushes": flush_count}
+        stats = {"offered": 0, "handed_over": 0, **self._counts.to_dict(), "flushes": flush_count}
+        stats["dropped"] = sum(self._dropped().values())
         if self._outlet is not None:
             stats["offered"] += self._outlet.offered_count
             stats["handed_over"] += self._outlet.handed_over_count
@@ -402,6 +393,5 @@ class OTelBridge:
         return stats
 
     def _dropped(self) -> dict[str, int]:
-        prefix = "dropped_"
-        counts = self._counts.to_dict()
-        return {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
+        found = {name.partition("dropped_")[2]: count for name, count in self._counts.to_dict().items()}
+        return {reason: count for reason, count in found.items() if reason}
