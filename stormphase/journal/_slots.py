@@ -155,7 +155,7 @@ def look(segment: Segment, damage: Damage) -> Slots:
     slots.used = used
     slots.sequences = sequences = sequences[:used]
     words = words[:used]
-    if sequences == words and 0 not in sequences:
+    if sequences == words and 0 not in sequences and max(words, default=0) <= _format.SEQUENCE_MASK:
         # All of them succeeded, as most do.
         slots.ended = range(used)
     else:
@@ -182,12 +182,11 @@ def _used(segment: Segment, sequences: Sequence[int], words: Sequence[int], dama
 def _sort_out(slots: Slots, words: Sequence[int]) -> None:
     ended = []
     for row, (sequence, word) in enumerate(zip(slots.sequences, words, strict=True)):
-        if sequence == word:
+        status = word >> _format.STATUS_SHIFT
+        if sequence == word and not status:
             if sequence:
                 ended.append(row)
-            continue
-        status = word >> _format.STATUS_SHIFT
-        if not word and sequence <= _format.SEQUENCE_MASK:
+        elif not word and sequence <= _format.SEQUENCE_MASK:
             if not slots.is_folded:
                 slots.open.append(row)
         elif not sequence or word & _format.SEQUENCE_MASK != sequence:

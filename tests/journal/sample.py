@@ -287,3 +287,23 @@ def small() -> bytearray:
         step=6,
         beats=((9_000, 1_009_000, 3), (9_800, 1_009_800, 4)),
     )
+
+
+TINY_MAIN = 5
+
+
+def tiny() -> bytearray:
+    """Return a journal with one of everything that is as small as can be; phases of lane 1 stand in segment 5."""
+    names = strings(1, (0, "train"), (1, "step"), (-1, "Main"))
+    main = Phases(2, name=3)
+    main.add(1, path=1, entered=2_000, attributes={"e": 3, "t": "\u00e9"})
+    main.add(2, path=2, parent=1, entered=3_000, ended=3_900, step=1, on_top=500)
+    main.add(3, path=2, parent=1, entered=4_000, ended=4_900, step=2, status=FAILED, envelope={"paused_ns": 7})
+    main.add(4, parent=1, entered=9_500, step=3, envelope={"name": "x", "attributes": {"a": [1, None, 2.5]}})
+    moved = Phases(3, flags=2, thread_id=0)
+    moved.add(6, path=1, entered=2_100, lane=4, envelope={"thread_id": 99, "thread_name": "old"})
+    old = Phases(4, state=FOLDED, name=3)
+    old.add(5, path=2, parent=1, entered=2_010, ended=2_020, flags=2**24)
+    rows = totals(5, path_row(2, 2, 30, 21, 1, 5, 15, 2), bucket_row(2, 60, 1, 1))
+    stacks = texts(6, json.dumps({"at_ns": 9, "sequence": 4, "limit_ns": 5, "threads": []}).encode())
+    return journal(names, main, moved, old, rows, stacks, step=3, end_note={"kind": "clean", "ended_ns": 9_900})
