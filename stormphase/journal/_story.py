@@ -42,7 +42,7 @@ def read_source(
         uncounted = settle(all_slots)
         # A phase that was moved between two reads is found by reading again; one that ended long ago is not.
         is_moving = reading == 1 and missing(all_slots)
-        if not is_moving and _confirm_open(source, all_slots, is_last_try=reading == _MAX_READINGS):
+        if not is_moving and confirm_open(source, all_slots, is_last_try=reading == _MAX_READINGS):
             break
         source.wait()
     header = parse_header(copy.header, str(file), damage)
@@ -51,7 +51,7 @@ def read_source(
     unseen = unseen_ends(all_slots, phases.find)
     sums = read_rows(_of_kind(copy.segments, _format.TOTALS), damage)
     add_records(sums, all_slots, uncounted)
-    opened, abandoned = _open(all_slots, phases, unseen, damage)
+    opened, abandoned = open_phases(all_slots, phases, unseen, damage)
     for phase, number in abandoned:
         sums.setdefault(number, Sums()).add_abandoned(phase)
     ended = [*_last_ended(all_slots, phases, ended_limit, unsent_only=unsent_only), *(each for each, _ in abandoned)]
@@ -63,7 +63,7 @@ def read_source(
         facts=header.facts,
         anchor=header.anchor,
         started_ns=header.started_ns,
-        heartbeat_ns=max(header.heartbeat_ns, _latest(all_slots)),
+        heartbeat_ns=max(header.heartbeat_ns, latest_ns(all_slots)),
         heartbeat_wall_ns=header.heartbeat_wall_ns,
         step=header.step,
         end_note=header.end_note,
@@ -84,7 +84,7 @@ def _of_kind(segments: Iterable[Segment], kind: int) -> Iterator[Segment]:
     return (segment for segment in segments if segment.kind == kind)
 
 
-def _confirm_open(source: Source, all_slots: Sequence[Slots], *, is_last_try: bool) -> bool:
+def confirm_open(source: Source, all_slots: Sequence[Slots], *, is_last_try: bool) -> bool:
     """See that what is open in the copy still is, parents first; False if some of it has gone elsewhere meanwhile."""
     places = sorted((slots.sequences[row], index, row) for index, slots in enumerate(all_slots) for row in slots.open)
     for sequence, index, row in places:
@@ -107,7 +107,7 @@ def _confirm_open(source: Source, all_slots: Sequence[Slots], *, is_last_try: bo
     return True
 
 
-def _open(
+def open_phases(
     all_slots: Sequence[Slots], phases: Phases, unseen: dict[int, int], damage: Damage
 ) -> tuple[tuple[JournalPhase, ...], list[tuple[JournalPhase, int]]]:
     """Return the open phases, and those that only seem open, each with the number of its path."""
@@ -158,7 +158,7 @@ def _last_ended(
     return (phases.make(all_slots[index], row) for _, index, row in last)
 
 
-def _latest(all_slots: Sequence[Slots]) -> int:
+def latest_ns(all_slots: Sequence[Slots]) -> int:
     """Return the latest time in any phase."""
     ended = (slots.last_end_ns for slots in all_slots)
     entered = (slots.fields(row)[0] for slots in all_slots for row in slots.open)
