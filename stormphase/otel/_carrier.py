@@ -171,7 +171,6 @@ class TracedCarrier(SpanCarrier):
     """
 
     handle_type = TracedPhaseSpan
-    traces_phases = True
 
     def __init__(
         self,

@@ -97,6 +97,7 @@ class FaultyEndpoint:
         self._totals = Totals()
         self._spans: list[ReceivedSpan] = []
         self._logs: list[ReceivedLog] = []
+        self._bodies: list[bytes] = []
         self._port = 0
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -134,6 +135,12 @@ class FaultyEndpoint:
         """The accepted log records, in the order of their acceptance."""
         with self._changed:
             return list(self._logs)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """The requests for spans as they came, decompressed, in their order, whatever became of them."""
+        with self._changed:
+            return list(self._bodies)
 
     def start(self) -> None:
         """Begin to accept connections: on a free port the first time, on the same one after a `stop`."""
@@ -196,6 +203,8 @@ class FaultyEndpoint:
         spans = spans_of(ExportTraceServiceRequest.FromString(body)) if path == "/v1/traces" else []
         logs = logs_of(ExportLogsServiceRequest.FromString(body)) if path == "/v1/logs" else []
         with self._changed:
+            if path == "/v1/traces":
+                self._bodies.append(body)
             behaviour, release = self._next_behaviour(), self._release
             takes_some = behaviour.status == HTTPStatus.OK and not behaviour.hangs
             kept_spans = spans[: max(0, len(spans) - behaviour.rejected)] if takes_some else []

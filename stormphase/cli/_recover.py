@@ -1,0 +1,252 @@
+"""`stormphase recover DIR`: sends what dead processes left open, or never handed over, to the OTel backend."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from stormphase._clock import SystemClock
+from stormphase.analysis._words import counted, path_text, shown
+from stormphase.analysis._words import span as duration
+from stormphase.cli._journals import NoJournalsError
+from stormphase.cli._output import BOLD, DIM, GREEN, RED, YELLOW, Page
+from stormphase.otel._otlp_http import Endpoint, OtlpSender, checked_header
+from stormphase.otel._recovery import Outcome, Recovery, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TextIO
+
+    from stormphase._record import PhaseRecord
+
+EXIT_ALL: Final = 0
+EXIT_NOT_ALL: Final = 1
+TIMEOUT_S: Final = 30.0
+MAX_TIMEOUT_S: Final = 86_400.0
+_MAX_SHOWN: Final = 8
+_WORDS: Final = 300
+_EPILOG: Final = """
+exit codes: 0 if all was sent, now or before, or there was nothing to send; 1 if something could not be sent;
+2 if the command line is wrong or DIR cannot be read
+"""
+_STYLES: Final = {
+    Result.SENT: GREEN,
+    Result.FAILED: RED,
+    Result.LOCKED: RED,
+    Result.WAITING: YELLOW,
+    Result.UNPROVEN: YELLOW,
+}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add the subcommand; returns its parser."""
+    parser = subparsers.add_parser(
+        "recover",
+        help="send what dead processes left open to the OTel backend",
+        description=(
+            "Close what dead processes left open as LOST, at the last time they were known alive, and send those "
+            "spans, and the ended ones that they never handed over, with their own ids. What was confirmed is never "
+            "sent again."
+        ),
+        epilog=_EPILOG,
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="what was given as `journal` or STORMPHASE_DIR")
+    parser.add_argument(
+        "--otlp",
+        metavar="ENDPOINT",
+        help="OTLP over HTTP, such as http://collector:4318 (default: OTEL_EXPORTER_OTLP_ENDPOINT)",
+    )
+    parser.add_argument(
+        "--header", metavar="NAME=VALUE", action="append", default=[], help="beside OTEL_EXPORTER_OTLP_HEADERS"
+    )
+    parser.add_argument("--session", metavar="ID", help="only this session")
+    parser.add_argument(
+        "--assume-dead",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="take silent processes of HOST, which cannot be asked from here, for dead; may be given several times",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="send also what was confirmed before, the same to the byte"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to send, and change nothing")
+    parser.add_argument("--json", action="store_true", help="all that is known, in JSON")
+    parser.add_argument(
+        "--timeout-s",
+        metavar="S",
+        type=_seconds,
+        default=TIMEOUT_S,
+        help="for how long a request is tried again (default: %(default)g s)",
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Recover, say what became of each journal, and return the exit code.
+
+    Raises:
+        StormphaseError: if the directory cannot be read, or the endpoint cannot be used.
+    """
+    clock = SystemClock()
+    endpoint = Endpoint.of(arguments.otlp, os.environ, [_header(text) for text in arguments.header])
+    sender = None
+    if endpoint is not None and not arguments.dry_run:
+        sender = OtlpSender(endpoint, clock=clock, timeout_s=arguments.timeout_s, stopping=threading.Event())
+    recovery = Recovery(sender, clock=clock, assume_dead=arguments.assume_dead, again=arguments.again)
+    outcomes = list(recovery.run(arguments.directory, session_id=arguments.session))
+    if not outcomes:
+        wanted = "" if arguments.session is None else f" of session {arguments.session!a}"
+        raise NoJournalsError(
+            f"No journal{wanted} in {str(arguments.directory)!a}. Give the directory that was given as `journal`, or "
+            "as STORMPHASE_DIR."
+        )
+    if arguments.json:
+        write_json(sys.stdout, outcomes, endpoint, is_dry_run=arguments.dry_run)
+    else:
+        page = Page(sys.stdout, os.environ)
+        write_text(page, outcomes, endpoint, is_dry_run=arguments.dry_run)
+        page.show()
+    if arguments.dry_run:
+        outcomes = [outcome for outcome in outcomes if outcome.result is not Result.WAITING]
+    return EXIT_ALL if all(outcome.is_finished for outcome in outcomes) else EXIT_NOT_ALL
+
+
+def write_text(page: Page, outcomes: Iterable[Outcome], endpoint: Endpoint | None, *, is_dry_run: bool) -> None:
+    """Write what became of each journal that is not simply in order, and a last line on all of them."""
+    counts = dict.fromkeys(Result, 0)
+    spans = dict.fromkeys(Result, 0)
+    for outcome in outcomes:
+        counts[outcome.result] += 1
+        spans[outcome.result] += outcome.spans
+        if outcome.result is not Result.NOTHING or outcome.damage or outcome.cleared_unsent or outcome.unplaced:
+            _write_outcome(page, outcome)
+    if counts[Result.SENT] and endpoint is not None:
+        sent = f"{counted(spans[Result.SENT], 'span')} of {_processes(counts[Result.SENT])} sent to {endpoint.shown}"
+        page.wrapped(sent, style=BOLD)
+    if counts[Result.WAITING]:
+        waiting = f"{counted(spans[Result.WAITING], 'span')} of {_processes(counts[Result.WAITING])} to send"
+        if not is_dry_run:
+            waiting += ", and no endpoint was given: use --otlp http://collector:4318, or OTEL_EXPORTER_OTLP_ENDPOINT"
+        page.wrapped(waiting, style=BOLD)
+    if counts[Result.UNPROVEN]:
+        silent = f"nothing proves that {_processes(counts[Result.UNPROVEN])} died: run this on their hosts, or use"
+        page.wrapped(f"{silent} --assume-dead HOST if you know", style=YELLOW)
+    if not any(
+        counts[result] for result in (Result.SENT, Result.WAITING, Result.UNPROVEN, Result.FAILED, Result.LOCKED)
+    ):
+        page.wrapped("nothing left to send", style=BOLD)
+
+
+def _write_outcome(page: Page, outcome: Outcome) -> None:
+    identity, process = outcome.identity, outcome.process
+    if identity is None or process is None:
+        who = shown(outcome.file.name, _WORDS)
+    else:
+        attempt = f", attempt {identity.attempt}" if identity.attempt else ""
+        session = shown(identity.session_id, _WORDS)
+        who = f"session {session}{attempt}, rank {identity.rank}, process {process.pid} on {shown(process.host)}"
+    page.wrapped(f"{who}: {_said(outcome)}", indent="  ", style=_STYLES.get(outcome.result, ""))
+    if outcome.evidence is not None:
+        page.wrapped(shown(outcome.evidence, _WORDS), first="  ", indent="  ", style=DIM)
+    for record in outcome.lost[:_MAX_SHOWN]:
+        page.line(f"  LOST {_lost_words(record)}")
+    if len(outcome.lost) > _MAX_SHOWN:
+        page.line(f"  and {len(outcome.lost) - _MAX_SHOWN:,} more (--json has all)", style=DIM)
+    for note in _notes(outcome):
+        page.wrapped(note, first="  ", indent="  ", style=YELLOW)
+
+
+def _said(outcome: Outcome) -> str:
+    problem = "" if outcome.problem is None else f": {shown(outcome.problem, _WORDS)}"
+    return {
+        Result.SENT: f"{counted(outcome.spans, 'span')} sent{problem}",
+        Result.ALREADY_SENT: f"{counted(outcome.spans, 'span')} sent before",
+        Result.NOTHING: "nothing to send",
+        Result.WAITING: f"{counted(outcome.spans, 'span')} to send",
+        Result.ALIVE: "it lives, and is left alone",
+        Result.UNPROVEN: "it may be alive, and is left alone",
+        Result.UNTRACED: "not sent, as it had no OpenTelemetry SDK when it started",
+        Result.LOCKED: f"not sent{problem}",
+        Result.FAILED: f"not sent{problem}",
+    }[outcome.result]
+
+
+def _lost_words(record: PhaseRecord) -> str:
+    step = "" if record.step is None else f", step {record.step}"
+    return f"{path_text(record.path)}{step}, open for {duration(record.duration_ns or 0)}"
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    notes = []
+    if outcome.unsampled:
+        notes.append(f"{counted(outcome.unsampled, 'span')} not sent, as they were not sampled")
+    if outcome.unplaced:
+        notes.append(
+            f"{counted(outcome.unplaced, 'phase')} not sent, as it is no longer known in which trace they were"
+        )
+    if outcome.cleared_unsent:
+        notes.append(f"{counted(outcome.cleared_unsent, 'ended phase')} lost, as the journal had no room to keep them")
+    notes += [f"damaged: {shown(each, _WORDS)}" for each in outcome.damage[:_MAX_SHOWN]]
+    return notes
+
+
+def _processes(count: int) -> str:
+    return f"{count:,} process" + ("" if count == 1 else "es")
+
+
+def write_json(stream: TextIO, outcomes: Iterable[Outcome], endpoint: Endpoint | None, *, is_dry_run: bool) -> None:
+    """Write one object, its keys sorted, one journal a line; ASCII, so that no terminal takes a name for a command."""
+    outcomes = list(outcomes)
+    facts: dict[str, Any] = {
+        "dry_run": is_dry_run,
+        "endpoint": None if endpoint is None else endpoint.shown,
+        "is_complete": all(outcome.is_finished for outcome in outcomes),
+        "journals": [],
+        "sent_spans": sum(outcome.spans for outcome in outcomes if outcome.result is Result.SENT),
+    }
+    before, after = json.dumps(facts, sort_keys=True, separators=(",\n", ": ")).split("[]")
+    stream.write(f"{before}[")
+    for index, outcome in enumerate(outcomes):
+        journal = json.dumps(_to_dict(outcome), sort_keys=True, allow_nan=False)
+        stream.write(f"{',' * bool(index)}\n  {journal}")
+    stream.write(f"\n]{after}\n")
+
+
+def _to_dict(outcome: Outcome) -> dict[str, Any]:
+    identity, process = outcome.identity, outcome.process
+    return {
+        "attempt": None if identity is None else identity.attempt,
+        "cleared_unsent": outcome.cleared_unsent,
+        "damage": list(outcome.damage),
+        "evidence": outcome.evidence,
+        "file": str(outcome.file),
+        "host": None if process is None else process.host,
+        "lost": [json.loads(record.to_json()) for record in outcome.lost],
+        "pid": None if process is None else process.pid,
+        "problem": outcome.problem,
+        "rank": None if identity is None else identity.rank,
+        "result": outcome.result.value,
+        "session_id": None if identity is None else identity.session_id,
+        "spans": outcome.spans,
+        "unplaced": outcome.unplaced,
+        "unsampled": outcome.unsampled,
+        "unsent_phases": outcome.unsent_phases,
+    }
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return checked_header(name.strip(), value.strip(), "--header")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {MAX_TIMEOUT_S:g} seconds")
+    return value
