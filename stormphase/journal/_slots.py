@@ -48,6 +48,7 @@ class Slots:
         ended: the rows of ended phases, ascending.
         others: how those of them ended that did not succeed, by row.
         open: the rows of open phases; none in a folded segment.
+        moved: the rows of those that have gone elsewhere since they were copied.
         superseded: the numbers of phases that stand in another slot.
         last_end_ns: none of them ended later; 0 if none has ended.
     """
@@ -59,6 +60,7 @@ class Slots:
     ended: Sequence[int] = ()
     others: dict[int, int] = attrs.field(factory=dict)
     open: list[int] = attrs.field(factory=list)
+    moved: set[int] = attrs.field(factory=set)
     superseded: list[int] = attrs.field(factory=list)
     last_end_ns: int = 0
     _blob_bytes_left: int = _BLOB_BYTES

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stormphase.journal._source import Source
 
 MAX_OPEN: Final = 65_536
-_MAX_READINGS: Final = 8
+_MAX_READINGS: Final = 3
 
 
 def read_source(
@@ -85,7 +85,10 @@ def _of_kind(segments: Iterable[Segment], kind: int) -> Iterator[Segment]:
 
 
 def confirm_open(source: Source, all_slots: Sequence[Slots], *, is_last_try: bool) -> bool:
-    """See that what is open in the copy still is, parents first; False if some of it has gone elsewhere meanwhile."""
+    """See that what is open in the copy still is, parents first; False if some of it has gone elsewhere meanwhile.
+
+    At the last try that is noted in `moved`: it was open when the copy was taken, and nobody knows how it stands now.
+    """
     places = sorted((slots.sequences[row], index, row) for index, slots in enumerate(all_slots) for row in slots.open)
     for sequence, index, row in places:
         slots = all_slots[index]
@@ -102,8 +105,8 @@ def confirm_open(source: Source, all_slots: Sequence[Slots], *, is_last_try: boo
             slots.end(row, fields[11] >> _format.STATUS_SHIFT)
         elif not is_last_try:
             return False
-        elif not is_same:
-            slots.drop({row})
+        else:
+            slots.moved.add(row)
     return True
 
 

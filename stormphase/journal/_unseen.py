@@ -57,7 +57,7 @@ def _judged(all_slots: Sequence[Slots]) -> dict[int, list[_Judged]]:
     for slots in all_slots:
         for row in slots.open:
             entered_ns, parent, _, _, lane, _, _, _, sequence, *_ = slots.fields(row)
-            if not _was_ever_paused(slots, row):
+            if row not in slots.moved and not _was_ever_paused(slots, row):
                 judged.setdefault(lane, []).append((sequence, parent, entered_ns))
     for lane_phases in judged.values():
         lane_phases.sort()
