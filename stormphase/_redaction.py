@@ -1,0 +1,183 @@
+"""Takes secrets out of text before it is stored or sent: captured lines, attributes, error messages and tracebacks.
+
+It looks for the values of environment variables whose names look like credentials, for `key=value` and `"key": "value"`
+with such keys, for bearer and basic tokens, for passwords in URLs, for tokens of well-known shapes, for private keys,
+and for what the user gives. It is a net, not a proof: a secret that looks like any other word passes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from stormphase.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+REDACTED: Final = "[redacted]"
+SHORTEST_VALUE: Final = 8
+"""Values of environment variables shorter than this are left: they would be found in innocent words."""
+_DEEPEST: Final = 8
+
+# `pass` and `key` alone are no credentials: "3 passed", "keyboard".
+_WORDS: Final = (
+    r"(?:api|access|account|app|auth|client|private|secret|service|session|signing|storage|encryption)"
+    r"[_\-. ]?(?:key|token|secret|pwd|password)(?![a-z])"
+    r"|passw(?:or)?d|passphrase|(?<![a-z])pwd(?![a-z])|secret|credential|(?<![a-z])token(?!s|iz|_?(?:count|id|len|num|per))"
+    r"|(?<![a-z])auth(?:orization)?(?![a-z])|(?<![a-z])(?:set-)?cookie(?![a-z])|(?<![a-z])sas(?![a-z])|connection_?string"
+)
+_CREDENTIAL_NAME: Final = re.compile(_WORDS, re.IGNORECASE)
+_HINTS: Final = re.compile(
+    r"key|token|secret|pwd|passw|passph|credential|auth|bearer|basic|cookie|sas|connection|://|BEGIN|[A-Za-z]{2,4}[_-]|eyJ|AKIA|ASIA|AIza",
+    re.IGNORECASE,
+)
+
+_PATTERNS: Final = (
+    # Whole lines that are part of a private key, and its begin and end.
+    re.compile(r"(?P<keep>-----BEGIN [A-Z ]*PRIVATE KEY-----)(?P<secret>[\s\S]*?)(?=-----END|\Z)"),
+    # The scheme and what follows it: `Authorization: Bearer abc`, `authorization="Basic abc"`.
+    re.compile(r"(?P<keep>\b(?:bearer|basic|digest|negotiate)\s+)(?P<secret>[A-Za-z0-9._~+/=:-]{6,})", re.IGNORECASE),
+    # https://user:password@host, and https://token@host
+    re.compile(
+        r"(?P<keep>\b[a-z][a-z0-9+.-]{0,20}://[^\s:/@'\"]{0,200}:)(?P<secret>[^\s/@'\"]{1,400})(?=@)", re.IGNORECASE
+    ),
+    re.compile(r"(?P<keep>\bhttps?://)(?P<secret>[^\s:/@'\"]{16,400})(?=@)", re.IGNORECASE),
+    # password=..., --api-key ..., "token": "..."
+    re.compile(
+        rf"""(?P<keep>(?:{_WORDS})[\w-]{{0,40}}["']?\s{{0,8}}(?:=>|:=|[=:])\s{{0,8}})"""
+        r"""(?P<secret>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|b'[^']*'|(?!(?:bearer|basic|digest|negotiate)\s|\[redacted\])[^\s,;&"')\]}]+)""",
+        re.IGNORECASE,
+    ),
+    # The bounds on repetition keep the time linear, whatever a line has in it.
+    re.compile(
+        rf"""(?P<keep>--[\w-]{{0,40}}(?:{_WORDS})[\w-]{{0,40}}\s{{1,8}})(?P<secret>"[^"]*"|'[^']*'|[^\s"'-][^\s"']*)""",
+        re.IGNORECASE,
+    ),
+    # Tokens that say by their shape what they are.
+    re.compile(
+        r"(?P<keep>\b)(?P<secret>gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{16,}"
+        r"|sk-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|npm_[A-Za-z0-9]{20,}"
+        r"|pypi-[\w-]{20,}|dop_v1_[a-f0-9]{20,}|eyJ[\w-]{8,2000}\.[\w-]{8,}\.[\w-]*)"
+    ),
+)
+_NOT_SECRET: Final = frozenset({"", '""', "''", "none", "null", "true", "false", "...", "***", REDACTED.lower()})
+
+T = TypeVar("T")
+
+
+class Redactor:
+    """Replaces secrets by `[redacted]`. Thread-safe: nothing in it changes once it is made.
+
+    Args:
+        environ: whose credentials to look for; by default none. Only values of at least 8 characters are.
+        patterns: regular expressions of the user's; all that matches goes, or only the group named `secret` if there is
+            one.
+
+    Raises:
+        ConfigurationError: if a pattern is no regular expression, or matches the empty text.
+    """
+
+    __slots__ = ("_literals", "_patterns")
+
+    def __init__(
+        self, *, environ: Mapping[str, str] | None = None, patterns: Iterable[str | re.Pattern[str]] = ()
+    ) -> None:
+        """Compile all of it."""
+        self._patterns = tuple(
+            _compiled(pattern) for pattern in ((patterns,) if isinstance(patterns, str) else patterns)
+        )
+        values = sorted(_credentials(environ or {}), key=len, reverse=True)
+        self._literals = re.compile("|".join(map(re.escape, values))) if values else None
+
+    def text(self, text: str) -> str:
+        """Return `text` without its secrets."""
+        if self._literals is not None:
+            text = self._literals.sub(REDACTED, text)
+        for pattern in self._patterns:
+            text = pattern.sub(_user_part, text)
+        if _HINTS.search(text) is None:
+            return text
+        for pattern in _PATTERNS:
+            text = pattern.sub(_known_part, text)
+        return text
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """Return an attribute's value without secrets, also those deep in lists and mappings."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict) and depth < _DEEPEST:
+            return {key: self.item(key, each, depth + 1) for key, each in value.items()}
+        if type(value) in (list, tuple) and depth < _DEEPEST:
+            return type(value)(self.value(each, depth + 1) for each in value)
+        return value
+
+    def item(self, key: Any, value: Any, depth: int = 0) -> Any:
+        """Return a value without secrets, and nothing of it where its key says that it is one."""
+        if isinstance(key, str) and is_credential_name(key) and isinstance(value, (str, bytes)):
+            return REDACTED if len(value) and str(value).lower() not in _NOT_SECRET else value
+        return self.value(value, depth)
+
+    def mapping(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return attributes without their secrets; those whose key looks like a credential lose the whole value."""
+        return {key: self.item(key, value) for key, value in values.items()}
+
+
+def is_credential_name(name: str) -> bool:
+    """Whether a variable, key or parameter of this name would hold a secret."""
+    return _CREDENTIAL_NAME.search(_with_words_parted(name)) is not None
+
+
+def _with_words_parted(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+
+
+def _credentials(environ: Mapping[str, str]) -> set[str]:
+    found = set()
+    for name, value in environ.items():
+        value = value.strip()  # noqa: PLW2901 - as it is printed
+        if (
+            len(value) >= SHORTEST_VALUE
+            and not _is_path(value)
+            and (is_credential_name(name) or name.upper().endswith("_KEY"))
+        ):
+            found.add(value)
+    return found
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value is where a secret lies, and not the secret: SSH_AUTH_SOCK, TOKEN_FILE."""
+    return value.startswith(("/", "./", "~/", "\\")) and "\n" not in value
+
+
+def _known_part(found: re.Match[str]) -> str:
+    secret = found["secret"].lower().strip("\"'")
+    # A tokenizer's "next_token: 50256" is none.
+    if secret in _NOT_SECRET or (secret.isdecimal() and "token" in found["keep"].lower()):
+        return found[0]
+    quote = found["secret"][0] if found["secret"][0] in "\"'" else ""
+    return f"{found['keep']}{quote}{REDACTED}{quote}"
+
+
+def _user_part(found: re.Match[str]) -> str:
+    if "secret" not in found.re.groupindex:
+        return REDACTED
+    start, end = found.span("secret")
+    if start < 0:
+        return found[0]
+    return found[0][: start - found.start()] + REDACTED + found[0][end - found.start() :]
+
+
+def _compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern)
+        problem = "matches the empty text" if compiled.search("") is not None else None
+    except (re.error, TypeError) as error:
+        problem = f"is no regular expression: {error}"
+    if problem is not None:
+        raise ConfigurationError(
+            f"The pattern {pattern!r:.60} {problem}.",
+            setting="redact",
+            fix=r'Write redact=(r"customer-\d+",), or with a group for the secret part: r"card (?P<secret>\d{16})".',
+        )
+    return compiled

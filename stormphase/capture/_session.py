@@ -1,0 +1,366 @@
+"""One session's captured output: which phase a text belongs to, and what is kept of it until it is taken."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections import deque
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final
+
+from stormphase._model import PhaseStatus
+from stormphase._phase import FINAL, PhaseHandle
+from stormphase._redaction import Redactor
+from stormphase.capture._board import BOARD
+from stormphase.capture._cells import NO_CELL, ignore
+from stormphase.capture._lines import NOTHING, TRACEBACK, CapturedOutput
+from stormphase.capture._output import PhaseOutput
+from stormphase.capture._state import origins_here
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stormphase._lanes import Lane, LaneSet
+    from stormphase.capture._cells import Cell
+    from stormphase.capture._options import CaptureOptions
+    from stormphase.capture._output import Entry
+
+MAX_OUTPUTS: Final = 4_096
+MAX_TOTAL_BYTES: Final = 67_108_864
+_SWEEP_EVERY: Final = 64
+_RECENT: Final = 256
+_SECONDS_KEPT: Final = 64
+_OUTSIDE: Final = 0  # Sequences start at 1.
+
+
+class _NoPhase:
+    """Stands for the phase of what is said outside of all: open for as long as the session captures."""
+
+    __slots__ = ("_status",)
+
+    def __init__(self) -> None:
+        self._status: PhaseStatus = PhaseStatus.ACTIVE
+
+
+class CaptureSession:
+    """Captures for one session, from `install` to `remove`. Thread-, task-, signal- and fork-safe.
+
+    What is said belongs to the innermost open phase of the context it is said in: the thread's or task's own, else the
+    one that was open where the task was made, where the context was copied (`asyncio.to_thread`), where the work was
+    submitted to a `ThreadPoolExecutor`, or where the thread was started. If that one has ended it belongs to the
+    nearest one above it that is open, and if there is none to no phase.
+
+    Args:
+        lanes: the session's lanes.
+        options: how to capture.
+        captures_all: whether phases are captured unless they say otherwise, or only those that say so.
+        environ: whose credentials must not be stored; by default the process's.
+        keeps_outside: whether what is said outside of all phases is kept as well: `output_of(None)`.
+    """
+
+    def __init__(
+        self,
+        lanes: LaneSet,
+        options: CaptureOptions,
+        *,
+        captures_all: bool = True,
+        environ: Mapping[str, str] | None = None,
+        keeps_outside: bool = True,
+    ) -> None:
+        """Capture nothing yet."""
+        self.options = options
+        self.captures_all = captures_all
+        self.log_level = options.log_level
+        self.redactor = Redactor(environ=os.environ if environ is None else environ, patterns=options.redact)
+        self._keeps_outside = keeps_outside
+        self._lanes = lanes
+        self._now = lanes.now
+        self._value: Callable[[], Any] = lanes.carrier.variable.get
+        self._no_phase = _NoPhase()
+        self._tap: Callable[[PhaseHandle | None, int, str, str], object] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._outputs: dict[int, PhaseOutput] = {}
+        self._finished: dict[int, CapturedOutput] = {}
+        self._recent: deque[PhaseOutput] = deque(maxlen=_RECENT)
+        self._made = 0
+        self._take_lock = threading.Lock()
+        self._bytes_by_second: dict[int, int] = {}
+        self._dropped_outputs = 0
+        self._cut_lines = 0
+        self._cut_bytes = 0
+        self._late_lines = 0
+        self._errors = 0
+
+    # From install to remove
+
+    def install(self) -> None:
+        """Begin to capture: the first session of a process hooks into streams, logging, warnings and threads.
+
+        A second call does nothing.
+        """
+        self._no_phase._status = PhaseStatus.ACTIVE
+        BOARD.install(self)
+
+    def remove(self) -> None:
+        """Capture no more; the last session of a process leaves everything as it was. What is kept can be taken yet."""
+        BOARD.remove(self)
+        self._no_phase._status = PhaseStatus.ABANDONED
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it captures now."""
+        return self in BOARD.sessions
+
+    def after_fork_in_child(self) -> None:
+        """Start anew in a forked child: what was said until then is the parent's."""
+        self._reset()
+        BOARD.forget()
+
+    def tap(self, listener: Callable[[PhaseHandle | None, int, str, str], object] | None) -> None:
+        """Have every text told to `listener` at once, by the thread that says it: what must survive a SIGKILL.
+
+        It is called with the phase (None outside of all), the monotonic time in ns, the stream and the text as it was
+        written, not redacted: pieces of lines for "stdout" and "stderr". It must not write to either. Printing is
+        slower while there is one.
+        """
+        self._tap = listener
+        BOARD.forget()
+
+    # What was said
+
+    def note_text(self, stream: str, text: Any, *, is_binary: bool) -> Cell:
+        """Keep what the calling thread has written, and return how it may do so itself the next time; never raises."""
+        try:
+            return self._note_text(stream, text, is_binary=is_binary)
+        except Exception:  # noqa: BLE001 - a str or bytes class of the user's own may do anything
+            self._errors += 1
+            return NO_CELL
+
+    def _note_text(self, stream: str, text: Any, *, is_binary: bool) -> Cell:
+        value = self._value()
+        phase, is_of_context = self._phase_here()
+        outputs = self._outputs_for(phase)
+        when_ns = self._now()
+        thread_id = get_ident()
+        feed = None
+        for output in outputs:
+            feed = output.feed(thread_id, stream, is_binary=is_binary)
+            piece = feed.decoded(text) if is_binary else str.__str__(text)
+            output.add(feed, when_ns, piece)
+            if self._tap is not None and output is outputs[0]:
+                self._tap(phase, when_ns, stream, piece)
+        if is_binary or not is_of_context or self._tap is not None or len(outputs) > 1:
+            return NO_CELL
+        holder: Any = self._no_phase if phase is None else phase
+        if feed is None:
+            return (self._value, value, holder, thread_id, ignore, ignore, self._now, object, (thread_id, ignore))
+        add = feed.pieces.append
+        make_room = functools.partial(outputs[0].make_room, feed)
+        return (
+            self._value,
+            value,
+            holder,
+            thread_id,
+            add,
+            feed.stamps.append,
+            self._now,
+            make_room,
+            (thread_id, add),
+        )
+
+    def note_lines(self, stream: str, level: int, text: str) -> None:
+        """Keep whole lines that the calling thread has said: a log record, a warning; never raises."""
+        try:
+            phase, _ = self._phase_here()
+            when_ns = self._now()
+            outputs = self._outputs_for(phase)
+            for output in outputs:
+                output.add_lines(when_ns, stream, level, text)
+            if outputs and self._tap is not None:
+                self._tap(phase, when_ns, stream, text)
+        except Exception:  # noqa: BLE001 - as above
+            self._errors += 1
+
+    def wants_here(self) -> bool:
+        """Whether what the caller says would be kept."""
+        return bool(self._outputs_for(self._phase_here()[0]))
+
+    def phase_here(self) -> PhaseHandle | None:
+        """Return the phase to which what the caller says belongs; None outside of all."""
+        return self._phase_here()[0]
+
+    def _phase_here(self) -> tuple[PhaseHandle | None, bool]:
+        """Return the caller's phase, and whether that holds for as long as its context and that phase stay."""
+        phase = self._lanes.carrier.current_phase()
+        if phase is not None and phase._status is not PhaseStatus.ACTIVE:
+            phase = _open_above(phase)
+        if phase is not None:
+            return (None, True) if phase._lane.is_inherited else (phase, True)
+        lane = self._lane_here()
+        if lane is not None and isinstance(top := lane.top, PhaseHandle):
+            return top, False  # Entered in another context of this very lane.
+        origin = origins_here().get(id(self))
+        if origin is not None and not origin._lane.is_inherited:
+            return _open_above(origin), True
+        return None, True
+
+    def _lane_here(self) -> Lane | None:
+        lanes = self._lanes
+        # Never made: a thread that only prints needs none.
+        return None if lanes.local.lane is None else lanes.lane_of_caller()
+
+    # Where it is kept
+
+    def _outputs_for(self, phase: PhaseHandle | None) -> tuple[PhaseOutput, ...]:
+        if phase is None:
+            return (self._output(None),) if self.captures_all and self._keeps_outside else ()
+        if not self._is_captured(phase):
+            return ()
+        if not self.options.inclusive:
+            return (self._output(phase),)
+        found = []
+        above: PhaseHandle | None = phase
+        while above is not None:
+            if above._status not in FINAL and self._is_captured(above):
+                found.append(self._output(above))
+            above = above.parent
+        return tuple(found)
+
+    def _is_captured(self, phase: PhaseHandle) -> bool:
+        above: PhaseHandle | None = phase
+        while above is not None:
+            extra = above._extra
+            if extra is not None and extra.capture is not None:
+                return extra.capture is not False
+            above = above.parent
+        return self.captures_all
+
+    def _output(self, phase: PhaseHandle | None) -> PhaseOutput:
+        key = _OUTSIDE if phase is None else phase._sequence
+        output = self._outputs.get(key)
+        if output is None:
+            self._made += 1
+            if self._made % _SWEEP_EVERY == 0:
+                self._sweep()
+            output = self._outputs.setdefault(key, PhaseOutput(phase, self.options.max_bytes))
+        output.phase = phase  # Another thread or task may have acquired it: its new handle says when it ends.
+        return output
+
+    def _sweep(self) -> None:
+        """Bound what nobody takes: the oldest outputs of phases that have ended go, and are counted."""
+        outputs = list(self._outputs.items())
+        total = 0
+        for _, output in outputs:
+            if _has_ended(output):
+                output.settle()
+            total += output.size
+        count = len(outputs)
+        for key, output in outputs:
+            if count <= MAX_OUTPUTS - _SWEEP_EVERY and total <= MAX_TOTAL_BYTES:
+                return
+            if _has_ended(output) and self._outputs.pop(key, None) is not None:
+                self._dropped_outputs += 1
+                count -= 1
+                total -= output.size
+
+    # What becomes of it
+
+    def take(self, phase: PhaseHandle) -> CapturedOutput:
+        """Return the output of a phase that has ended, with the traceback if it failed by itself, and let go of it.
+
+        For sinks' workers, with the handle that they were given. Another sink that asks for the same phase soon after
+        gets the same; later it gets an output without lines. Never raises, and never waits for a thread that writes.
+        """
+        with self._take_lock:
+            known = self._finished.get(phase._sequence)
+            if known is not None:
+                return known
+            self._forward_late()
+            output = self._outputs.pop(phase._sequence, None)
+            finished = NOTHING
+            if output is not None:
+                self._recent.append(output)
+            elif _traceback_of(phase) is None or not self._is_captured(phase):
+                return finished
+            finished = self._finish(output or PhaseOutput(phase, self.options.max_bytes), phase)
+            self._finished[phase._sequence] = finished
+            if len(self._finished) > _RECENT:
+                self._finished.pop(next(iter(self._finished)))
+            return finished
+
+    def _finish(self, output: PhaseOutput, phase: PhaseHandle) -> CapturedOutput:
+        traceback = _traceback_of(phase)
+        if traceback is not None:
+            output.add_lines(phase._ended_ns, TRACEBACK, 0, traceback.rstrip("\n"))
+        kept = output.taken()
+        kept.sort()
+        kept.bound_rate(self._is_within_rate)
+        self._cut_lines += kept.cut_lines
+        self._cut_bytes += kept.cut_bytes
+        return kept.finished(self._lanes.anchor.to_wall_ns, self.redactor.text)
+
+    def output_of(self, scope_id: str | None) -> CapturedOutput:
+        """Return what is kept of a phase so far, open or ended, without letting go of it; None for outside of all.
+
+        Without lines if nothing is known of it. For people and tests; costs a look at every phase that has output.
+        """
+        for output in tuple(self._outputs.values()):
+            phase = output.phase
+            if (None if phase is None else phase.scope_id) == scope_id:
+                kept = output.seen()
+                kept.sort()
+                return kept.finished(self._lanes.anchor.to_wall_ns, self.redactor.text)
+        return NOTHING
+
+    def _is_within_rate(self, when_ns: int, size: int) -> bool:
+        second = when_ns // 1_000_000_000
+        spent = self._bytes_by_second.get(second, 0)
+        if spent + size > self.options.max_bytes_per_s:
+            return False
+        self._bytes_by_second[second] = spent + size
+        if len(self._bytes_by_second) > _SECONDS_KEPT:
+            del self._bytes_by_second[min(self._bytes_by_second)]
+        return True
+
+    def _forward_late(self) -> None:
+        """Give what a thread wrote while its phase was being taken to the nearest open phase above."""
+        for output in tuple(self._recent):
+            entries: list[Entry] = output.leftovers()
+            if not entries:
+                continue
+            self._late_lines += len(entries)
+            above = None if output.phase is None else _open_above(output.phase)
+            for entry in entries:
+                for target in self._outputs_for(above)[:1]:
+                    target.add_lines(entry.when_ns, entry.stream, entry.level, entry.text)
+
+    def stats(self) -> dict[str, int]:
+        """Return counts: outputs kept, and dropped since nobody took them; lines and bytes cut; late lines; errors."""
+        return {
+            "outputs": len(self._outputs),
+            "dropped_outputs": self._dropped_outputs,
+            "cut_lines": self._cut_lines,
+            "cut_bytes": self._cut_bytes,
+            "late_lines": self._late_lines,
+            "errors": self._errors,
+        }
+
+
+def _open_above(phase: PhaseHandle) -> PhaseHandle | None:
+    """Return the phase, or the nearest one above it, that is open."""
+    above: PhaseHandle | None = phase
+    while above is not None and above._status is not PhaseStatus.ACTIVE:
+        above = above.parent
+    return above
+
+
+def _has_ended(output: PhaseOutput) -> bool:
+    return output.phase is not None and output.phase._status in FINAL
+
+
+def _traceback_of(phase: PhaseHandle) -> str | None:
+    extra = phase._extra
+    return None if extra is None or extra.error is None else extra.error.traceback

@@ -1,0 +1,53 @@
+"""What capture knows of each thread: whether it is to look away, and under which phases its work was given to it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from stormphase._phase import PhaseHandle
+
+
+class ThreadState(threading.local):
+    """What capture knows of the calling thread.
+
+    Attributes:
+        silent: how many of our own calls it is in, whose writes are seen already or are nobody's.
+        origins: the phase of each session (by its id) that was open where the thread was started, or where the work was
+            submitted that it does now; None if that was not looked up yet.
+    """
+
+    silent: int = 0
+    origins: dict[int, PhaseHandle] | None = None
+
+
+STATE = ThreadState()
+ORIGINS_ATTRIBUTE = "_stormphase_origins"
+
+
+def origins_here() -> dict[int, PhaseHandle]:
+    """Return the phases under which the calling thread works, by session."""
+    origins = STATE.origins
+    if origins is None:
+        found: Any = getattr(threading.current_thread(), ORIGINS_ATTRIBUTE, None)
+        origins = STATE.origins = found if isinstance(found, dict) else {}
+    return origins
+
+
+class Silence:
+    """A block whose writes are not captured: a log record's own way to the terminal, say. Reusable, nestable."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Look away, in this thread."""
+        STATE.silent += 1
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Look again."""
+        STATE.silent -= 1

@@ -1,0 +1,158 @@
+"""Secrets are taken out of text before it is stored or sent."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stormphase._redaction import REDACTED, Redactor, is_credential_name
+from stormphase.exceptions import ConfigurationError
+
+SECRETS = {
+    "token=abc123": "token=[redacted]",
+    "Authorization: Bearer abcdefgh.xyz": "Authorization: Bearer [redacted]",
+    "authorization='Basic dXNlcjpwYXNz'": "authorization='[redacted]'",
+    "https://bob:pw12@host/x": "https://bob:[redacted]@host/x",
+    "postgresql+psycopg://u:p%40ss@db:5432/x": "postgresql+psycopg://u:[redacted]@db:5432/x",
+    "git clone https://0123456789abcdef0123@host/x": "git clone https://[redacted]@host/x",
+    '{"api_key": "zzz", "a":1}': '{"api_key": "[redacted]", "a":1}',
+    "{'password': 'it\\'s', 'b': 2}": "{'password': '[redacted]', 'b': 2}",
+    "--password hunter2 -v": "--password [redacted] -v",
+    "--api-key=hunter2 -v": "--api-key=[redacted] -v",
+    "AWS_SECRET_ACCESS_KEY=abcd x": "AWS_SECRET_ACCESS_KEY=[redacted] x",
+    "clientSecret: 'a b c', d=2": "clientSecret: '[redacted]', d=2",
+    "key sk-abcdefghijklmnopqrstuv": "key [redacted]",
+    "use ghp_0123456789abcdefghijABCDEFGHIJ now": "use [redacted] now",
+    "hf_abcdefghijklmnopqrst": REDACTED,
+    "AKIAABCDEFGHIJKLMNOP": REDACTED,
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl": REDACTED,
+    "-----BEGIN RSA PRIVATE KEY-----\nabc\ndef\n-----END RSA PRIVATE KEY-----": (
+        "-----BEGIN RSA PRIVATE KEY-----[redacted]-----END RSA PRIVATE KEY-----"
+    ),
+}
+INNOCENT = (
+    "tokens=1234",
+    "tokenizer: bert",
+    "max_tokens=500 token_count=5 num_tokens: 7",
+    "next_token: 50256",
+    "password: None",
+    "auth=False",
+    "author: Bob, authority: x",
+    "3 passed, 1 failed",
+    "keyboard = 3, monkey=4",
+    "loss: 0.3 step: 4",
+    "https://host:8080/path?x=1",
+    "user@example.org",
+    "compass=1",
+)
+
+
+@pytest.mark.parametrize(("text", "expected"), SECRETS.items())
+def test_secrets_go(text: str, expected: str) -> None:
+    """What looks like a credential is replaced, and what stands around it is left."""
+    assert expected == Redactor().text(text)
+
+
+@pytest.mark.parametrize("text", INNOCENT)
+def test_innocent_text_stays(text: str) -> None:
+    """A training log's tokens and authors are no secrets."""
+    assert text == Redactor().text(text)
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_redaction_is_stable(text: str) -> None:
+    """Text that went through twice is as after once: sinks behind each other do no harm."""
+    once = Redactor().text(text)
+    assert once == Redactor().text(once)
+
+
+def test_credentials_of_the_environment_go_wherever_they_stand() -> None:
+    """The value of a variable with a credential's name is a secret, also without its name beside it."""
+    environ = {
+        "HF_TOKEN": "tops3cret/value",
+        "DB_PASSWORD": "short",
+        "HOME": "/home/bob",
+        "SSH_AUTH_SOCK": "/run/agent",
+    }
+    redactor = Redactor(environ=environ)
+    assert f"said {REDACTED}!" == redactor.text("said tops3cret/value!")
+    assert "short /home/bob /run/agent" == redactor.text("short /home/bob /run/agent")
+
+
+def test_longer_values_go_first() -> None:
+    """Of two secrets, one of which begins with the other, nothing is left."""
+    redactor = Redactor(environ={"A_TOKEN": "abcdefgh", "B_TOKEN": "abcdefgh-ijk"})
+    assert REDACTED == redactor.text("abcdefgh-ijk")
+
+
+def test_users_patterns_go() -> None:
+    """A pattern takes all that it matches, or its group named secret."""
+    redactor = Redactor(patterns=[r"customer-\d+", re.compile(r"card (?P<secret>\d+)")])
+    assert f"{REDACTED} card {REDACTED}" == redactor.text("customer-17 card 4444")
+
+
+@pytest.mark.parametrize("pattern", ["(", "x*", 3])
+def test_a_wrong_pattern_is_an_error_at_the_start(pattern: object) -> None:
+    """What is no expression, or would match everywhere, is said before anything runs."""
+    with pytest.raises(ConfigurationError, match="redact=") as caught:
+        Redactor(patterns=[pattern])
+    assert "redact" == caught.value.setting
+
+
+def test_attributes_lose_secrets_by_key_and_by_value() -> None:
+    """A credential's key takes the whole value, also deep inside; numbers and other keys stay."""
+    values = {
+        "apiKey": "x",
+        "tokens": 5,
+        "note": ["token=1x", 2],
+        "db": {"password": "p", "host": "h"},
+        "url": "x://a:b@c",
+    }
+    expected = {
+        "apiKey": REDACTED,
+        "tokens": 5,
+        "note": [f"token={REDACTED}", 2],
+        "db": {"password": REDACTED, "host": "h"},
+        "url": f"x://a:{REDACTED}@c",
+    }
+    assert expected == Redactor().mapping(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("OPENAI_API_KEY", True),
+        ("accessToken", True),
+        ("pwd", True),
+        ("key", False),
+        ("token_count", False),
+        ("path", False),
+    ],
+)
+def test_names_of_credentials(name: str, expected: bool) -> None:
+    """A name says whether its value is a secret."""
+    assert expected is is_credential_name(name)
+
+
+@given(st.text())
+def test_any_text_passes(text: str) -> None:
+    """Nothing raises, whatever was printed."""
+    assert isinstance(Redactor(environ={"X_TOKEN": "12345678"}).text(text), str)
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 20_000, "token" * 4_000, "-" * 20_000, "a.a" * 7_000 + "://", "eyJ" * 7_000, "=" * 20_000]
+)
+def test_hostile_text_is_read_in_one_go(text: str) -> None:
+    """No text makes an expression look again and again at the same place: this would not end within the test's time."""
+    assert isinstance(Redactor().text(f"key {text} token"), str)
+
+
+def test_a_redactor_is_plain_data() -> None:
+    """It can be sent to a worker process."""
+    again = pickle.loads(pickle.dumps(Redactor(patterns=["abc"])))  # noqa: S301 - our own
+    assert REDACTED == again.text("abc")
