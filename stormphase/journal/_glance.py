@@ -1,6 +1,6 @@
 """Looks at one journal again and again, at a small price: what its process has open and how it stands, no totals.
 
-Only the header and the segments that are in use are read, and strings only once; what is folded stays where it is.
+Only the header and the segments in which phases may be open are read, and strings only once.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from stormphase.journal._story import confirm_open, latest_ns, open_phases
 from stormphase.journal._unseen import unseen_ends
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from stormphase.journal._slots import Slots
     from stormphase.journal._source import Source
 
 _MAX_READINGS: Final = 3
@@ -46,6 +48,7 @@ class Glance:
         self._path = path
         self._strings: dict[int, tuple[int, Segment]] = {}
         self._names: Names | None = None
+        self._finished: set[tuple[int, int]] = set()
 
     def look(self) -> JournalImage:
         """Return what the journal says now of the process and of what it has open.
@@ -68,6 +71,7 @@ class Glance:
             settle(all_slots)
             if confirm_open(source, all_slots, is_last_try=reading == _MAX_READINGS):
                 break
+        self._note_finished(all_slots)
         header = parse_header(header_data, str(self._path), damage)
         phases = Phases(all_slots, self._known_names(damage), header.id_base, damage)
         opened, _ = open_phases(all_slots, phases, unseen_ends(all_slots, phases.find), damage)
@@ -98,20 +102,35 @@ class Glance:
         """Return the segments of phases that are in use, by serial; take note of new strings."""
         (allocated,) = _U64.unpack_from(header, _format.ALLOCATED)
         found = []
+        still_finished = set()
         for number in range(_format.FIRST_SEGMENT, min(allocated, MAX_SEGMENTS)):
             offset = number * _format.SEGMENT
             start = source.read(offset, _WORDS.size)
             if len(start) < _WORDS.size:
                 break
             serial, kind_and_state = _WORDS.unpack(start)
-            if kind_and_state == _PHASES_IN_USE:
+            if kind_and_state == _PHASES_IN_USE and (offset, serial) in self._finished:
+                still_finished.add((offset, serial))
+            elif kind_and_state == _PHASES_IN_USE:
                 data = source.read(offset, _format.SEGMENT).ljust(_format.SEGMENT, b"\0")
                 # It may have been folded or cleared between the two reads.
                 if data.startswith(start):
                     found.append(Segment(offset, serial, _format.PHASES, is_folded=False, data=data))
             elif kind_and_state == _STRINGS_IN_USE:
                 self._note_strings(source, offset, serial)
+        self._finished = still_finished
         return sorted(found, key=lambda segment: segment.serial)
+
+    def _note_finished(self, all_slots: Sequence[Slots]) -> None:
+        """Remember which segments have nothing open and never will: a thread enters phases into its newest one only."""
+        newest: dict[int, int] = {}
+        for slots in all_slots:  # by serial
+            newest[_thread_id(slots)] = slots.segment.serial
+        self._finished.update(
+            (slots.segment.offset, slots.segment.serial)
+            for slots in all_slots
+            if not slots.open and slots.segment.serial != newest[_thread_id(slots)]
+        )
 
     def _note_strings(self, source: Source, offset: int, serial: int) -> None:
         length = source.read(offset + _format.TEXT_LENGTH, _U64.size)
@@ -127,3 +146,7 @@ class Glance:
             segments = sorted((segment for _, segment in self._strings.values()), key=lambda segment: segment.serial)
             self._names = Names(segments, damage)
         return self._names
+
+
+def _thread_id(slots: Slots) -> int:
+    return int(_format.SEGMENT_HEADER.unpack_from(slots.segment.data)[2])
