@@ -1,7 +1,7 @@
 """Copies what a journal holds while its process may be writing it: so that segments and totals belong together.
 
 The protocol is that of docs/journal-format.md, "Reading a file that is being written". A copy that has to be taken
-again costs little: what is folded and unchanged is kept.
+again costs little: all is kept but what tells how segments and totals belong together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _AT_ONCE: Final = 64  # segments
 _U64: Final = struct.Struct("<Q")
 _PAIR: Final = struct.Struct("<QQ")
 _NEVER_USED: Final = bytes(16)
-_IS_FOLDED: Final = _format.PHASES | _format.FOLDED << 8
 _STATES_READ: Final = (_format.IN_USE, _format.FOLDED)
 _STATES_PASSED_OVER: Final = (_format.UNUSED, _format.CLEARING)
 _KINDS: Final = (_format.PHASES, _format.STRINGS, _format.TOTALS, _format.STACKS)
@@ -143,15 +142,28 @@ def _copy_all(source: Source, allocated: int) -> dict[int, bytes]:
 
 
 def _copy_again(source: Source, allocated: int, kept: dict[int, bytes]) -> None:
+    """Copy what has changed and must be of one moment: the totals, which segments are in them, and what was moved.
+
+    The others' phases may be of the moment before: none of them is in the totals.
+    """
     for number in range(_format.FIRST_SEGMENT, allocated):
         offset = number * _format.SEGMENT
-        start = source.read(offset, _PAIR.size)
-        if start == bytes(len(start)):
+        start = source.read(offset, _format.FIRST_SLOT)
+        if start[: len(_NEVER_USED)] == _NEVER_USED[: len(start)]:
             kept.pop(offset, None)
             continue
         old = kept.get(offset)
-        if old is None or old[: len(start)] != start or _PAIR.unpack_from(old)[1] != _IS_FOLDED:
+        if old is None or not _is_still(start.ljust(_format.FIRST_SLOT, b"\0"), old):
             kept[offset] = _padded(source.read(offset, _format.SEGMENT))
+
+
+def _is_still(start: bytes, old: bytes) -> bool:
+    """Whether an old copy of a segment that begins with `start` will do."""
+    _, kind_and_state, _, _, flags, *_ = _format.SEGMENT_HEADER.unpack(start)
+    kind = kind_and_state & 0xFF
+    if kind == _format.PHASES:
+        return not flags & _format.MOVED and old.startswith(start[: _format.BLOBS_FROM])
+    return kind != _format.TOTALS and old.startswith(start)
 
 
 def _padded(data: bytes) -> bytes:

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 SLOTS: Final = (_format.SEGMENT - _format.FIRST_SLOT) // _format.SLOT
-ENTERED_AT, PARENT_AT, PATH_AT, LANE_AT, ENDED_AT, ON_TOP_AT = 0, 8, 24, 28, 48, 56
+ENTERED_AT, PARENT_AT, PATH_AT, LANE_AT, BLOB_AT, ENDED_AT, ON_TOP_AT = 0, 8, 24, 28, 32, 48, 56
 _SLOTS_AT_ONCE: Final = 32
 _COMMITS: Final = struct.Struct("<" + "40xQ16xQ" * SLOTS)
 _LAST_STATUS: Final = max(_format.STATUSES)
 _LATEST: Final = 2**62  # 146 years after the machine booted
 # A blob is read at most this often: for itself, for the names of what is under it, and for its pauses.
 _BLOB_BYTES: Final = 4 * _format.SEGMENT
+_ENVELOPE_BIT: Final = _format.IS_ENVELOPE << 32  # of the word in which offset, length and flags stand
 _PAUSED_NS: Final = b"paused_ns"
 
 
@@ -125,10 +126,12 @@ class Slots:
         if _PAUSED_NS not in data:
             return {}
         found = {}
-        for row in self.ended:
-            fields = self.fields(row)
-            if fields[7] & _format.IS_ENVELOPE and _PAUSED_NS in data[fields[5] : fields[5] + fields[6]]:
-                paused_ns = self.blob(fields[5], fields[6]).get("paused_ns", 0)
+        for row, word in zip(self.ended, self.of_ended(BLOB_AT, "Q"), strict=True):
+            if not word & _ENVELOPE_BIT:
+                continue
+            at, length = word & 0xFFFF, word >> 16 & 0xFFFF
+            if _PAUSED_NS in data[at : at + length]:
+                paused_ns = self.blob(at, length).get("paused_ns", 0)
                 if type(paused_ns) is int:
                     found[row] = paused_ns
         return found
