@@ -14,6 +14,8 @@ from stormphase.typing import Clock, Sink
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from stormphase.capture import CaptureOptions
+
 DISABLED_VARIABLE: Final = "STORMPHASE_DISABLED"
 SUMMARY_VARIABLE: Final = "STORMPHASE_SUMMARY"
 ALL_RANKS: Final = "all"
@@ -147,6 +149,19 @@ def _checked_bridge(bridge: Any) -> Any:
     )
 
 
+def _checked_capture(capture: object) -> CaptureOptions | None:
+    """Return how output is captured; None if only where a phase asks for it.
+
+    Raises:
+        ConfigurationError: if it is none of True, False, None, "context", "fd" and `CaptureOptions`.
+    """
+    if capture is None or capture is False:
+        return None
+    from stormphase.capture._options import checked_capture  # noqa: PLC0415 - only programs that capture load it
+
+    return checked_capture(capture)
+
+
 def _checked_level(level: int | str | None) -> int | None:
     return None if level is None else level_number(level)
 
@@ -164,6 +179,8 @@ class Settings:
     on_misuse: str = "raise"
     level: int | None = attrs.field(default=None, converter=_checked_level)
     summary: bool | str | None = attrs.field(default=None, converter=_checked_summary)
+    # CaptureOptions or None; that class is imported only where something is captured.
+    capture: Any = attrs.field(default=None, converter=_checked_capture)
     stop_on_sigterm: bool = False
     hang_factor: float | None = attrs.field(default=None, converter=_checked_factor)
     queue_bound: int = attrs.field(default=QUEUE_BOUND, converter=_checked_bound)

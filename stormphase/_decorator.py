@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from stormphase._ambient import AMBIENT, NOWHERE, Fixed, Holder, Nowhere, PhaseSource
 from stormphase._noop import NOOP
@@ -214,6 +214,7 @@ def phase(
     level: int | str | None = None,
     errors: Mapping[type[BaseException], ErrorPolicy] | None = None,
     sync: bool = False,
+    capture: bool | Literal["fd"] | None = None,
 ) -> LatePhase: ...
 
 
@@ -235,6 +236,8 @@ def phase(source: PhaseSource, name: str | F | None = None, **options: Any) -> L
         errors: what is made of an exception, by class, the most specific one first: "full", "reference" (never with a
             traceback) or "not_a_failure".
         sync: whether ranks wait for each other in it, as in a collective.
+        capture: True for this phase's output and that of those inside it, "fd" also for what C libraries and
+            subprocesses write, False for none; by default what the phase around it has, else the tracker.
         **options: those named above.
 
     Raises:

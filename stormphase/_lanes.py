@@ -239,6 +239,7 @@ class LaneSet:
         "noop",
         "notice_count",
         "now",
+        "on_capture",
         "on_first_sight",
         "on_misuse",
         "on_timed",
@@ -285,6 +286,7 @@ class LaneSet:
         self.enter_queues: tuple[Publish, ...] = ()
         self.exit_queues: tuple[Publish, ...] = ()
         self.quiet_queues: tuple[Publish, ...] = ()
+        self.on_capture: Callable[[bool | str], None] | None = None
         self.on_first_sight: Callable[[], None] | None = None
         self.on_timed: Callable[[], None] | None = None
         self.parked: set[PhaseHandle] = set()

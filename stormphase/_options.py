@@ -89,6 +89,7 @@ class Options:
     filter: Filter | None = None
     error_policy: ErrorPolicies | None = None
     sync: bool = False
+    capture: bool | Literal["fd"] | None = None
 
     @classmethod
     def of(
@@ -102,6 +103,7 @@ class Options:
         level: int | str | None = None,
         errors: Mapping[type[BaseException], ErrorPolicy] | None = None,
         sync: bool = False,
+        capture: bool | Literal["fd"] | None = None,
     ) -> Options:
         """Check each option, and keep it in the form that is cheap for each call."""
         if at_exit is not None and not callable(at_exit):
@@ -119,6 +121,7 @@ class Options:
             filter=Filter.of(filter, level),
             error_policy=None if errors is None else ErrorPolicies(errors),
             sync=bool(sync),
+            capture=_checked_capture(capture),
         )
 
 
@@ -146,6 +149,18 @@ def _checked_result(result: object) -> str | None:
         f"result must be True or the attribute's name, not {result!r:.40}.",
         setting="result",
         fix='Write result=True, or result="rows".',
+    )
+
+
+def _checked_capture(capture: object) -> bool | Literal["fd"] | None:
+    if capture is None or isinstance(capture, bool):
+        return capture
+    if capture == "fd":
+        return "fd"
+    raise ConfigurationError(
+        f"capture must be True, False or 'fd', not {capture!r:.40}.",
+        setting="capture",
+        fix="Write capture=True for what this phase prints and logs, or give options to PhaseTracker(capture=...).",
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from stormphase._enter import QuietName
 from stormphase._noop import NOOP
 from stormphase._options import ArgumentReader, signature_of
+from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from stormphase._phase import PhaseHandle
 
 AT_EXIT_ERRORS: Final = "at_exit_errors"
+CAPTURE_REFUSED: Final = "capture_refused"
 
 
 class FunctionSite:
@@ -54,6 +56,7 @@ class Recipe:
     __slots__ = (
         "_at_exit",
         "_attributes",
+        "_capture",
         "_code",
         "_error_policy",
         "_filter",
@@ -88,6 +91,7 @@ class Recipe:
         self._at_exit = options.at_exit
         self._result_key = options.result_key
         self._sync = options.sync
+        self._capture = options.capture
         self._signature = signature_of(function) if function is not None and options.at_exit is not None else None
         self._code = cast("CodeType | None", site)
         self._reader: ArgumentReader | None = None
@@ -103,7 +107,8 @@ class Recipe:
     @property
     def plainly(self) -> tuple[str, dict[str, Any] | None, bool, CodeType] | None:
         """What a phase is entered with where a call has nothing to it but enter and exit; None where it has."""
-        if self._reader is not None or self._filter is not None or self.has_ending or self._code is None:
+        is_plain = self._reader is None and self._filter is None and self._capture is None and not self.has_ending
+        if not is_plain or self._code is None:
             return None
         return self._name, self._attributes, self._sync, self._code
 
@@ -127,10 +132,26 @@ class Recipe:
             return phase
         if is_quiet:
             phase._extra_or_new().is_quiet = True
+        if self._capture is not None:
+            self._switch_capture(phase, self._capture)
         if self._code is not None:
             phase._code = self._code
             phase._instruction = 0
         return phase
+
+    @staticmethod
+    def _switch_capture(phase: PhaseHandle, wish: bool | str) -> None:  # noqa: FBT001 - what the user wrote
+        lanes = phase._lane.lanes
+        on_capture = lanes.on_capture
+        if on_capture is not None:
+            try:
+                on_capture(wish)
+            except ConfigurationError as error:
+                if lanes.on_misuse == "raise":
+                    phase.close(error=error)
+                    raise
+                lanes.counts.add(CAPTURE_REFUSED)
+        phase._extra_or_new().capture = wish
 
     def note_result(self, phase: PhaseHandle, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """Put on the phase what is known of a call that returned; never raises."""

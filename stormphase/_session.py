@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from stormphase import _claims, _configuration, _drain, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
+from stormphase._capturing import SessionCapture
 from stormphase._journaling import SessionJournal
 from stormphase._overdue import LearntLimits, OverdueWatch
 from stormphase._process import ProcessWatch
@@ -79,6 +80,7 @@ class Session:
         self._may_stop = [True]
         self._stopped = Latch()
         self._stopping_thread: int | None = None
+        self.capture = SessionCapture(settings.capture, environ)
         self._process = ProcessWatch(self._stop_at_exit, self._after_fork_in_child)
         self._sinks: SinkSet | None = None
         try:
@@ -129,6 +131,7 @@ class Session:
         self.journal.open(lanes, name=settings.name, bridge=bridge, started_ns=started_ns)
         self._process.install()
         self._sinks.connect()
+        self.capture.start(lanes)
         lanes.on_first_sight = self._at_first_sight
         lanes.on_timed = self._watch.start
         if self._sigterm is not None:
@@ -139,6 +142,7 @@ class Session:
         self._may_stop.clear()
         if self._sinks is not None:
             self._sinks.give_up()
+        self.capture.stop()
         self.journal.finish(0.0)
         self._leave_process()
         _claims.unclaim(self._claimed)
@@ -188,6 +192,7 @@ class Session:
             self._on_stop()
             self._watch.stop()
             self._close_lanes()
+            self.capture.stop()
             # One time for all, so that the summary and the session's span say the same.
             ended_ns = self.lanes.now()
             if self._summary is not None:
@@ -196,6 +201,7 @@ class Session:
             is_delivered = self.sinks.finish(timeout_s, outcome, ended_ns)
         finally:
             # Also when an impatient KeyboardInterrupt ends the wait.
+            self.capture.stop()
             self.sinks.give_up()
             self.journal.finish(_JOURNAL_TIMEOUT_S)
             self._leave_process()
@@ -259,6 +265,7 @@ class Session:
         if self.bridge is not None:
             self.bridge.after_fork_in_child()
         self.sinks.after_fork_in_child()
+        self.capture.after_fork_in_child()
         self.journal.after_fork_in_child()
         self._watch.after_fork_in_child()
         self._summary = None  # The parent prints it.
@@ -276,4 +283,5 @@ class Session:
             "journal": self.journal.stats(),
             "misuse": self.lanes.counts.to_dict(),
             "attributes": self.lanes.attribute_counts.to_dict(),
+            **self.capture.stats(),
         }

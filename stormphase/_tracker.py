@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stormphase import _ambient, _configuration, _decorator, _misuse
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
     from stormphase._record import PhaseRecord
+    from stormphase.capture import CaptureOptions, CaptureSession
     from stormphase.journal._options import JournalOptions
     from stormphase.typing import Clock, Sink
 
@@ -57,6 +58,8 @@ class PhaseTracker:
             docs/journal.md); by default `STORMPHASE_DIR`, else none.
         hang_factor: report a phase that has been open this many times longer than the 99th percentile of its path, and
             for 10 s at least, once 20 of that path have ended; None reports only those given a `timeout_s`.
+        capture: True for what is printed, logged and warned while phases are open, "fd" also for what C libraries and
+            subprocesses write, or `CaptureOptions` (see docs/capture.md); `tracker.phase(capture=True)` for one phase.
         queue_bound: how many boundaries each sink's queue holds; beyond that the oldest are dropped and counted.
         clock: where times come from; tests give their own.
 
@@ -79,6 +82,7 @@ class PhaseTracker:
         stop_on_sigterm: bool = False,
         hang_factor: float | None = None,
         queue_bound: int = _configuration.QUEUE_BOUND,
+        capture: CaptureOptions | bool | Literal["fd"] = False,
         journal: JournalOptions | str | os.PathLike[str] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -96,6 +100,7 @@ class PhaseTracker:
             stop_on_sigterm=stop_on_sigterm,
             hang_factor=hang_factor,
             queue_bound=queue_bound,
+            capture=capture,
             journal=journal,
             clock=SystemClock() if clock is None else clock,
         )
@@ -322,6 +327,11 @@ class PhaseTracker:
     def level(self) -> int | None:
         """The level below which phases are shown only if they fail; None for none."""
         return self._settings.level
+
+    @property
+    def capture(self) -> CaptureSession | None:
+        """What captures this session's output, once anything does; see docs/capture.md."""
+        return None if self._session is None else self._session.capture.session
 
     @property
     def recorder(self) -> PhaseRecorder:

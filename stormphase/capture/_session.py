@@ -114,6 +114,13 @@ class CaptureSession:
         """Whether it captures now."""
         return self in BOARD.sessions
 
+    def use_mode(self, mode: str) -> None:
+        """Capture in this mode from now on, if that sees more than the present one; until `remove`.
+
+        Raises:
+            ConfigurationError: if descriptors are to be captured, and another session of this process does that.
+        """
+
     def after_fork_in_child(self) -> None:
         """Start anew in a forked child: what was said until then is the parent's."""
         self._reset()
