@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, DefaultBridge
 from stormphase._filters import level_number
 from stormphase.exceptions import ConfigurationError
-from stormphase.typing import Clock, Sink
+from stormphase.typing import Clock, RecordStore, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,7 @@ DISABLED_VARIABLE: Final = "STORMPHASE_DISABLED"
 SUMMARY_VARIABLE: Final = "STORMPHASE_SUMMARY"
 ALL_RANKS: Final = "all"
 QUEUE_BOUND: Final = 131_072
+MAX_CORRELATION_CHARS: Final = 256
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
@@ -149,6 +150,39 @@ def _checked_bridge(bridge: Any) -> Any:
     )
 
 
+def _checked_store(store: Any) -> RecordStore | None:
+    """Return the store.
+
+    Raises:
+        ConfigurationError: if it is not None and lacks what a store must have: it is a path, or a class.
+    """
+    wanted = ("begin", "end", "query", "close")
+    if store is None or (not isinstance(store, type) and all(callable(getattr(store, name, None)) for name in wanted)):
+        return cast("RecordStore | None", store)
+    raise ConfigurationError(
+        f"store must be a RecordStore, not {store!r:.60}.",
+        setting="store",
+        fix='Write store=SqliteStore("runs.db"), with "from stormphase.stores import SqliteStore".',
+    )
+
+
+def _checked_correlation_id(correlation_id: Any) -> str | None:
+    """Return what else the run is known by.
+
+    Raises:
+        ConfigurationError: if it is neither None nor a string that is not blank and not too long.
+    """
+    if correlation_id is None:
+        return None
+    if isinstance(correlation_id, str) and correlation_id.strip() and len(correlation_id) <= MAX_CORRELATION_CHARS:
+        return correlation_id
+    raise ConfigurationError(
+        f"correlation_id must be a string of at most {MAX_CORRELATION_CHARS} characters, not {correlation_id!r:.60}.",
+        setting="correlation_id",
+        fix="Write the id by which others know this run, or leave it out.",
+    )
+
+
 def _checked_capture(capture: object) -> CaptureOptions | None:
     """Return how output is captured; None if only where a phase asks for it.
 
@@ -176,6 +210,8 @@ class Settings:
     world_size: int | None = None
     bridge: Bridge | DefaultBridge | None = attrs.field(default=DEFAULT_BRIDGE, converter=_checked_bridge)
     sinks: tuple[Sink, ...] = attrs.field(default=(), converter=_checked_sinks)
+    store: RecordStore | None = attrs.field(default=None, converter=_checked_store)
+    correlation_id: str | None = attrs.field(default=None, converter=_checked_correlation_id)
     on_misuse: str = "raise"
     level: int | None = attrs.field(default=None, converter=_checked_level)
     summary: bool | str | None = attrs.field(default=None, converter=_checked_summary)

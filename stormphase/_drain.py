@@ -178,6 +178,11 @@ class SinkWorker:
             request.answer(was_good=self._was_last_good)
         return request
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or was told to: nothing more is handed over."""
+        return self._is_over
+
     def _has_ended(self) -> bool:
         return self._is_over
 

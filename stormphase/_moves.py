@@ -209,7 +209,7 @@ def acquire(lanes: LaneSet, token: PhaseToken) -> PhaseHandle:
     return lanes.noop
 
 
-def retry(lanes: LaneSet, previous: PhaseHandle | PhaseRecord, attributes: Mapping[str, Any] | None) -> PhaseHandle:
+def retry(lanes: LaneSet, previous: Any, attributes: Mapping[str, Any] | None) -> PhaseHandle:
     """Enter a phase of the same name again, one attempt higher; NOOP after what is no phase, if that is only counted.
 
     Raises:

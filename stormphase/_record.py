@@ -50,7 +50,7 @@ class OutputLine:
 
     Attributes:
         time_ns: when it was written, in nanoseconds since the Unix epoch.
-        stream: "stdout", "stderr", "log", "warning" or "traceback".
+        stream: "stdout", "stderr", "log", "warning", "traceback", or "cut" for a line that says what was left out.
         text: the line, without its end.
     """
 

@@ -20,6 +20,8 @@ from stormphase._rank import ProcessFacts, detect_rank
 from stormphase._signals import SigtermHook
 from stormphase._sinks import SUMMARY, SinkSet
 from stormphase._summary import SessionSummary
+from stormphase.stores._feed import StoreFeed, open_store
+from stormphase.stores._owners import SessionFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -118,11 +120,13 @@ class Session:
             bridge.bind(lanes)
         self._has_learnt_limits = settings.hang_factor is not None
         self._summary = SessionSummary(settings.name, identity, lanes, started_ns=started_ns) if wants_summary else None
+        self._feed = self._store_feed(settings, environ, started_ns)
         learnt = None if settings.hang_factor is None else LearntLimits(settings.hang_factor)
         self._sinks = SinkSet(
             lanes,
             bridge=bridge,
             sinks=settings.sinks,
+            store=self._feed,
             summary=self._summary,
             learnt=learnt,
             queue_bound=settings.queue_bound,
@@ -136,6 +140,24 @@ class Session:
         lanes.on_timed = self._watch.start
         if self._sigterm is not None:
             self._sigterm.install()
+
+    def _store_feed(self, settings: Settings, environ: Mapping[str, str], started_ns: int) -> StoreFeed | None:
+        """Return what feeds the store, which can be used by then.
+
+        Raises:
+            ConfigurationError: if it cannot, and waiting would not help.
+        """
+        if settings.store is None:
+            return None
+        open_store(settings.store)
+        facts = SessionFacts.of(
+            self.identity,
+            name=settings.name,
+            started_ns=started_ns,
+            environ=environ,
+            wish=settings.correlation_id,
+        )
+        return StoreFeed(settings.store, self.lanes, facts, output_of=self.capture.lines_of)
 
     def _take_back(self) -> None:
         """Take back what a start that failed had begun."""
@@ -278,6 +300,7 @@ class Session:
     def stats(self) -> dict[str, Any]:
         """Return exact counts, as `PhaseTracker.stats` describes them."""
         return {
+            **({} if self._feed is None else {"store": self._feed.stats()}),
             "sinks": self.sinks.stats(),
             "bridge": {} if self.bridge is None else self.bridge.stats(),
             "journal": self.journal.stats(),

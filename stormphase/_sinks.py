@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from stormphase._overdue import LearntLimits
     from stormphase._phase import PhaseHandle
     from stormphase._summary import SessionSummary
+    from stormphase.stores._feed import StoreFeed
     from stormphase.typing import Sink
 
 SUMMARY: str = "summary"
 LEARNT: str = "learnt"
+STORE: str = "store"
 
 
 class SinkSet:
@@ -34,6 +36,7 @@ class SinkSet:
         *,
         bridge: Bridge | None,
         sinks: Sequence[Sink],
+        store: StoreFeed | None = None,
         summary: SessionSummary | None,
         learnt: LearntLimits | None,
         queue_bound: int,
@@ -61,6 +64,18 @@ class SinkSet:
             )
             for index, sink in enumerate(sinks)
         ]
+        self._feed = store
+        self._store: _drain.SinkWorker | None = None
+        if store is not None:
+            self._store = self._worker(
+                STORE,
+                store.take,
+                _Offered(lanes, with_enters=True),
+                flush=store.flush,
+                tick=store.tick,
+                finish=lambda: store.finish(self._outcome, self._ended_ns),
+            )
+            store.is_over = self._is_store_over
         self._summary: _drain.SinkWorker | None = None
         if summary is not None:
             self._summary = self._worker(SUMMARY, summary.fold, _Offered(lanes, with_quiet=True))
@@ -92,7 +107,7 @@ class SinkSet:
     @property
     def workers(self) -> list[_drain.SinkWorker]:
         """The workers, in the order in which they are told of a phase."""
-        found = (self._bridge, *self._sinks, self._summary, self._learnt)
+        found = (self._bridge, *self._sinks, self._store, self._summary, self._learnt)
         return [worker for worker in found if worker is not None]
 
     def connect(self) -> None:
@@ -101,7 +116,7 @@ class SinkSet:
         lanes = self._lanes
         summary = () if self._summary is None else (self._summary.publish,)
         bridge = () if self._bridge is None else (self._bridge.publish,)
-        sinks = tuple(sink.publish for sink in self._sinks)
+        sinks = tuple(sink.publish for sink in (*self._sinks, self._store) if sink is not None)
         lanes.quiet_queues = summary
         lanes.enter_queues = sinks
         learnt = () if self._learnt is None else (self._learnt.publish,)
@@ -158,6 +173,8 @@ class SinkSet:
         """Start anew in a forked child; the threads come with its first phase."""
         for worker in self.workers:
             worker.after_fork_in_child()
+        if self._feed is not None:
+            self._feed.after_fork_in_child()
         if self._summary is not None:
             dropped = self._summary.publish
             self._summary = None
@@ -166,7 +183,24 @@ class SinkSet:
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Return each worker's counts by its name."""
-        return {worker.name: worker.stats() for worker in self.workers}
+        found = {worker.name: worker.stats() for worker in self.workers}
+        if self._feed is not None:
+            found[STORE] = self._store_stats(self._feed, found[STORE])
+        return found
+
+    def _is_store_over(self) -> bool:
+        return self._store is None or self._store.is_over
+
+    def _store_stats(self, feed: StoreFeed, stats: dict[str, int]) -> dict[str, int]:
+        """Return the store's counts: what its feed holds is not handed over yet, and never will be at the end."""
+        waiting, refused = feed.unwritten, feed.refused
+        is_over = self._is_store_over()
+        return {
+            **stats,
+            "handed_over": stats["handed_over"] - waiting - refused,
+            "queued": stats["queued"] + (0 if is_over else waiting),
+            "dropped": stats["dropped"] + refused + (waiting if is_over else 0),
+        }
 
 
 class _Offered:

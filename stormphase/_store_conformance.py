@@ -57,7 +57,7 @@ def as_ended(record: PhaseRecord, **fields: Any) -> PhaseRecord:
     )
 
 
-_ODD_ATTRIBUTES: Final = {
+_ODD_ATTRIBUTES: Final[dict[str, Any]] = {
     "text": "line\nbreak, 'quote', \"quote\" and \N{SNOWMAN}",
     "none": None,
     "flag": True,

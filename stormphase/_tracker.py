@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stormphase._record import PhaseRecord
     from stormphase.capture import CaptureOptions, CaptureSession
     from stormphase.journal._options import JournalOptions
-    from stormphase.typing import Clock, Sink
+    from stormphase.typing import Clock, RecordStore, Sink
 
 _MAX_STEP = 2**63 - 1
 
@@ -47,6 +47,9 @@ class PhaseTracker:
         rank: this process among the session's; by default found from the launcher, else 0.
         world_size: how many processes the session has; by default found from the launcher, else 1.
         bridge: an `OTelBridge`; by default one on the globally set OTel providers; None for none.
+        store: a `RecordStore` that keeps every phase's record, such as `SqliteStore("runs.db")`; closed at stop.
+        correlation_id: what else the run is known by, in its records; by default `STORMPHASE_CORRELATION_ID`, else the
+            trace id.
         sinks: callables that take every `PhaseBoundary`, each on a worker thread of its own.
         on_misuse: "raise" for a `PhaseProtocolError`, or "record" to recover, count and never raise into training.
         level: phases given a lower one (a number, or a name as in `logging`) are shown only if they fail.
@@ -76,6 +79,8 @@ class PhaseTracker:
         world_size: int | None = None,
         bridge: Bridge | DefaultBridge | None = DEFAULT_BRIDGE,
         sinks: Sequence[Sink] = (),
+        store: RecordStore | None = None,
+        correlation_id: str | None = None,
         on_misuse: str = "raise",
         level: int | str | None = None,
         summary: bool | str | None = None,
@@ -94,6 +99,8 @@ class PhaseTracker:
             world_size=world_size,
             bridge=bridge,
             sinks=sinks,
+            store=store,
+            correlation_id=correlation_id,
             on_misuse=on_misuse,
             level=level,
             summary=summary,

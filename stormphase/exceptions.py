@@ -172,13 +172,15 @@ class StoreError(StormphaseError):
     Attributes:
         path: the store's file, or what else it is known by.
         fix: what to do.
+        may_pass: whether it may work later by itself, as when another process holds the file.
     """
 
-    def __init__(self, problem: str, *, path: str, fix: str) -> None:
+    def __init__(self, problem: str, *, path: str, fix: str, may_pass: bool = False) -> None:
         """Join `problem` and `fix` into the message."""
         super().__init__(f"{problem} {fix}")
         self.path = path
         self.fix = fix
+        self.may_pass = may_pass
 
 
 class UnknownNameError(StormphaseError, LookupError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -16,6 +15,7 @@ from stormphase.stores import _sqlite_rows as rows
 from stormphase.stores._lost import close_lost
 from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
+from stormphase.stores._sqlite_fork import ForkGate
 from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 BUSY_TIMEOUT_S: Final = 5.0
 
 _READ_ROWS: Final = 256
+
+_SAME_PROCESS: Final = "host IS ? AND boot_id IS ? AND pid IS ? AND pid_started IS ? AND pid_namespace IS ?"
 
 _Result = TypeVar("_Result")
 
@@ -71,8 +73,7 @@ class SqliteStore:
         self._renew()
 
     def _renew(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.RLock()
+        self._gate = ForkGate()
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._writer: RowWriter | None = None
@@ -120,7 +121,7 @@ class SqliteStore:
     def close(self) -> None:
         """Close the file; a later call opens it again. Never raises."""
         self._own()
-        with self._lock:
+        with self._gate.writing:
             connection, self._connection = self._connection, None
             self._writer = None
             if connection is not None:
@@ -139,13 +140,20 @@ class SqliteStore:
 
     def last_seen_ns(self, process: ProcessIdentity) -> int | None:
         """Return when `process` last wrote here, nanoseconds since the Unix epoch; None if never."""
-        sql = (
-            "SELECT max(last_seen_ns) FROM stored_owner"
-            " WHERE host IS ? AND boot_id IS ? AND pid IS ? AND pid_started IS ? AND pid_namespace IS ?"
-        )
-        place = (process.host, process.boot_id, process.pid, process.started, process.pid_namespace)
+        sql = f"SELECT max(last_seen_ns) FROM stored_owner WHERE {_SAME_PROCESS}"
+        place = _place(process)
         found = [seen_ns for (seen_ns,) in self._read(sql, place) if seen_ns is not None]
         return int(found[0]) if found else None
+
+    def note_alive(self, process: ProcessIdentity) -> None:
+        """Take note that `process` lives now, though it has nothing to write.
+
+        Raises:
+            StoreError: if the file cannot be written.
+        """
+        now_ns = self._clock.wall_ns()
+        sql = f"UPDATE stored_owner SET last_seen_ns = ? WHERE {_SAME_PROCESS}"
+        self._ask(lambda: self._connected().execute(sql, (now_ns, *_place(process))))
 
     def close_lost(self) -> list[PhaseRecord]:
         """Give every unfinished record of a process that is proven dead its end, LOST; return those.
@@ -180,11 +188,17 @@ class SqliteStore:
         with self._reading() as connection:
             if connection is None:
                 return
-            conditions, values = self._conditions(connection, asked)
-            sql = f"{rows.SELECT} WHERE {' AND '.join(conditions)} ORDER BY r.entered_ns, r.id"
-            cursor = connection.execute(sql, values)
-            while found := cursor.fetchmany(_READ_ROWS):
-                lines = self._lines(connection, [row[0] for row in found])
+            gate = self._gate.reading
+            with gate:
+                conditions, values = self._conditions(connection, asked)
+                sql = f"{rows.SELECT} WHERE {' AND '.join(conditions)} ORDER BY r.entered_ns, r.id"
+                cursor = connection.execute(sql, values)
+            while True:
+                with gate:
+                    found = cursor.fetchmany(_READ_ROWS)
+                    lines = self._lines(connection, [row[0] for row in found])
+                if not found:
+                    return
                 for row in found:
                     record = rows.record_of_row(row, tuple(lines.get(row[0], ())))
                     if asked.matches(record):
@@ -230,7 +244,10 @@ class SqliteStore:
 
     def _read(self, sql: str, values: Iterable[Any] = ()) -> list[Any]:
         with self._reading() as connection:
-            return [] if connection is None else connection.execute(sql, tuple(values)).fetchall()
+            if connection is None:
+                return []
+            with self._gate.reading:
+                return connection.execute(sql, tuple(values)).fetchall()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
@@ -238,24 +255,25 @@ class SqliteStore:
         self._own()
         connection = None
         try:
-            if self.path.exists():
-                connection = connect(self.path, self._busy_timeout_s)
-                is_new = check(connection, self.path) == 0
-            else:
+            with self._gate.reading:
                 is_new = True
+                if self.path.exists():
+                    connection = connect(self.path, self._busy_timeout_s)
+                    is_new = check(connection, self.path) == 0
             yield None if is_new else connection
         except sqlite3.Error as error:
             raise trouble(self.path, error) from error
         finally:
             if connection is not None:
-                connection.close()
+                with self._gate.reading:
+                    connection.close()
 
     # The file
 
     def _ask(self, call: Callable[[], _Result]) -> _Result:
         """Return what `call` does, under the lock and with our own errors."""
         self._own()
-        with self._lock:
+        with self._gate.writing:
             try:
                 return call()
             except StoreError:
@@ -267,7 +285,7 @@ class SqliteStore:
 
     def _own(self) -> None:
         """In a forked child, leave what is the parent's: closing its connection would drop the parent's file locks."""
-        if self._pid != os.getpid():
+        if self._gate.pid != os.getpid():
             if self._connection is not None:
                 self._inherited.append(self._connection)
             self._renew()
@@ -287,3 +305,7 @@ class SqliteStore:
             self._connection = connection
             self._file = file_id(self.path)
         return self._connection
+
+
+def _place(process: ProcessIdentity) -> tuple[Any, ...]:
+    return (process.host, process.boot_id, process.pid, process.started, process.pid_namespace)

@@ -95,15 +95,18 @@ def check(connection: sqlite3.Connection, path: Path) -> int:
 def trouble(path: Path, error: Exception) -> StoreError:
     """Return what to say of an error of SQLite's or the system's."""
     text = str(error).rstrip(".")
+    may_pass = False
     if isinstance(error, sqlite3.OperationalError) and "locked" in text:
         fix = "Another process holds it; what was to be written is tried again."
+        may_pass = True
     elif isinstance(error, sqlite3.OperationalError) and "full" in text:
         fix = "Make room on the disk; what was to be written is tried again."
+        may_pass = True
     elif isinstance(error, (sqlite3.OperationalError, OSError)):
         fix = "Give the store a file in a directory that exists and may be written to."
     else:
         fix = "It is damaged or no SQLite database: move it away, and a new one is made."
-    return StoreError(f"The store {path} cannot be used: {text}.", path=str(path), fix=fix)
+    return StoreError(f"The store {path} cannot be used: {text}.", path=str(path), fix=fix, may_pass=may_pass)
 
 
 def make_file(path: Path, busy_timeout_s: float) -> None:

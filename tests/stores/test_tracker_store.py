@@ -1,0 +1,249 @@
+"""A tracker with a store: what ran is there, also when the store is locked, gone, hangs, or the process was killed."""
+
+# ruff: noqa: PT012, SIM117 - phases nest in blocks that fail
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from stormphase import ConfigurationError
+from stormphase._attribution import attribute
+from stormphase._record import RecordKind
+from stormphase.stores import MemoryStore, SqliteStore
+
+LONG_S = 30
+
+
+def told(store, **filters):
+    """Return the phases of a store, by path and status."""
+    return [(record.path_text, record.status.value) for record in store.query(kind="phase", **filters)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return where the database is to be."""
+    return tmp_path / "runs.db"
+
+
+def test_what_ran_is_in_the_store(make_tracker, path):
+    """Phases, the rank and the session, with attributes, failures and their root cause."""
+    store = SqliteStore(path)
+    with make_tracker("job", session_id="s", store=store, correlation_id="me") as tracker:
+        tracker.set_step(3)
+        with tracker.enter_phase("train", {"epoch": 1}):
+            with pytest.raises(ValueError, match="bad"), tracker.enter_phase("load") as load:
+                load.set_attribute("rows", 10)
+                raise ValueError("bad")
+            with tracker.retry(load):
+                pass
+    assert [
+        ("train", "succeeded"),
+        ("train / load", "failed"),
+        ("train / load", "succeeded"),
+    ] == told(store)
+    session, rank, train, first, second = store.query()
+    assert [RecordKind.SESSION, RecordKind.RANK] == [session.kind, rank.kind]
+    assert {("s", 0, "me", os.getpid())} == {
+        (r.session_id, r.session_attempt, r.correlation_id, r.process.pid) for r in store.query()
+    }
+    assert ({"rows": 10}, 3, train.scope_id) == (first.attributes, first.step, first.parent_scope_id)
+    assert (1, first.scope_id) == (second.attempt, second.retry_of_scope_id)
+    assert [first.scope_id] == [failure.record.scope_id for failure in attribute(store.query()).failures]
+    stats = tracker.stats()
+    assert {"offered": 6, "handed_over": 6, "failed": 0, "queued": 0, "dropped": 0} == stats["sinks"]["store"]
+    assert set() == {name for name, count in stats["store"].items() if count}
+
+
+def test_a_session_that_failed_shows_its_root_cause(make_tracker):
+    """The rank's and the session's records name the phase, and what the exception said."""
+    store = MemoryStore()
+    with pytest.raises(ValueError, match="bad"), make_tracker(store=store) as tracker, tracker.enter_phase("train"):
+        with tracker.enter_phase("step"):
+            raise ValueError("bad")
+    assert {("failed", "bad", ("train", "step"))} == {
+        (record.status.value, record.error_message, record.root_cause_path) for record in store.query()
+    }
+
+
+def test_without_a_store_there_is_none(make_tracker):
+    """Nothing is counted for what is not there."""
+    with make_tracker() as tracker:
+        tracker.enter_phase("a").close()
+    assert "store" not in tracker.stats()
+    assert "store" not in tracker.stats()["sinks"]
+
+
+@pytest.mark.parametrize("store", ["runs.db", SqliteStore, object(), 5])
+def test_what_is_no_store_is_refused(make_tracker, store):
+    """With what to write instead."""
+    with pytest.raises(ConfigurationError, match=r"SqliteStore\(\"runs.db\"\)"):
+        make_tracker(store=store)
+
+
+@pytest.mark.parametrize("correlation_id", ["", "  ", 5, "x" * 257])
+def test_what_is_no_correlation_id_is_refused(make_tracker, correlation_id):
+    """With what to write instead."""
+    with pytest.raises(ConfigurationError, match="leave it out"):
+        make_tracker(correlation_id=correlation_id)
+
+
+def test_a_store_that_can_never_work_fails_at_the_start(make_tracker, tmp_path):
+    """And not after a week of training; the same tracker can start once that is mended."""
+    tracker = make_tracker(store=SqliteStore(tmp_path / "nowhere" / "runs.db"))
+    with pytest.raises(ConfigurationError, match="directory that exists"):
+        tracker.start()
+    (tmp_path / "nowhere").mkdir()
+    with tracker:
+        tracker.enter_phase("a").close()
+    assert 1 == tracker.stats()["sinks"]["store"]["offered"] - 1
+
+
+def test_a_locked_database_loses_nothing(make_tracker, path):
+    """Another process holds the file at the start and for a while: training goes on, and all of it is there later."""
+    SqliteStore(path).open()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    store = SqliteStore(path, busy_timeout_s=0.01)
+    with make_tracker(store=store) as tracker:
+        for _ in range(100):
+            tracker.enter_phase("step").close()
+        assert not tracker.flush(0.3)
+        stats = tracker.stats()
+        assert (200, 0, 0) == tuple(stats["sinks"]["store"][name] for name in ("offered", "handed_over", "dropped"))
+        assert 1 <= stats["store"]["retries"]
+        other.execute("ROLLBACK")
+        other.close()
+        assert tracker.flush(LONG_S)
+    assert [("step", "succeeded")] * 100 == told(store)
+    assert {"offered": 200, "handed_over": 200, "failed": 0, "queued": 0, "dropped": 0} == tracker.stats()["sinks"][
+        "store"
+    ]
+
+
+def test_what_a_lock_outlasts_is_counted(make_tracker, path, caplog):
+    """The queue is bounded: what it cannot hold is dropped, offered = handed over + dropped, and it is said."""
+    SqliteStore(path).open()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    tracker = make_tracker(store=SqliteStore(path, busy_timeout_s=0.01)).start()
+    for _ in range(100):
+        tracker.enter_phase("step").close()
+    tracker.stop(0.2)
+    assert {"offered": 200, "handed_over": 0, "failed": 0, "queued": 0, "dropped": 200} == tracker.stats()["sinks"][
+        "store"
+    ]
+    assert ["it is tried again", "store: 200"] == [
+        text for record in caplog.records for text in ("it is tried again", "store: 200") if text in record.getMessage()
+    ]
+    other.execute("ROLLBACK")
+    other.close()
+
+
+def test_a_store_that_hangs_costs_training_nothing(make_tracker):
+    """The session ends in its time, and what hung is counted."""
+    go_on, hangs = threading.Event(), threading.Event()
+
+    class Store(MemoryStore):
+        def begin(self, records, /):
+            """Hang."""
+            hangs.set()
+            go_on.wait(LONG_S)
+
+    tracker = make_tracker(store=Store()).start()
+    tracker.enter_phase("step").close()
+    assert hangs.wait(LONG_S)
+    tracker.enter_phase("step").close()
+    assert not tracker.flush(0.01)
+    tracker.stop(0.01)
+    counts = tracker.stats()["sinks"]["store"]
+    go_on.set()
+    assert (4, 4) == (counts["offered"], counts["handed_over"] + counts["dropped"])
+
+
+def test_a_file_that_was_deleted_is_made_anew(make_tracker, path):
+    """The phase that was open then is there once it has ended."""
+    store = SqliteStore(path)
+    with make_tracker(store=store) as tracker, tracker.enter_phase("train"):
+        assert tracker.flush(LONG_S)
+        assert [("train", "active")] == told(store)
+        for file in path.parent.iterdir():
+            file.unlink()
+        tracker.enter_phase("step").close()
+        assert tracker.flush(LONG_S)
+        assert [("train / step", "succeeded")] == told(store)
+    assert [("train", "succeeded"), ("train / step", "succeeded")] == told(store)
+
+
+def test_two_trackers_may_share_a_store(make_tracker, path):
+    """One that stops lets go of the file, and the other one goes on."""
+    store = SqliteStore(path)
+    with make_tracker(session_id="first", store=store) as first:
+        first.enter_phase("a").close()
+        with make_tracker(session_id="second", store=store) as second:
+            second.enter_phase("b").close()
+        first.enter_phase("c").close()
+    assert [("a", "succeeded"), ("c", "succeeded")] == told(store, session_id="first")
+    assert [("b", "succeeded")] == told(store, session_id="second")
+
+
+def test_a_forked_child_writes_its_own(make_tracker, path):
+    """Both processes write into one file, each with its own record."""
+    store = SqliteStore(path)
+    with make_tracker(store=store) as tracker, tracker.enter_phase("train"):
+        child = os.fork()
+        if child == 0:
+            try:
+                tracker.enter_phase("in child").close()
+                tracker.stop()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert [("train", "succeeded"), ("train / in child", "succeeded")] == told(store)
+    assert {os.getpid(), child} == {record.process.pid for record in store.query(kind="phase")}
+    assert [child] == [record.process.pid for record in store.query(kind="process")]
+
+
+KILLED = """
+import sys
+from stormphase import PhaseTracker
+from stormphase.stores import SqliteStore
+
+tracker = PhaseTracker(session_id="killed", bridge=None, store=SqliteStore(sys.argv[1])).start()
+with tracker.enter_phase("train", {"epoch": 1}):
+    tracker.enter_phase("load").close()
+    with tracker.enter_phase("step"):
+        assert tracker.flush(30)
+        print("ready", flush=True)
+        input()
+"""
+
+
+def test_a_killed_process_is_found_lost_by_the_next(make_tracker, path):
+    """Its open phases are LOST, with evidence, and the innermost is where it died; what had ended is as it was."""
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert b"ready\n" == killed.stdout.readline()
+    store = SqliteStore(path)
+    assert [] == store.close_lost()
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert [("train", "active"), ("train / load", "succeeded"), ("train / step", "active")] == told(store)
+    with make_tracker(session_id="next", store=store) as tracker:
+        assert tracker.flush(LONG_S)
+        looked = threading.Event()
+        while not told(store, status="lost") and not looked.wait(0.05):
+            pass
+    assert [("train", "lost"), ("train / load", "succeeded"), ("train / step", "lost")] == told(
+        store, session_id="killed"
+    )
+    lost = list(store.query(status="lost"))
+    assert {("train", "step")} == {record.root_cause_path for record in lost}
+    assert {RecordKind.SESSION, RecordKind.RANK, RecordKind.PHASE} == {record.kind for record in lost}
+    assert all(f"process {killed.pid}" in record.evidence for record in lost)
