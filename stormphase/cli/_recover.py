@@ -155,7 +155,8 @@ def _write_outcome(page: Page, outcome: Outcome) -> None:
     if outcome.evidence is not None:
         page.wrapped(shown(outcome.evidence, _WORDS), first="  ", indent="  ", style=DIM)
     for record in outcome.lost[:_MAX_SHOWN]:
-        page.line(f"  LOST {_lost_words(record)}")
+        # The path last: a long one is cut where the line ends.
+        page.line(f"  LOST after {_lost_words(record)}")
     if len(outcome.lost) > _MAX_SHOWN:
         page.line(f"  and {len(outcome.lost) - _MAX_SHOWN:,} more (--json has all)", style=DIM)
     for note in _notes(outcome):
@@ -179,7 +180,7 @@ def _said(outcome: Outcome) -> str:
 
 def _lost_words(record: PhaseRecord) -> str:
     step = "" if record.step is None else f", step {record.step}"
-    return f"{path_text(record.path)}{step}, open for {duration(record.duration_ns or 0)}"
+    return f"{duration(record.duration_ns or 0)}{step}: {path_text(record.path)}"
 
 
 def _notes(outcome: Outcome) -> list[str]:

@@ -339,7 +339,7 @@ def test_the_command_says_what_it_did(
     """Without an endpoint it lists and fails, with one in the environment it sends and is content."""
     assert 1 == main(["recover", str(runs)])
     said = capsys.readouterr().out
-    assert "LOST train / step / forward, step 3, open for " in said
+    assert "step 3: train / step / forward\n" in said
     assert "5 spans of 1 process to send, and no endpoint was given" in said
     assert 0 == main(["recover", str(runs), "--dry-run"])
     assert not list(runs.rglob("*.sent"))
