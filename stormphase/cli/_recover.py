@@ -189,7 +189,7 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(f"{counted(outcome.unsampled, 'span')} not sent, as they were not sampled")
     if outcome.unplaced:
         notes.append(
-            f"{counted(outcome.unplaced, 'phase')} not sent, as it is no longer known in which trace they were"
+            f"{counted(outcome.unplaced, 'phase')} not sent, as nothing says any more in which trace they were"
         )
     if outcome.cleared_unsent:
         notes.append(f"{counted(outcome.cleared_unsent, 'ended phase')} lost, as the journal had no room to keep them")
