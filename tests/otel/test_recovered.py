@@ -375,3 +375,46 @@ def test_deep_stacks_take_no_recursion() -> None:
     ]
     places = Places(FACTS, deep, deep)
     assert {0xABC} == {places.of(found).trace_id for found in reversed(deep)}
+
+
+def test_no_story_breaks_it() -> None:
+    """Whatever phases a damaged journal holds, recovery ends, sends what a collector can read, and counts the rest."""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    chance = random.Random(5)
+    numbers = [0, 1, -1, 2**63 - 1, -(2**63), 10**18]
+    words = ["", "x", "step", "\x1b", "é", f"{1:016x}", f"{2:016x}", f"{3:016x}", f"{9:032x}", "0" * 16, None]
+
+    def odd_trace() -> Any:
+        keys = ("trace_id", "root_id", "parent_id", "sampled")
+        return {key: chance.choice([*words, True, False, 1]) for key in keys} if chance.random() < 0.3 else None
+
+    for _ in range(300):
+        story = [
+            phase(
+                number,
+                *[str(chance.choice(words)) for _ in range(chance.randrange(4))],
+                parent_scope_id=chance.choice(words),
+                retry_of=chance.choice(words),
+                entered_ns=chance.choice(numbers),
+                paused_ns=chance.choice(numbers),
+                trace=odd_trace(),
+                is_cut=chance.random() < 0.2,
+            )
+            for number in range(1, chance.randrange(2, 8))
+        ]
+        facts = attrs.evolve(
+            FACTS,
+            trace_per=chance.choice([None, "step"]),
+            is_sampled=chance.random() < 0.7,
+            keep_failures=chance.random() < 0.5,
+        )
+        journal = image(*story, otel=facts, rank=chance.randrange(2), started_ns=chance.choice(numbers))
+        found = rebuild(journal)
+        assert len(story) + (2 if journal.identity.rank == 0 else 1) == (
+            len(found.spans) + found.unsampled + found.unplaced
+        )
+        bodies = requests_of(facts, found.spans)
+        assert bodies == requests_of(facts, rebuild(journal).spans)
+        for body in bodies:
+            ExportTraceServiceRequest.FromString(body)
