@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LAST_ENDED: Final = 16
 MAX_COUNTS: Final = 512
+MAX_USUALS: Final = 64
 _MAX_FRAMES: Final = 12
 _EMPTY: Final[Mapping[str, Any]] = {}
 
@@ -116,6 +117,34 @@ class EndedPhase:
 
 
 @attrs.frozen(kw_only=True)
+class Past:
+    """What has ended in a process up to some moment, for a report on a look that did not ask for it.
+
+    Attributes:
+        usuals: what is usual, by path.
+        counts: how often each path ended.
+        ended_phases: how many phases ended in all.
+        is_exact: whether nothing is missing, and nothing has ended since.
+    """
+
+    usuals: Mapping[tuple[str, ...], Usual]
+    counts: Mapping[tuple[str, ...], int]
+    ended_phases: int
+    is_exact: bool
+
+    @classmethod
+    def of(cls, image: JournalImage, paths: dict[tuple[str, ...], tuple[str, ...]]) -> Past:
+        """Take it from a journal that was read as a whole; of very many paths only the most frequent."""
+        totals = image.totals
+        return cls(
+            usuals={path: Usual.of(totals[path]) for path in _most_frequent(totals, MAX_USUALS)},
+            counts=_counts(image, paths),
+            ended_phases=sum(each.count for each in totals.values()),
+            is_exact=_has_all(image),
+        )
+
+
+@attrs.frozen(kw_only=True)
 class ProcessReport:
     """One process of a rank.
 
@@ -202,6 +231,7 @@ def report_process(
     now_ns: int | None = None,
     last: int = LAST_ENDED,
     paths: dict[tuple[str, ...], tuple[str, ...]] | None = None,
+    past: Past | None = None,
 ) -> ProcessReport:
     """Return what `image` says, small enough to keep for thousands of ranks.
 
@@ -212,6 +242,7 @@ def report_process(
             machines are never compared with this one's: then its own last sign of life is as far as time is known.
         last: how many ended phases to keep.
         paths: the paths known so far; given to all reports of a job, each path is kept once.
+        past: what is known of ended phases, if `image` has no totals.
     """
     known = {} if paths is None else paths
     state, evidence = state_of(image, verdict)
@@ -232,7 +263,7 @@ def report_process(
         ended_ns=None if image.end_note is None else to_wall_ns(image.end_note.ended_ns),
         measured_to="now" if is_now else "last sign of life",
         measured_ns=to_wall_ns(until_ns),
-        open=tuple(_open(phase, image, until_ns, known) for phase in image.open),
+        open=tuple(_open(phase, image, until_ns, known, _usual(phase.path, image, past)) for phase in image.open),
         last_ended=tuple(
             EndedPhase(
                 path=known.setdefault(phase.path, phase.path),
@@ -245,9 +276,9 @@ def report_process(
             )
             for phase in (image.ended[-last:] if last else ())
         ),
-        counts=_counts(image, known),
-        has_exact_counts=not (image.unwritten or image.unfolded or image.damage or len(image.totals) > MAX_COUNTS),
-        ended_phases=sum(totals.count for totals in image.totals.values()),
+        counts=_counts(image, known) if past is None else past.counts,
+        has_exact_counts=_has_all(image) and (past is None or past.is_exact),
+        ended_phases=sum(each.count for each in image.totals.values()) if past is None else past.ended_phases,
         stack=stack,
         stack_for_ns=None if stack_at_ns is None else max(0, until_ns - stack_at_ns),
         damage=image.damage,
@@ -308,9 +339,12 @@ def _ended_ns(phase: EndedPhase) -> int:
 
 
 def _open(
-    phase: JournalPhase, image: JournalImage, until_ns: int, known: dict[tuple[str, ...], tuple[str, ...]]
+    phase: JournalPhase,
+    image: JournalImage,
+    until_ns: int,
+    known: dict[tuple[str, ...], tuple[str, ...]],
+    usual: Usual | None,
 ) -> OpenPhase:
-    totals = image.totals.get(phase.path)
     return OpenPhase(
         path=known.setdefault(phase.path, phase.path),
         scope_id=phase.scope_id,
@@ -326,17 +360,28 @@ def _open(
         is_sync=phase.is_sync,
         is_paused=phase.status is PhaseStatus.PAUSED,
         attributes=phase.attributes or _EMPTY,
-        usual=Usual.of(totals) if totals is not None and totals.count else None,
+        usual=usual,
     )
 
 
+def _usual(path: tuple[str, ...], image: JournalImage, past: Past | None) -> Usual | None:
+    if past is not None:
+        return past.usuals.get(path)
+    totals = image.totals.get(path)
+    return None if totals is None or not totals.count else Usual.of(totals)
+
+
+def _has_all(image: JournalImage) -> bool:
+    return not (image.unwritten or image.unfolded or image.damage or len(image.totals) > MAX_COUNTS)
+
+
+def _most_frequent(totals: Mapping[tuple[str, ...], PathTotals], most: int) -> Iterable[tuple[str, ...]]:
+    """Return the paths; of very many those that ended most often, as a file may claim any number of them."""
+    return totals if len(totals) <= most else sorted(totals, key=lambda path: -totals[path].count)[:most]
+
+
 def _counts(image: JournalImage, known: dict[tuple[str, ...], tuple[str, ...]]) -> Mapping[tuple[str, ...], int]:
-    """Return how often paths ended; of very many the most frequent, as a file may claim any number of them."""
-    totals = image.totals
-    most: Iterable[tuple[str, ...]] = totals
-    if len(totals) > MAX_COUNTS:
-        most = sorted(totals, key=lambda path: -totals[path].count)[:MAX_COUNTS]
-    return {known.setdefault(path, path): totals[path].count for path in most}
+    return {known.setdefault(path, path): image.totals[path].count for path in _most_frequent(image.totals, MAX_COUNTS)}
 
 
 def _stack(image: JournalImage) -> tuple[tuple[str, ...], int | None]:

@@ -104,7 +104,7 @@ def _died_first(ranks: Mapping[int, RankReport]) -> dict[int, tuple[int, int]]:
     states = Counter(ranks[rank].own.state for rank in together)
     if len(together) == len(ranks) and len(states) == 1 and len(ranks) > 1:
         return {}
-    return {rank: (states[ranks[rank].own.state], ranks[rank].own.end_ns) for rank in together}
+    return {rank: (states[ranks[rank].own.state], 0) for rank in together}
 
 
 def _common_step(places: Mapping[int, Place]) -> int | None:

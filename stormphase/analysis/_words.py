@@ -19,8 +19,8 @@ _ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 
 def span(ns: float) -> str:
     """Return a duration in words: `850 us`, `12.3 ms`, `1.23 s`, `312 s`, `3h12m`, `2d03h`."""
-    if ns < 0:
-        return "-" + span(-ns)
+    if ns <= 0:
+        return "-" + span(-ns) if ns else "0 s"
     for limit, unit, size in ((1e6, "us", 1e3), (1e9, "ms", 1e6), (1e13, "s", 1e9)):
         value = ns / size
         if ns < limit * 0.9995:

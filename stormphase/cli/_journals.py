@@ -10,7 +10,7 @@ import attrs
 
 from stormphase._clock import SystemClock
 from stormphase._liveness import judge, own_process
-from stormphase.analysis._ranks import LAST_ENDED, ProcessReport, report_process
+from stormphase.analysis._ranks import LAST_ENDED, Past, ProcessReport, report_process
 from stormphase.exceptions import JournalError, JournalIncompleteError, StormphaseError
 from stormphase.journal import _format
 from stormphase.journal._damage import Damage
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from stormphase._model import ProcessIdentity
     from stormphase.journal._header import Header
+    from stormphase.journal._image import JournalImage
     from stormphase.typing import Clock
 
 _MAX_NAMED: Final = 5
@@ -166,8 +167,21 @@ def read_report(
     Raises:
         JournalError: as `read_journal`.
     """
-    image = read_journal(file, ended_limit=last)
+    return report_of(read_journal(file, ended_limit=last), clock, this, last=last, paths=paths)
+
+
+def report_of(
+    image: JournalImage,
+    clock: Clock,
+    this: ProcessIdentity,
+    *,
+    last: int = LAST_ENDED,
+    paths: dict[tuple[str, ...], tuple[str, ...]] | None = None,
+    past: Past | None = None,
+) -> ProcessReport:
+    """Return what an image that was read just now says of its process, judged at this moment."""
     verdict = judge(image.process, heartbeat_wall_ns=image.heartbeat_wall_ns, now_wall_ns=clock.wall_ns(), this=this)
     # The monotonic clock is the machine's, not the process's, from one boot to the next (clock_gettime(2)).
     is_here = image.process.boot_id is not None and image.process.boot_id == this.boot_id
-    return report_process(image, verdict, now_ns=clock.monotonic_ns() if is_here else None, last=last, paths=paths)
+    now_ns = clock.monotonic_ns() if is_here else None
+    return report_process(image, verdict, now_ns=now_ns, last=last, paths=paths, past=past)

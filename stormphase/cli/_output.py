@@ -45,6 +45,10 @@ class Page:
         )
         self._lines += [self._styled(line, style) for line in lines or [first]]
 
+    def pieces(self, parts: Iterable[tuple[str, str]]) -> None:
+        """Add one line of parts, each a text and its style."""
+        self._lines.append("".join(self._styled(printable(text), style) for text, style in parts))
+
     def show(self) -> None:
         """Write all lines; what the stream cannot encode becomes a question mark."""
         write(self._stream, self._lines, self.facts.encoding)

@@ -13,7 +13,8 @@ from stormphase.analysis._words import MAX_PATH, counted, path_text, plain, rank
 @pytest.mark.parametrize(
     ("ns", "expected"),
     [
-        (0, "0.00 us"),
+        (0, "0 s"),
+        (5, "0.01 us"),
         (850_000, "850 us"),
         (999_600, "1.00 ms"),
         (12_345_678, "12.3 ms"),
