@@ -263,12 +263,16 @@ FIELDS: Final[tuple[str, ...]] = (
 )
 
 
+# Made once: `json.dumps` with options makes one for each call, which costs as much again.
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
 def dumps(value: Any) -> str:
     """Return plain values as compact JSON; numbers that JSON does not know become "NaN", "Infinity", "-Infinity"."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return _encode(value)
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
+        return _encode(_finite(value))
 
 
 def _finite(value: Any) -> Any:

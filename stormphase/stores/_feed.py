@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stormphase import _errors
 from stormphase._bell import Bell
-from stormphase._boundary import enter_boundary, exit_boundary
 from stormphase._clock import SystemClock
 from stormphase._liveness import own_process
 from stormphase._phase import FINAL
 from stormphase._record import OutputLine
-from stormphase._recording import record_of
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores._owners import Owners
+from stormphase.stores._phase_records import ended_record, open_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from stormphase.stores._owners import SessionFacts
     from stormphase.typing import RecordStore
 
-BATCH: Final = 2_048  # entries that are written at once, at the latest ...
+BATCH: Final = 4_096  # entries that are written at once, at the latest ...
 MAX_WAITING: Final = 2 * BATCH  # ... and those that wait here, beside the queue, for a store that fails
 BEAT_NS: Final = 5_000_000_000
 FIRST_PAUSE_S: Final = 0.05
@@ -208,18 +207,13 @@ class StoreFeed:
                 line if isinstance(line, OutputLine) else OutputLine(line.time_ns, line.stream, line.text)
                 for line in self._output_of(phase)
             )
-        owners = self._owners_now()
-        record = record_of(
-            exit=exit_boundary(phase),
-            process=owners.process,
-            correlation_id=self._facts.correlation_id,
-            output=output,
-        )
+        process = self._owners_now().process
+        record = ended_record(phase, process=process, correlation_id=self._facts.correlation_id, output=output)
         return record if self._redact is None else self._redact(record)
 
     def _open_record(self, phase: PhaseHandle) -> PhaseRecord:
-        owners = self._owners_now()
-        record = record_of(enter_boundary(phase), process=owners.process, correlation_id=self._facts.correlation_id)
+        process = self._owners_now().process
+        record = open_record(phase, process=process, correlation_id=self._facts.correlation_id)
         return record if self._redact is None else self._redact(record)
 
     def _owners_now(self) -> Owners:

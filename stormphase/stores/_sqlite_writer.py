@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._record import RecordKind, dumps
@@ -23,7 +24,7 @@ ON_END: Final = (
     + " WHERE stored_record.ended_ns IS NULL"
 )
 _ON_OUTPUT: Final = "ON CONFLICT (record_id, line) DO NOTHING"
-_ROWS_A_STATEMENT: Final = 64
+_ROWS_A_STATEMENT: Final = 128
 _LINES_A_STATEMENT: Final = 128
 _COLUMNS: Final = ("id", *schema.RECORD_COLUMNS)
 
@@ -122,4 +123,4 @@ class RowWriter:
 
 def _flat(made: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Return the values of several rows one after the other, as one statement for all of them takes them."""
-    return [value for row in made for value in row]
+    return list(itertools.chain.from_iterable(made))
