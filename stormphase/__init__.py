@@ -14,10 +14,12 @@ from stormphase._version import __version__
 if TYPE_CHECKING:
     from stormphase._bridge import Bridge
     from stormphase._decorator import ambient_phase as phase
+    from stormphase._logging_sink import LoggingSink
     from stormphase._model import (
         PHASE_ENTER,
         PHASE_EXIT,
         PHASE_MISUSE,
+        PHASE_OVERDUE,
         PhaseBoundary,
         PhaseError,
         PhaseStatus,
@@ -42,7 +44,9 @@ __all__ = [
     "PHASE_ENTER",
     "PHASE_EXIT",
     "PHASE_MISUSE",
+    "PHASE_OVERDUE",
     "ConfigurationError",
+    "LoggingSink",
     "Misuse",
     "OutputLine",
     "OwnershipError",
@@ -67,10 +71,12 @@ __all__ = [
 
 _HOMES = {
     "stormphase._decorator": ("phase",),
+    "stormphase._logging_sink": ("LoggingSink",),
     "stormphase._model": (
         "PHASE_ENTER",
         "PHASE_EXIT",
         "PHASE_MISUSE",
+        "PHASE_OVERDUE",
         "PhaseBoundary",
         "PhaseError",
         "PhaseStatus",

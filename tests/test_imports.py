@@ -33,7 +33,7 @@ ROOMS = """
     _ambient, _bridge, _rank + _environ + _launchers + _process_facts + _session_id
     _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
     capture, journal, stores
-    _claims, _configuration, _sinks + _overdue, _summary + _table + _render + _rich_view + _terminal
+    _claims, _configuration, _logging_sink, _sinks + _overdue, _summary + _table + _render + _rich_view + _terminal
     _tracker + _session + _capturing + _journaling
     otel, analysis, export, testing + _store_conformance
     integrations, cli
