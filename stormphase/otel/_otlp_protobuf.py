@@ -8,6 +8,7 @@ Fields are written in order of their numbers; those with their default value are
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,7 @@ import attrs
 from stormphase.otel._plain_span import INTERNAL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from stormphase.otel._journal_facts import SessionFacts
     from stormphase.otel._plain_span import RecoveredSpan, SpanEvent, SpanLink
@@ -34,6 +35,8 @@ _MAX_INT64: Final = 2**63 - 1
 _MASK64: Final = 2**64 - 1
 _MAX_VARINT_BYTES: Final = 10
 _MAX_REASON_CHARS: Final = 200
+_KEPT: Final = frozenset({"str", "int", "bool"})
+_MAX_KEPT_CHARS: Final = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -53,25 +56,23 @@ class AnswerError(ValueError):
     """What came back is no answer of an OTLP endpoint."""
 
 
-def requests_of(facts: SessionFacts, spans: Sequence[RecoveredSpan]) -> list[bytes]:
-    """Return the bodies of the requests that carry all spans, in their order; none if there are no spans."""
+def requests_of(facts: SessionFacts, spans: Sequence[RecoveredSpan]) -> Iterator[bytes]:
+    """Yield the bodies of the requests that carry all spans, in their order; none if there are no spans."""
     head = _field(1, _resource(facts))
     scope = _field(1, _text(1, facts.scope_name) + _text(2, facts.scope_version))
     schema = _text(3, facts.schema_url)
     resource_schema = _text(3, facts.resource_schema_url)
-    bodies = []
     batch: list[bytes] = []
     size = 0
     for span in spans:
         encoded = _field(2, _span(span))
         if batch and (len(batch) >= MAX_REQUEST_SPANS or size + len(encoded) > MAX_REQUEST_BYTES):
-            bodies.append(b"".join(batch))
+            yield _field(1, head + _field(2, scope + b"".join(batch) + schema) + resource_schema)
             batch, size = [], 0
         batch.append(encoded)
         size += len(encoded)
     if batch:
-        bodies.append(b"".join(batch))
-    return [_field(1, head + _field(2, scope + body + schema) + resource_schema) for body in bodies]
+        yield _field(1, head + _field(2, scope + b"".join(batch) + schema) + resource_schema)
 
 
 def answer_of(body: bytes, content_type: str) -> Answer:
@@ -203,10 +204,23 @@ def _attributes(number: int, attributes: Mapping[str, Any]) -> tuple[bytes, int]
     """Return the pairs, and how many there were that OTLP has no form for."""
     pairs = []
     for key, value in attributes.items():
-        encoded = _value(value)
-        if encoded is not None:
-            pairs.append(_field(number, _text(1, key) + _field(2, encoded)))
+        # The same few words and numbers stand on most spans. By kind, since True equals 1; no floats, as 0.0 is -0.0.
+        kind = type(value).__name__
+        is_short = kind in _KEPT and (kind != "str" or len(value) <= _MAX_KEPT_CHARS)
+        pair = _kept_pair(number, key, kind, value) if is_short else _pair(number, key, value)
+        if pair is not None:
+            pairs.append(pair)
     return b"".join(pairs), len(attributes) - len(pairs)
+
+
+def _pair(number: int, key: str, value: object) -> bytes | None:
+    encoded = _value(value)
+    return None if encoded is None else _field(number, _text(1, key) + _field(2, encoded))
+
+
+@functools.lru_cache(maxsize=1_024)
+def _kept_pair(number: int, key: str, _kind: str, value: object) -> bytes | None:
+    return _pair(number, key, value)
 
 
 def _value(value: object) -> bytes | None:

@@ -163,20 +163,29 @@ def test_what_otlp_has_no_form_for_is_counted() -> None:
     assert (3, "?") == (found.dropped_attributes_count, found.name)
 
 
+def test_values_that_are_equal_are_not_the_same() -> None:
+    """True is not 1, nor 0.0 the same as -0.0, wherever they stood before."""
+    for value, kind in ((1, "int_value"), (True, "bool_value"), (1.0, "double_value"), (0.0, "double_value")):
+        (found,) = read(FACTS, span(attributes={"a": value})).resource_spans[0].scope_spans[0].spans
+        assert kind == found.attributes[0].value.WhichOneof("value")
+    (found,) = read(FACTS, span(attributes={"a": -0.0})).resource_spans[0].scope_spans[0].spans
+    assert "-0.0" == str(found.attributes[0].value.double_value)
+
+
 def test_spans_are_spread_over_requests() -> None:
     """No request has too many spans or bytes; together they have all, in order; and twice is the same to the byte."""
     many = [span(span_id=number) for number in range(1, 2 * MAX_REQUEST_SPANS + 2)]
-    bodies = requests_of(FACTS, many)
+    bodies = list(requests_of(FACTS, many))
     sizes = [len(ExportTraceServiceRequest.FromString(body).resource_spans[0].scope_spans[0].spans) for body in bodies]
     assert [MAX_REQUEST_SPANS, MAX_REQUEST_SPANS, 1] == sizes
-    assert bodies == requests_of(FACTS, list(many))
+    assert bodies == list(requests_of(FACTS, list(many)))
     large = [span(span_id=number, attributes={"a": "x" * (MAX_REQUEST_BYTES // 3)}) for number in range(1, 8)]
-    bodies = requests_of(FACTS, large)
+    bodies = list(requests_of(FACTS, large))
     assert 7 == sum(
         len(ExportTraceServiceRequest.FromString(body).resource_spans[0].scope_spans[0].spans) for body in bodies
     )
     assert max(map(len, bodies)) < MAX_REQUEST_BYTES + 1_000
-    assert [] == requests_of(FACTS, [])
+    assert [] == list(requests_of(FACTS, []))
 
 
 def partial(rejected: int, message: str) -> bytes:

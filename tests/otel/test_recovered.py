@@ -211,9 +211,9 @@ def test_what_was_handed_over_is_not_sent_again() -> None:
 def test_the_same_journal_gives_the_same_bytes() -> None:
     """What must be sent again is the same to the byte, whatever order the reader found the phases in."""
     phases = [phase(number, "train", f"p{number}", attributes={"n": number}) for number in range(1, 30)]
-    bodies = requests_of(FACTS, rebuild(image(*phases)).spans)
+    bodies = list(requests_of(FACTS, rebuild(image(*phases)).spans))
     random.Random(3).shuffle(phases)
-    assert bodies == requests_of(FACTS, rebuild(image(*phases)).spans)
+    assert bodies == list(requests_of(FACTS, rebuild(image(*phases)).spans))
 
 
 def test_an_unsampled_session_sends_nothing_but_says_how_much() -> None:
@@ -414,7 +414,7 @@ def test_no_story_breaks_it() -> None:
         assert len(story) + (2 if journal.identity.rank == 0 else 1) == (
             len(found.spans) + found.unsampled + found.unplaced
         )
-        bodies = requests_of(facts, found.spans)
-        assert bodies == requests_of(facts, rebuild(journal).spans)
+        bodies = list(requests_of(facts, found.spans))
+        assert bodies == list(requests_of(facts, rebuild(journal).spans))
         for body in bodies:
             ExportTraceServiceRequest.FromString(body)
