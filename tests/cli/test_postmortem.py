@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from conftest import RunPython
 
     from stormphase._tracker import PhaseTracker
 
@@ -113,6 +116,61 @@ def test_an_exception_is_told(make_tracker: Callable[..., Any], runs: Path, comm
     code, found = command_json()
     assert (1, "exception") == (code, found["ranks"][0]["state"])
     assert found["ranks"][0]["evidence"].startswith("ValueError: bad batch, at ")
+
+
+FORKING = """
+import os, sys
+from stormphase import PhaseTracker
+from stormphase.cli import main
+
+tracker = PhaseTracker("job", session_id="job-1", rank=0, world_size=1, journal=sys.argv[1], bridge=None)
+tracker.start()
+tracker.enter("train")
+child = os.fork()
+if child == 0:
+    tracker.enter("load")
+    os.kill(os.getpid(), 9)
+os.waitpid(child, 0)
+print(child)
+code = main(["postmortem", sys.argv[1], "--json"])
+tracker.stop()
+sys.exit(code)
+"""
+
+
+def test_a_forked_child_is_a_process_of_its_parents_rank(runs: Path, run_python: RunPython) -> None:
+    """It was killed while its parent goes on: one rank, two processes, and the reason is told."""
+    child = run_python(FORKING, str(runs), check=False)
+    assert 1 == child.returncode, child.stderr
+    pid, _, out = child.stdout.partition("\n")
+    found = json.loads(out)
+    (rank,) = found["ranks"]
+    assert (0, "running") == (rank["rank"], rank["state"])
+    assert [None, rank["pid"]] == [each["forked_from"] for each in rank["processes"]]
+    assert [("running", rank["pid"]), ("killed", int(pid))] == [
+        (each["state"], each["pid"]) for each in rank["processes"]
+    ]
+    assert [(["train"], rank["pid"]), (["train", "load"], int(pid))] == [
+        (phase["path"], phase["pid"]) for phase in rank["open"]
+    ]
+    assert ["child_died"] == [suspect["kind"] for suspect in found["suspects"]]
+
+
+def test_no_damage_breaks_it(killed_rank: None, runs: Path, command: Command) -> None:
+    """Whatever bytes of a journal are wrong, it is told what is left, or an error of ours."""
+    (file,) = (runs / "job-1").iterdir()
+    data = file.read_bytes()[: 8 * 16_384]
+    random = Random(17)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(random.randint(1, 30)):
+            at = random.choice([random.randrange(128, 192), random.randrange(4 * 16_384, len(data))])
+            damaged[at] = random.randrange(256)
+        file.write_bytes(damaged)
+        for arguments in (["--rank", "1"], ["--json"]):
+            code, out, err = command("postmortem", *arguments)
+            assert (code, bool(out), bool(err)) in ((1, True, False), (2, False, True))
+            assert all(char.isprintable() or char == "\n" for char in out + err)
 
 
 def test_a_rank_is_shown_in_detail_on_demand(tracker: PhaseTracker, command: Command) -> None:
