@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
 import shutil
+import threading
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from stormphase._clock import SystemClock
@@ -21,6 +26,7 @@ from stormphase.journal._read import read_journal
 from stormphase.otel import OTelBridge
 from stormphase.otel._otlp_http import Endpoint
 from stormphase.otel._otlp_protobuf import Answer
+from stormphase.otel._recovered import rebuild
 from stormphase.otel._recovery import Outcome, Recovery, Result
 
 if TYPE_CHECKING:
@@ -290,3 +296,94 @@ def test_the_mark_of_another_process_does_not_count(left_behind: Callable[..., P
     assert Result.SENT is recover(runs, Sender())[0].result
     mark.write_bytes(b"\xff" * 100)
     assert Result.SENT is recover(runs, Sender())[0].result
+
+
+def place_of(span: Any) -> tuple[Any, ...]:
+    """Return where a live span hangs: trace, id, parent and links."""
+    parent = 0 if span.parent is None else span.parent.span_id
+    links = [(link.context.trace_id, link.context.span_id) for link in span.links]
+    return span.context.trace_id, span.context.span_id, parent, links
+
+
+@pytest.mark.usefixtures("clean_environ")
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("trace_per", [None, "step"])
+def test_a_real_journal_places_spans_as_the_live_bridge_does(
+    tmp_path: Path,
+    make_tracker: Callable[..., PhaseTracker],
+    step_thread: Callable[..., Any],
+    trace_per: str | None,
+    rank: int,
+) -> None:
+    """Through file and back: trace, id, parent and links of nested, retried and other threads' phases are the same."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    live, left = tmp_path / "live", tmp_path / "left"
+    bridge = OTelBridge(provider, trace_per=trace_per)
+    journal = JournalOptions(live, max_bytes=1 << 20)
+    tracker = make_tracker("job", session_id="s", rank=rank, world_size=2, journal=journal, bridge=bridge)
+    with tracker:
+        tracker.set_step(7)
+        with tracker.enter_phase("train"):
+            step = tracker.enter_phase("step")
+            around = contextvars.copy_context()
+            loader = step_thread()
+            loading = loader.do(around.run, tracker.enter_phase, "load")
+            before = tracker.enter_phase("save")
+            before.close()
+            again = tracker.retry(before, {"n": 2})
+            with tracker.enter_phase("write"):
+                shutil.copytree(live, left)
+            again.close()
+            loader.do(around.run, loading.close)
+            step.close()
+    found = {span.context.span_id: place_of(span) for span in exporter.get_finished_spans()}
+    (image,) = (read_journal(file, unsent_only=True) for file in left.rglob("*.journal"))
+    recovered = rebuild(image).spans
+    names = {"train", "step", "load", "save", "write", f"rank {rank}"} | ({"session"} if rank == 0 else set())
+    assert names == {span.name for span in recovered}
+    for span in recovered:
+        links = [(link.trace_id, link.span_id) for link in span.links]
+        assert found[span.span_id] == (span.trace_id, span.span_id, span.parent_id, links)
+
+
+class Stuck(SpanProcessor):
+    """A processor that hangs in its first span until it is let go."""
+
+    def __init__(self) -> None:
+        """Hang when the first span comes."""
+        self.is_in = threading.Event()
+        self.let_go = threading.Event()
+
+    def on_end(self, span: Any) -> None:
+        """Hang."""
+        self.is_in.set()
+        self.let_go.wait(60)
+
+
+def test_what_had_ended_and_was_never_handed_over_is_sent_as_it_ended(left_behind: Callable[..., Path]) -> None:
+    """A bridge that hangs when its process is killed costs no span: the journal still has what it never had."""
+    stuck = Stuck()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(stuck)
+
+    def work(tracker: PhaseTracker, leave: Callable[[], object]) -> None:
+        with tracker.enter_phase("train"):
+            for step in range(20):
+                with contextlib.suppress(ValueError), tracker.enter_phase(f"step-{step}"):
+                    if step % 2:
+                        raise ValueError("odd")
+            assert stuck.is_in.wait(60)
+            leave()
+            stuck.let_go.set()
+
+    runs = left_behind(provider=provider, work=work)
+    (file,) = runs.rglob("*.journal")
+    sent = {span.name: span for span in rebuild(read_journal(file, unsent_only=True)).spans}
+    assert {"session", "rank 0", "train", *(f"step-{step}" for step in range(20))} == set(sent)
+    statuses = [sent[f"step-{step}"].attributes["stormphase.phase.status"] for step in range(20)]
+    assert ["succeeded", "failed"] * 10 == statuses
+    assert ["exception"] == [event.name for event in sent["step-1"].events]
+    (outcome,) = recover(runs, Sender())
+    assert (20, 23, ["train"]) == (outcome.unsent_phases, outcome.spans, [record.name for record in outcome.lost])
