@@ -173,7 +173,9 @@ class _Builder:
         """Return what the live bridge would have put on the span: its exception, and its boundaries if asked to."""
         events: list[SpanEvent] = []
         error = phase.error
-        if (
+        if phase.status is PhaseStatus.LOST:
+            events += self._lost_events(ended_ns, self._stack_of(phase))
+        elif (
             self._facts.has_exceptions
             and error is not None
             and phase.status in FAILURES
@@ -191,6 +193,24 @@ class _Builder:
             status = {"stormphase.phase.status": phase.status.value}
             events.append(SpanEvent(name="stormphase.phase.exit", time_ns=ended_ns, attributes=status))
         return events
+
+    def _lost_events(self, ended_ns: int, stack: str | None = None) -> list[SpanEvent]:
+        """Return the exception that a LOST span has, since backends (MLflow) mark only spans that have one."""
+        if not self._facts.has_exceptions:
+            return []
+        attributes = {"exception.type": LOST_ERROR_TYPE, "exception.message": LOST_MESSAGE}
+        if stack is not None:
+            attributes["exception.stacktrace"] = stack
+        return [SpanEvent(name="exception", time_ns=ended_ns, attributes=attributes)]
+
+    def _stack_of(self, phase: JournalPhase) -> str | None:
+        """Return its thread's Python stack, if it was noticed that the phase was open for too long."""
+        for dump in reversed(self._image.stacks):
+            for thread in dump.threads if dump.sequence == phase.sequence else ():
+                if thread["thread_id"] == phase.thread_id:
+                    after_s = max(0, dump.at_ns - phase.entered_ns) / _NS
+                    return "\n".join([f"Python stack after {after_s:.1f} s, innermost last:", *thread["frames"]])
+        return None
 
     def _retried(self, phase: JournalPhase, place: Place) -> SpanLink | None:
         """Return the link to the try before, if it is known in which trace that was."""
@@ -223,6 +243,7 @@ class _Builder:
                 name=f"rank {identity.rank}",
                 times=times,
                 attributes={**own, "error.type": LOST_ERROR_TYPE},
+                events=self._lost_events(times[1]),
                 error=error,
             )
         ]
@@ -237,6 +258,7 @@ class _Builder:
                     name="session",
                     times=times,
                     attributes=self._root_attributes(),
+                    events=self._lost_events(times[1]),
                     links=[] if facts.previous_root is None else [_link_to(*facts.previous_root)],
                     error=error,
                 )

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from stormphase._model import PhaseError, PhaseStatus
-from stormphase.journal._image import EndNote
+from stormphase.journal._image import EndNote, StackDump
 from stormphase.otel import ids
 from stormphase.otel._journal_facts import FactsError, Limits
 from stormphase.otel._otlp_protobuf import requests_of
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 SPAN_FLAGS = SAMPLED | RANDOM | HAS_IS_REMOTE
+LOST_EXCEPTION = {
+    "exception.type": "stormphase.Lost",
+    "exception.message": "the process died while this was open",
+}
 
 
 def spans_of(journal: Any) -> dict[str, RecoveredSpan]:
@@ -137,6 +141,8 @@ def test_a_dead_rank_0_leaves_rank_and_session_as_lost(bridged: Callable[..., Br
         assert lost["attributes"].pop("error.type") == "stormphase.Lost"
         assert (STATUS_ERROR, "stormphase.Lost: the process died while this was open") == lost.pop("status")
         assert (2, "RuntimeError: x") == live.pop("status")
+        assert [("exception", lost["times"][1], LOST_EXCEPTION)] == lost.pop("events")
+        assert [] == live.pop("events")
         assert live == lost
     assert [(ids.session_trace_id("launch-1", 0), ids.root_span_id("launch-1", 0))] == as_sent(sent["session"])["links"]
 
@@ -172,12 +178,41 @@ def test_open_phases_end_when_the_process_was_last_known_alive() -> None:
             "error.type": "stormphase.Lost",
         },
         "dropped": (0, 0, 0),
-        "events": [],
+        "events": [("exception", WALL_NS + ALIVE_NS, LOST_EXCEPTION)],
         "links": [],
         "status": (STATUS_ERROR, "stormphase.Lost: the process died while this was open"),
     } == as_sent(found)
+    assert {("exception", WALL_NS + ALIVE_NS)} == {
+        (event.name, event.time_ns) for span in sent.values() for event in span.events
+    }
     assert (0x2, 0x1, 0) == (sent["train"].parent_id, sent["rank 0"].parent_id, sent["session"].parent_id)
     assert ["rank 0", "session", "train", "step"] == sorted(sent, key=lambda name: (sent[name].started_ns, name))
+
+
+def test_where_a_phase_hung_is_the_stack_of_its_exception() -> None:
+    """A LOST phase that had been noticed for being open too long has its own thread's stack, the newest one."""
+    own, other = (
+        {"thread_id": 77, "frames": ["a.py:1 in f", "b.py:2 in g"]},
+        {"thread_id": 78, "frames": ["c.py:3 in h"]},
+    )
+    dumps = [
+        StackDump(at_ns=STARTED_NS + at_ns, sequence=sequence, limit_ns=1, threads=threads)
+        for at_ns, sequence, threads in (
+            (1_000_000_001, 1, (other,)),
+            (2_000_000_001, 1, (own, other)),
+            (3_000_000_001, 2, (other,)),
+        )
+    ]
+    found = spans_of(image(phase(1, "train"), phase(2, "train", "step"), stacks=tuple(dumps)))
+    stack = "Python stack after 2.0 s, innermost last:\na.py:1 in f\nb.py:2 in g"
+    assert [{**LOST_EXCEPTION, "exception.stacktrace": stack}] == [event.attributes for event in found["train"].events]
+    assert [LOST_EXCEPTION] == [event.attributes for event in found["step"].events]
+
+
+def test_lost_spans_have_no_exception_where_exceptions_are_no_events() -> None:
+    """What the user chose for exceptions holds for those of recovery, too."""
+    found = spans_of(image(phase(1, "train"), otel=attrs.evolve(FACTS, has_exceptions=False)))
+    assert {"train": (), "rank 0": (), "session": ()} == {name: span.events for name, span in found.items()}
 
 
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGTERM, "SIGTERM"), (200, "signal 200")])
@@ -325,7 +360,7 @@ def test_limits_of_the_provider_hold() -> None:
     assert [("stormphase.phase.exit", {"stormphase.phase.status": "lo"})] == [
         (event.name, event.attributes) for event in found.events
     ]
-    assert 1 == found.dropped_events
+    assert 2 == found.dropped_events
     assert ((), 1) == (sent["session"].links, sent["session"].dropped_links)
 
 
