@@ -162,6 +162,10 @@ class OtlpSender:
         try:
             with self._opener.open(request, timeout=ATTEMPT_TIMEOUT_S) as answer:
                 data = answer.read(_MAX_ANSWER_BYTES)
+                length = answer.headers.get("content-length", "").strip()
+                # Else a partial success that was cut off would read like a full one.
+                if length.isascii() and length.isdigit() and len(data) < min(int(length[:18]), _MAX_ANSWER_BYTES):
+                    raise http.client.IncompleteRead(data)
                 return answer_of(data, answer.headers.get("content-type", ""))
         except (AnswerError, OSError, http.client.HTTPException) as error:
             raise _refused_by(error) from None

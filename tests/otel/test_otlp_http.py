@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
+import urllib.error
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from stormphase._clock import SystemClock
 from stormphase.exceptions import ConfigurationError
-from stormphase.otel._otlp_http import Endpoint, OtlpSender, UndeliveredError, checked_header
+from stormphase.otel._otlp_http import Endpoint, OtlpSender, UndeliveredError, _refused_by, checked_header
+from stormphase.otel._otlp_protobuf import Answer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -122,3 +127,74 @@ def test_a_stop_ends_the_tries() -> None:
     stopping.set()
     with pytest.raises(UndeliveredError, match="told to stop"):
         sender("http://127.0.0.1:1/v1/traces", stopping, timeout_s=3_600).send(b"x")
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers every request with what its server was told."""
+
+    def do_POST(self) -> None:
+        """Read, and answer."""
+        self.rfile.read(int(self.headers["content-length"]))
+        status, headers, body = self.server.answer  # type: ignore[attr-defined]
+        self.server.seen.append(self.headers)  # type: ignore[attr-defined]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A web server that answers as a test tells it."""
+    with HTTPServer(("127.0.0.1", 0), Answers) as found:
+        found.answer, found.seen = (200, {}, b""), []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((200, {"content-type": "text/html"}, b"<html>Please log in</html>"), "web page"),
+        ((403, {"content-type": "text/plain"}, b"no\x1b[2J\nentry"), "it answered 403 Forbidden: no\\\\x1b\\[2J entry"),
+        ((400, {"content-type": "application/json"}, b'{"message":"x"}'), 'it answered 400 Bad Request: {"message"'),
+        ((400, {"content-type": "application/x-protobuf"}, b"\x08\x03"), "it answered 400 Bad Request$"),
+        ((302, {"location": "http://127.0.0.1:1/"}, b""), "it answered 302"),
+        ((400, {"content-length": "1000"}, b"cut"), "it answered 400 Bad Request$"),
+        ((200, {"content-length": "1000"}, b"cut"), "no answer"),
+        ((200, {"content-length": "20", "content-type": "application/x-protobuf"}, b""), "no answer"),
+    ],
+)
+def test_only_an_otlp_answer_is_one(server: Any, answer: Any, words: str) -> None:
+    """A login page, a redirect or half an answer confirms nothing, and what it says is shown harmlessly."""
+    server.answer = answer
+    with pytest.raises(UndeliveredError, match=words):
+        sender(f"http://127.0.0.1:{server.server_port}/v1/traces", threading.Event()).send(b"x")
+
+
+def test_what_is_sent_says_who_sends(server: Any) -> None:
+    """Protobuf, our name and version, and the user's headers."""
+    endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1/traces", (("x-key", "1"),))
+    found = OtlpSender(endpoint, clock=SystemClock(), timeout_s=0, stopping=threading.Event()).send(b"x")
+    assert Answer() == found
+    (headers,) = server.seen
+    assert ("application/x-protobuf", "1", True) == (
+        headers["content-type"],
+        headers["x-key"],
+        headers["user-agent"].startswith("stormphase/"),
+    )
+
+
+def test_a_certificate_that_is_not_trusted_is_not_tried_again() -> None:
+    """Time does not mend it, and the reason is said."""
+    untrusted = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    untrusted.verify_message = "self-signed certificate"
+    refused = _refused_by(urllib.error.URLError(untrusted))
+    assert (False, "its certificate is not trusted: self-signed certificate") == (refused.may_retry, str(refused))
