@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ DIM: Final = "2"
 RED: Final = "31"
 YELLOW: Final = "33"
 GREEN: Final = "32"
+_NO_BREAK: Final = "\N{NO-BREAK SPACE}"
+_BEFORE_UNIT: Final = re.compile(r"(?<=\d) (?=(?:s|ms|us)\b)")
 
 
 class Page:
@@ -34,16 +37,19 @@ class Page:
         self._lines.append(self._styled(cut(printable(text), self.facts.width), style))
 
     def wrapped(self, text: str, *, first: str = "", indent: str = "", style: str = "") -> None:
-        """Add a text in as many lines as it needs; `first` stands before its first line, `indent` before others."""
+        """Add a text in as many lines as it needs; `first` stands before its first line, `indent` before others.
+
+        A number and its unit stay on one line.
+        """
         width = max(20, self.facts.width)
         lines = textwrap.wrap(
-            printable(text),
+            _BEFORE_UNIT.sub(_NO_BREAK, printable(text)),
             width,
             initial_indent=first,
             subsequent_indent=indent or " " * len(first),
             break_on_hyphens=False,
         )
-        self._lines += [self._styled(line, style) for line in lines or [first]]
+        self._lines += [self._styled(line.replace(_NO_BREAK, " "), style) for line in lines or [first]]
 
     def pieces(self, parts: Iterable[tuple[str, str]]) -> None:
         """Add one line of parts, each a text and its style."""
