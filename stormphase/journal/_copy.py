@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from stormphase.journal._damage import Damage
     from stormphase.journal._source import Source
 
-MAX_SEGMENTS: Final = 65_536  # 1 GiB: what a reader is willing to look at
+MAX_SEGMENTS: Final = 262_144  # 4 GiB: as long as a writer lets a journal become
 MAX_TRIES: Final = 24
 _AT_ONCE: Final = 64  # segments
 _U64: Final = struct.Struct("<Q")
 _PAIR: Final = struct.Struct("<QQ")
 _NEVER_USED: Final = bytes(16)
+_PHASES_IN_USE: Final = _format.PHASES | _format.IN_USE << 8
 _STATES_READ: Final = (_format.IN_USE, _format.FOLDED)
 _STATES_PASSED_OVER: Final = (_format.UNUSED, _format.CLEARING)
 _KINDS: Final = (_format.PHASES, _format.STRINGS, _format.TOTALS, _format.STACKS)
@@ -87,18 +88,43 @@ def take_copy(source: Source, file: str, damage: Damage) -> Copy:
     else:
         if not is_storing:
             damage.note("it changed faster than it could be read: totals may be a little off")
+    _make_whole(source, kept)
     if redo is None:
         damage.note("the redo log is damaged: totals may be a little off")
     _note_what_is_missing(header, source, damage)
     return _copy_of(_mended(header, kept, redo or [], damage), kept, damage)
 
 
-def copy_segment(source: Source, segment: Segment) -> Segment | None:
-    """Return a new copy of a segment, or None if it has been taken into use anew; it counts as what it was."""
-    data = _padded(source.read(segment.offset, _format.SEGMENT))
-    if _PAIR.unpack_from(data)[0] != segment.serial:
-        return None
-    return attrs.evolve(segment, data=data)
+def whole_slots(source: Source, offset: int, first: bytes) -> bytes:
+    """Return a copy of a segment of phases in which every slot that counts is whole.
+
+    A slot counts once its last words stand, and a copy is made from the front: it may have the last words of a slot
+    whose other words it took a moment too early. So those are taken from a second copy.
+
+    Args:
+        source: the journal.
+        offset: where the segment stands.
+        first: a copy of it, which says which slots count.
+    """
+    second = _padded(source.read(offset, _format.SEGMENT))
+    if second == first:
+        return first
+    if second[: _PAIR.size] != first[: _PAIR.size]:
+        return first  # Folded or cleared meanwhile: then nobody was writing its slots any more.
+    data = bytearray(second)
+    blobs_from = _format.SEGMENT_HEADER.unpack_from(second)[7]
+    for slot in range(_format.FIRST_SLOT, min(blobs_from, _format.SEGMENT) - _format.SLOT + 1, _format.SLOT):
+        before = first[slot : slot + _format.SLOT]
+        if before != second[slot : slot + _format.SLOT]:
+            for at in (_format.SEQUENCE_AT, _format.WORD_AT):
+                data[slot + at : slot + at + 8] = before[at : at + 8]
+    return bytes(data)
+
+
+def _make_whole(source: Source, kept: dict[int, bytes]) -> None:
+    for offset, data in kept.items():
+        if _PAIR.unpack_from(data)[1] == _PHASES_IN_USE:
+            kept[offset] = whole_slots(source, offset, data)
 
 
 def _allocated(header: bytes, source: Source) -> int:
@@ -113,7 +139,7 @@ def _note_what_is_missing(header: bytes, source: Source, damage: Damage) -> None
     if source.size() < allocated * _format.SEGMENT:
         damage.note("the file is shorter than its header says: its end is missing")
     elif allocated > MAX_SEGMENTS:
-        damage.note("the file is longer than 1 GiB: the rest was not read")
+        damage.note("the file is longer than 4 GiB: the rest was not read")
 
 
 def _redo_pairs(source: Source) -> list[tuple[int, int]] | None:

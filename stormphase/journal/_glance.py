@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from stormphase.journal import _format
-from stormphase.journal._copy import MAX_SEGMENTS, Segment
+from stormphase.journal._copy import MAX_SEGMENTS, Segment, whole_slots
 from stormphase.journal._damage import Damage
 from stormphase.journal._doubles import settle
 from stormphase.journal._header import check, parse_header
@@ -115,6 +115,7 @@ class Glance:
                 data = source.read(offset, _format.SEGMENT).ljust(_format.SEGMENT, b"\0")
                 # It may have been folded or cleared between the two reads.
                 if data.startswith(start):
+                    data = whole_slots(source, offset, data)
                     found.append(Segment(offset, serial, _format.PHASES, is_folded=False, data=data))
             elif kind_and_state == _STRINGS_IN_USE:
                 self._note_strings(source, offset, serial)

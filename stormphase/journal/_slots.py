@@ -142,11 +142,20 @@ class Slots:
         self.open = [row for row in self.open if row not in rows]
         self.others = {row: status for row, status in self.others.items() if row not in rows}
 
-    def end(self, row: int, status: int) -> None:
-        """Say that an open phase has ended meanwhile."""
+    def end(self, row: int, slot: bytes, blob: bytes) -> None:
+        """Say that an open phase has ended since it was copied: `slot` and `blob` are what stands there now."""
+        fields = _format.WHOLE_SLOT.unpack(slot)
+        data = bytearray(self.segment.data)
+        at = _format.FIRST_SLOT + row * _format.SLOT
+        data[at : at + _format.SLOT] = slot
+        # Where blobs are, no slot of the copy is.
+        if _format.FIRST_SLOT + self.used * _format.SLOT <= fields[5] <= _format.SEGMENT - len(blob):
+            data[fields[5] : fields[5] + len(blob)] = blob
+        self.segment = attrs.evolve(self.segment, data=bytes(data))
         self.open.remove(row)
         self.ended = sorted((*self.ended, row))
-        self.last_end_ns = max(self.last_end_ns, self.fields(row)[9])
+        self.last_end_ns = max(self.last_end_ns, fields[9])
+        status = fields[11] >> _format.STATUS_SHIFT
         if status:
             self.others[row] = status
 
@@ -156,7 +165,7 @@ def look(segment: Segment, damage: Damage) -> Slots:
     slots = Slots(segment, damage)
     commits = _COMMITS.unpack_from(segment.data, _format.FIRST_SLOT)
     sequences, words = commits[0::2], commits[1::2]
-    used = _used(segment, sequences, words, damage)
+    used = _used(segment, sequences, damage)
     slots.used = used
     slots.sequences = sequences = sequences[:used]
     words = words[:used]
@@ -169,7 +178,7 @@ def look(segment: Segment, damage: Damage) -> Slots:
     return slots
 
 
-def _used(segment: Segment, sequences: Sequence[int], words: Sequence[int], damage: Damage) -> int:
+def _used(segment: Segment, sequences: Sequence[int], damage: Damage) -> int:
     """Return how many slots, from the first, are used: the rest is empty, or blobs."""
     blobs_from = _format.SEGMENT_HEADER.unpack_from(segment.data)[7]
     limit: int = (blobs_from - _format.FIRST_SLOT) // _format.SLOT
@@ -179,7 +188,7 @@ def _used(segment: Segment, sequences: Sequence[int], words: Sequence[int], dama
     if 0 in sequences[:limit]:
         first_empty = sequences.index(0)
         # An interrupted enter may have left a slot out.
-        if not any(sequences[first_empty:limit]) and not any(words[first_empty:limit]):
+        if not any(sequences[first_empty:limit]):
             return first_empty
     return limit
 
@@ -188,13 +197,14 @@ def _sort_out(slots: Slots, words: Sequence[int]) -> None:
     ended = []
     for row, (sequence, word) in enumerate(zip(slots.sequences, words, strict=True)):
         status = word >> _format.STATUS_SHIFT
+        if not sequence:
+            continue  # Empty, or not written to its end.
         if sequence == word and not status:
-            if sequence:
-                ended.append(row)
+            ended.append(row)
         elif not word and sequence <= _format.SEQUENCE_MASK:
             if not slots.is_folded:
                 slots.open.append(row)
-        elif not sequence or word & _format.SEQUENCE_MASK != sequence:
+        elif word & _format.SEQUENCE_MASK != sequence:
             slots.damage.note("the commit word of a phase is damaged")
         elif status <= _LAST_STATUS:
             ended.append(row)

@@ -7,7 +7,7 @@ from heapq import nlargest
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase.journal import _format
-from stormphase.journal._copy import copy_segment, take_copy
+from stormphase.journal._copy import take_copy
 from stormphase.journal._damage import Damage
 from stormphase.journal._doubles import missing, settle
 from stormphase.journal._header import int_or_none, json_object, parse_header
@@ -92,17 +92,19 @@ def confirm_open(source: Source, all_slots: Sequence[Slots], *, is_last_try: boo
     places = sorted((slots.sequences[row], index, row) for index, slots in enumerate(all_slots) for row in slots.open)
     for sequence, index, row in places:
         slots = all_slots[index]
-        now = source.read(slots.offset_in_file(row), _format.SLOT)
-        if len(now) < _format.SLOT:
+        offset = slots.offset_in_file(row)
+        # The word that says whether it has ended, before what it says of the end.
+        word = source.read(offset + _format.WORD_AT, 8)
+        slot = source.read(offset, _format.SLOT)
+        if len(word) + len(slot) < 8 + _format.SLOT:
             continue
-        fields = _format.WHOLE_SLOT.unpack(now)
+        fields = _format.WHOLE_SLOT.unpack(slot[: _format.WORD_AT] + word)
         is_same = fields[8] == sequence
         if is_same and not fields[11]:
             continue
-        fresh = copy_segment(source, slots.segment)
-        if is_same and fields[11] >> _format.STATUS_SHIFT in _format.STATUSES and fresh is not None:
-            slots.segment = fresh
-            slots.end(row, fields[11] >> _format.STATUS_SHIFT)
+        if is_same and fields[11] >> _format.STATUS_SHIFT in _format.STATUSES:
+            blob = source.read(slots.segment.offset + fields[5], fields[6])
+            slots.end(row, slot[: _format.WORD_AT] + word, blob)
         elif not is_last_try:
             return False
         else:

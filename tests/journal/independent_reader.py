@@ -35,7 +35,7 @@ def _read_slots(data):
             slot = struct.unpack_from("<qQqIIHHIQqqQ", data, at)
             is_folded, is_over = _word(data, start + 8) >> 8 == 2, slot[11] != 0
             if slot[8] and slot[11] >> 56 < 254 and (is_over or not is_folded):
-                value = marshal.loads(data[start + slot[5] :][: slot[6]]) if slot[6] else {}  # noqa: S302
+                value = marshal.loads(data[start + slot[5] : start + SEGMENT]) if slot[6] else {}  # noqa: S302
                 rank = (is_over, _word(data, start), at, is_folded, slot)
                 found[slot[8]] = max(found.get(slot[8], rank), (*rank, value if slot[7] & 8 else {"attributes": value}))
     return found
@@ -53,8 +53,8 @@ def read(data):
         path = paths[slot[3]] if slot[3] else tuple(said.get("path") or (*phases[slot[1]]["path"], said["name"]))
         phases[number] = {"path": path, "entered": slot[0], "ended": slot[9] if is_over else None, "lane": slot[4]}
         phases[number]["status"] = END[slot[11] >> 56] if is_over else "paused" if slot[7] & 4 else "active"
-        phases[number]["step"] = None if slot[2] == -(2**63) else slot[2]
-        phases[number]["attributes"] = {**said.get("attributes", {}), **said.get("late", {})}
+        phases[number] |= {"step": None if slot[2] == -(2**63) else slot[2]}
+        phases[number] |= {"attributes": {**said.get("attributes", {}), **said.get("late", {})}}
         if is_over and not is_folded:
             counts[paths[slot[3]]] = counts.get(paths[slot[3]], 0) + 1
     return json.loads(data[1024 : 1024 + struct.unpack_from("<I", data, 88)[0]]), phases, counts

@@ -771,6 +771,17 @@ def test_allocated_is_believed_only_as_far_as_the_file_goes(tmp_path):
     assert () == image.damage
 
 
+def test_a_file_that_never_ends_is_read_to_a_limit():
+    """No journal is longer than 4 GiB, so a file that claims to be costs a reader no more than that."""
+
+    class Endless(BytesSource):
+        def size(self):
+            return 2**62
+
+    image = read_source(Endless(bytes(journal(allocated=2**40))), Path("x"))
+    assert ("the file is longer than 4 GiB: the rest was not read",) == image.damage
+
+
 # --- a writer in full flight ----------------------------------------------------------------------------------------
 
 
@@ -921,13 +932,58 @@ def test_a_phase_that_is_ended_while_the_journal_is_read_has_ended():
     ended = struct.pack("<qqQ", 3_000, 100, 1 | 1 << 56)
     last_read = Moving(data, {})
     read_source(last_read, Path("x"))
-    change = {last_read.reads - 2: lambda data: data.__setitem__(slice(offset + 48, offset + 72), ended)}
+    change = {last_read.reads - 4: lambda data: data.__setitem__(slice(offset + 48, offset + 72), ended)}
     image = read_source(Moving(data, change), Path("x"))
     assert [2] == numbers(image.open)
     assert [(1, PhaseStatus.FAILED, 3_000, 100)] == [
         (p.sequence, p.status, p.ended_ns, p.children_ns) for p in image.ended
     ]
     assert (1, 1) == (image.totals["train",].count, image.totals["train",].failed)
+
+
+def test_a_slot_whose_last_word_was_copied_too_late_for_the_others_is_read_again():
+    """A copy may say that a phase has ended, and not yet when: that comes from a second copy."""
+    empty, entered, over = Phases(2), Phases(2), Phases(2)
+    empty.add(1, path=1, ended=2_100)
+    entered.add(1, path=1, ended=2_100)
+    slot = entered.add(2, path=2, parent=1, entered=2_500, attributes={"a": 1})
+    over.add(1, path=1, ended=2_100)
+    over.add(2, path=2, parent=1, entered=2_500, ended=2_900, attributes={"a": 1})
+    states = [bytes(journal(NAMES, each)) for each in (empty, entered, over)]
+
+    class Torn(BytesSource):
+        """Its segments are first copied as they are in `first`."""
+
+        first = None
+
+        def read(self, offset, length):
+            if offset == 4 * SEGMENT and self.first is not None:
+                data, self.first = self.first, None
+                return data[offset : offset + length]
+            return super().read(offset, length)
+
+    def read(before, after, *words):
+        """Read a journal that goes from one state to the next; the first copy has some words of the next already."""
+        first = bytearray(states[before])
+        for word in words:
+            at = 5 * SEGMENT + slot + word
+            first[at : at + 8] = states[after][at : at + 8]
+        source = Torn(states[after])
+        source.first = bytes(first)
+        image = read_source(source, Path("x"))
+        assert () == image.damage
+        return image
+
+    (opened,) = read(0, 1, 40).open
+    assert (2, ("train", "step"), 2_500, {"a": 1}) == (
+        opened.sequence,
+        opened.path,
+        opened.entered_ns,
+        opened.attributes,
+    )
+    assert 2_900 == read(1, 2, 64).ended[-1].ended_ns
+    assert [1] == numbers(read(0, 2, 64).ended)
+    assert [1] == numbers(read(0, 2).ended)
 
 
 def test_a_segment_that_is_cleared_while_the_journal_is_read_is_read_again():
