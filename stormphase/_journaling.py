@@ -77,9 +77,8 @@ class SessionJournal:
         self._make()
         if self._open is not None:
             self._open.start()
-        recover = getattr(bridge, "recover", None)
-        if self._options is not None and recover is not None:
-            recover(self._options.directory)
+        if self._options is not None:
+            _bridge.recover_with(bridge, self._options.directory)
 
     def _make(self) -> None:
         options, directory, identity, lanes = self._options, self._directory, self._identity, self._lanes
