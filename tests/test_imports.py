@@ -35,7 +35,7 @@ ROOMS = """
     capture, journal, stores
     _claims, _configuration, _logging_sink, _sinks + _overdue, _summary + _table + _render + _rich_view + _terminal
     _tracker + _session + _capturing + _journaling
-    otel, analysis, export, testing + _store_conformance
+    otel, analysis, export, records, testing + _store_conformance
     integrations, cli
     __init__
 """

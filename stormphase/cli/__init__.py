@@ -8,13 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from stormphase._version import __version__
-from stormphase.cli import _postmortem, _recover, _top
+from stormphase.cli import _postmortem, _records, _recover, _top
 from stormphase.exceptions import StormphaseError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS: Final = (_postmortem, _recover, _top)
+COMMANDS: Final = (_postmortem, _recover, _top, _records)
 EXIT_USAGE: Final = 2
 _EXIT_INTERRUPTED: Final = 130  # as shells have it
 

@@ -6,18 +6,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stormphase.stores._lost import close_lost
+    from stormphase.stores._lost import as_lost, close_lost
     from stormphase.stores._memory import MemoryStore
-    from stormphase.stores._query import RecordQuery
+    from stormphase.stores._query import RecordQuery, near_names
     from stormphase.stores._sqlite import SqliteStore
+    from stormphase.stores._sqlite_schema import MAX_ATTRIBUTE_COLUMNS, attribute_columns
 
-__all__ = ["MemoryStore", "RecordQuery", "SqliteStore", "close_lost"]
+__all__ = [
+    "MAX_ATTRIBUTE_COLUMNS",
+    "MemoryStore",
+    "RecordQuery",
+    "SqliteStore",
+    "as_lost",
+    "attribute_columns",
+    "close_lost",
+    "near_names",
+]
 
 _HOMES = {
+    "MAX_ATTRIBUTE_COLUMNS": "stormphase.stores._sqlite_schema",
     "MemoryStore": "stormphase.stores._memory",
     "RecordQuery": "stormphase.stores._query",
     "SqliteStore": "stormphase.stores._sqlite",
+    "as_lost": "stormphase.stores._lost",
+    "attribute_columns": "stormphase.stores._sqlite_schema",
     "close_lost": "stormphase.stores._lost",
+    "near_names": "stormphase.stores._query",
 }
 
 

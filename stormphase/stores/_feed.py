@@ -90,6 +90,7 @@ class StoreFeed:
         self._now = SystemClock.monotonic_ns
         self._owners: Owners | None = Owners.of_rank(lanes, facts, own_process())
         self._parent_of_child: str | None = None
+        self._forked_ns = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -111,6 +112,7 @@ class StoreFeed:
         """Forget what is the parent's to write; the child gets a record of its own with its first phase."""
         inherited = self._lanes.carrier.current_phase()
         self._parent_of_child = None if inherited is None else inherited.scope_id
+        self._forked_ns = self._lanes.now()
         self._owners = None
         self._reset()
 
@@ -218,7 +220,9 @@ class StoreFeed:
 
     def _owners_now(self) -> Owners:
         if self._owners is None:
-            self._owners = Owners.of_child(self._lanes, self._facts, own_process(), self._parent_of_child)
+            self._owners = Owners.of_child(
+                self._lanes, self._facts, own_process(), self._parent_of_child, forked_ns=self._forked_ns
+            )
         return self._owners
 
     def _recover_ends(self, phases: dict[int, PhaseHandle]) -> None:

@@ -115,15 +115,29 @@ class Owners:
 
     @classmethod
     def of_child(
-        cls, lanes: LaneSet, facts: SessionFacts, process: ProcessIdentity, parent_scope_id: str | None
+        cls,
+        lanes: LaneSet,
+        facts: SessionFacts,
+        process: ProcessIdentity,
+        parent_scope_id: str | None,
+        *,
+        forked_ns: int,
     ) -> Owners:
-        """Return the record of a forked process, under the phase that was open at the fork, else under its rank."""
+        """Return the record of a forked process, under the phase that was open at the fork, else under its rank.
+
+        Args:
+            lanes: the rank's lanes, as they are in the child.
+            facts: what is known of the session.
+            process: the child.
+            parent_scope_id: the phase that was open at the fork, or None.
+            forked_ns: when that was, on the monotonic clock.
+        """
         identity = facts.identity
         if parent_scope_id is None:
             parent_scope_id = to_hex(rank_span_id(identity.session_id, identity.attempt, identity.rank))
         child = _record(
             lanes,
-            attrs.evolve(facts, started_ns=lanes.now()),
+            attrs.evolve(facts, started_ns=forked_ns),
             process,
             kind=RecordKind.PROCESS,
             rank=identity.rank,
