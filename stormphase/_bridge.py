@@ -144,6 +144,16 @@ def listen(
     return True
 
 
+def recover_with(bridge: Bridge | None, directory: Path) -> None:
+    """Have a bridge send what attempts before this one left in `directory`, if it can. Never raises, nor waits."""
+    recover = getattr(bridge, "recover", None)
+    try:
+        if recover is not None:
+            recover(directory)
+    except Exception:  # noqa: BLE001 - as above
+        _log.warning("stormphase: the bridge could not recover what earlier attempts left behind", exc_info=True)
+
+
 class DefaultBridge:
     """Stands for the bridge on the globally set OTel providers; `stormphase/__init__` says how to make one."""
 
