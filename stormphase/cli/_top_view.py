@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MIN_WIDTH: Final = 40
 LEAST_ROWS: Final = 4
 _TALL: Final = 36
+_LEAST_ON_SUSPECTS: Final = 5
+_MOST_ON_SUSPECTS: Final = 12
 MAX_ALONE: Final = 5
 SLOW: Final = 3  # so many times the median, and beyond the 99th percentile
 PLAIN, BOLD, DIM, RED, YELLOW, GREEN, CYAN = "", "bold", "dim", "red", "yellow", "green", "cyan"
@@ -116,13 +118,15 @@ def screen_of(
     width = max(MIN_WIDTH, width)
     postmortem = snapshot.postmortem
     head = _head(snapshot, width)
-    suspects = _suspects(postmortem, width, 5 if height is not None and height < _TALL else 12)
     foot = [] if height is None else [_keys(choices, width)]
-    room = None if height is None else max(LEAST_ROWS, height - len(head) - 1 - len(suspects) - len(foot))
     is_grouped = choices.is_grouped
     if is_grouped is None:
         is_grouped = would_group(len(postmortem.ranks), height)
     rows = _ordered(_rows(snapshot, is_grouped=is_grouped, hang_ns=hang_ns), choices.order)
+    left = _MOST_ON_SUSPECTS if height is None else height - len(head) - 1 - len(rows) - len(foot)
+    least = _LEAST_ON_SUSPECTS if height is not None and height < _TALL else _MOST_ON_SUSPECTS
+    suspects = _suspects(postmortem, width, min(max(left, least), _MOST_ON_SUSPECTS))
+    room = None if height is None else max(LEAST_ROWS, height - len(head) - 1 - len(suspects) - len(foot))
     shown, more = _scrolled(rows, choices.scrolled, room)
     widths = _widths(width)
     lines = [*head, [Piece(cut(_columns({name: name for name in widths}, widths) + "path", width), BOLD)]]

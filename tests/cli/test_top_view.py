@@ -151,6 +151,20 @@ def test_the_head_says_what_has_to_be_known(job: Any) -> None:
     assert "1 running  2 unreadable  2.50 steps/s  11:46:40 UTC, read in 38.0 ms, oldest 5.00 s" == head
 
 
+def test_free_lines_are_for_suspects(job: Any) -> None:
+    """Where the ranks leave room, everything is said of more than one suspect; where not, how many are left out."""
+    for rank in (1, 2):
+        job.rank(rank, "train,100", "train / step,95", "train / step / data_loading,95", usual=USUAL)
+    for rank in (0, 3):
+        job.rank(rank, "train,100", "train / step,95", "train / step / all_reduce,94,sync", usual=USUAL)
+    for height, told in ((24, ["rank 1:", "rank 2:"]), (13, ["rank 1:", "and 1 suspect more:"])):
+        found = lines(job, height=height)
+        assert height == len(found)
+        assert told == [
+            next(each for each in told if line.startswith(each)) for line in found if line.startswith(tuple(told))
+        ]
+
+
 def test_a_hang_of_all_is_explained(job: Any) -> None:
     """If nobody is suspect, the note says so."""
     for rank in range(4):
