@@ -17,11 +17,13 @@ from stormphase._journaling import SessionJournal
 from stormphase._overdue import LearntLimits, OverdueWatch
 from stormphase._process import ProcessWatch
 from stormphase._rank import ProcessFacts, detect_rank
+from stormphase._redaction import Redactor
 from stormphase._signals import SigtermHook
 from stormphase._sinks import SUMMARY, SinkSet
 from stormphase._summary import SessionSummary
 from stormphase.stores._feed import StoreFeed, open_store
 from stormphase.stores._owners import SessionFacts
+from stormphase.stores._redact import RecordRedactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -157,7 +159,14 @@ class Session:
             environ=environ,
             wish=settings.correlation_id,
         )
-        return StoreFeed(settings.store, self.lanes, facts, output_of=self.capture.lines_of)
+        redactor = Redactor(environ=environ, patterns=() if settings.capture is None else settings.capture.redact)
+        return StoreFeed(
+            settings.store,
+            self.lanes,
+            facts,
+            output_of=self.capture.lines_of,
+            redact=RecordRedactor(redactor),
+        )
 
     def _take_back(self) -> None:
         """Take back what a start that failed had begun."""

@@ -179,7 +179,8 @@ class StoreFeed:
             # Neither the queue nor the handle says how these ended: they stay unfinished.
             self._counts["unknown_ends"] += len(phases)
         if self._owners is not None:
-            self._ended += [(record, 0) for record in self._owners.ended(self._lanes, outcome, ended_ns)]
+            ended = self._owners.ended(self._lanes, outcome, ended_ns)
+            self._ended += [(record if self._redact is None else self._redact(record), 0) for record in ended]
 
     @property
     def unwritten(self) -> int:
