@@ -99,8 +99,8 @@ def trouble(path: Path, error: Exception) -> StoreError:
     if isinstance(error, sqlite3.OperationalError) and "locked" in text:
         fix = "Another process holds it; what was to be written is tried again."
         may_pass = True
-    elif isinstance(error, sqlite3.OperationalError) and "full" in text:
-        fix = "Make room on the disk; what was to be written is tried again."
+    elif isinstance(error, sqlite3.OperationalError) and ("full" in text or "I/O" in text):
+        fix = "Make room on the disk, or mend it; what was to be written is tried again."
         may_pass = True
     elif isinstance(error, (sqlite3.OperationalError, OSError)):
         fix = "Give the store a file in a directory that exists and may be written to."

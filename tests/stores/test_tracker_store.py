@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -247,3 +248,41 @@ def test_a_killed_process_is_found_lost_by_the_next(make_tracker, path):
     assert {("train", "step")} == {record.root_cause_path for record in lost}
     assert {RecordKind.SESSION, RecordKind.RANK, RecordKind.PHASE} == {record.kind for record in lost}
     assert all(f"process {killed.pid}" in record.evidence for record in lost)
+
+
+FULL = """
+import json, resource, sys
+from pathlib import Path
+from stormphase import PhaseTracker
+from stormphase.stores import SqliteStore
+
+path = Path(sys.argv[1])
+with PhaseTracker(bridge=None, store=SqliteStore(path)) as tracker:
+    tracker.enter_phase("before").close()
+    assert tracker.flush(30)
+    size = sum(file.stat().st_size for file in path.parent.iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    for _ in range(2_000):
+        tracker.enter_phase("full", {"text": "x" * 100}).close()
+    assert not tracker.flush(0.5)
+    if sys.argv[2] == "room":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    tracker.stop(30 if sys.argv[2] == "room" else 0.5)
+print(json.dumps(tracker.stats()))
+"""
+
+
+@pytest.mark.parametrize("how", ["room", "none"])
+def test_a_full_disk_is_waited_for_or_counted(run_python, path, how):
+    """Training goes on. Once there is room all of it is written; if there never is, the loss is told to the entry."""
+    child = run_python(FULL, str(path), how)
+    stats = json.loads(child.stdout)
+    counts = stats["sinks"]["store"]
+    assert 4_002 == counts["offered"] == counts["dropped"] + counts["handed_over"]
+    assert (how == "room") == (counts["dropped"] == 0)
+    assert 1 <= stats["store"]["retries"]
+    assert "it is tried again" in child.stderr
+    store = SqliteStore(path)
+    statuses = [record.status.value for record in store.query(kind="phase")]
+    assert counts["handed_over"] == 2 * statuses.count("succeeded") + statuses.count("active")
+    assert [("ok",)] == store._read("PRAGMA integrity_check")
