@@ -57,6 +57,8 @@ def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "
     extra = phase._extra_or_new()
     origin = phase.parent
     started_ns = _exits.segment_start_ns(phase)
+    if lanes.journal is None:
+        phase._slot = 0  # So that whoever takes it over finds something to take.
     lanes.parked.add(phase)  # First, so that nothing that is paused can be missing in it: see `_exits.is_parked`.
     _exits.restore_context(lanes, phase)
     while lane.top is phase:
@@ -138,6 +140,7 @@ def _put_on(
             extra.paused_ns = paused_ns
             extra.paused_since_ns = None
             extra.resumed_ns = resumed_ns
+            successor._slot = phase._slot  # The journal may have moved it since the successor was made.
             successor._lane = lane
             successor._below = below
             successor._status = _ON_RESUME

@@ -29,7 +29,7 @@ CHUNK_SEGMENTS: Final = 64
 MIN_BYTES: Final = CHUNK_SEGMENTS * _format.SEGMENT
 _MASK: Final = 0xFFFFFFFFFFFFFFFF
 _PAGE: Final = 4_096
-_PAGES_AT_ONCE: Final = 16
+_PAGES_AT_ONCE: Final = 64
 _MODE: Final = 0o600
 _NO_FALLOCATE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -115,23 +115,34 @@ class JournalFile:
         """Say that the process lives; the two places are written in turn, so that one always stands."""
         self._beats += 1
         place = _format.HEARTBEATS[self._beats % 2]
-        self.put_bytes(place, _format.HEARTBEAT.pack(monotonic_ns, wall_ns, self._beats))
+        # Invalid while its times change.
+        for offset, value in ((16, 0), (0, monotonic_ns), (8, wall_ns), (16, self._beats)):
+            self.put_word(place + offset, value)
 
     def put_together(self, stores: Sequence[tuple[int, int]]) -> None:
         """Store words at offsets, all of them or none, whatever happens meanwhile; by one caller at a time.
 
         At most `MAX_REDO_PAIRS` of them. A reader that finds the log filled stores them itself, so they stand from the
-        moment when their number is stored.
+        moment when their number is stored; where a call was interrupted after that, the next one ends it.
         """
-        folds = self.word(_format.FOLDS)
-        self.put_word(_format.FOLDS, folds + 1)
+        self.end_interrupted_stores()
+        folds = self.word(_format.FOLDS) | 1
+        self.put_word(_format.FOLDS, folds)
         pairs = itertools.chain.from_iterable((offset, value & _MASK) for offset, value in stores)
         self.put_bytes(_format.REDO_PAIRS_AT, struct.pack(f"<{2 * len(stores)}Q", *pairs))
         self.put_word(_format.REDO_AT, len(stores))
         for offset, value in stores:
             self.put_word(offset, value)
         self.put_word(_format.REDO_AT, 0)
-        self.put_word(_format.FOLDS, folds + 2)
+        self.put_word(_format.FOLDS, folds + 1)
+
+    def end_interrupted_stores(self) -> None:
+        """Store what an interrupted `put_together` had promised."""
+        count = self.word(_format.REDO_AT)
+        if count:
+            for offset, value in struct.iter_unpack("<QQ", self.bytes_at(_format.REDO_PAIRS_AT, 16 * count)):
+                self.put_word(offset, value)
+            self.put_word(_format.REDO_AT, 0)
 
     def put_end_note(self, note: bytes) -> None:
         """Say how the process ended: JSON of at most `MAX_END_NOTE` bytes."""
@@ -158,7 +169,12 @@ class JournalFile:
     @property
     def may_grow(self) -> bool:
         """Whether its length still allows another segment."""
-        return self.segments < self._max_segments
+        return self._fd >= 0 and self.segments < self._max_segments
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether it has no name any more, so that nobody else can read it."""
+        return self._fd >= 0 and os.fstat(self._fd).st_nlink == 0
 
     def grow(self) -> range:
         """Give the next segments room on the disk, and return their numbers.
@@ -192,8 +208,9 @@ class JournalFile:
     def _touch(self, first: int, last: int) -> None:
         """Have the kernel map the pages now, so that no training thread waits for that; lets others in between."""
         words = self.words
-        for start in range(first * _format.SEGMENT, last * _format.SEGMENT, _PAGES_AT_ONCE * _PAGE):
-            for offset in range(start, start + _PAGES_AT_ONCE * _PAGE, _PAGE):
+        end = last * _format.SEGMENT
+        for start in range(first * _format.SEGMENT, end, _PAGES_AT_ONCE * _PAGE):
+            for offset in range(start, min(end, start + _PAGES_AT_ONCE * _PAGE), _PAGE):
                 words[offset >> 3] = 0
             time.sleep(0)  # noqa: TID251 - waits for nothing: training may want the GIL
 
@@ -214,5 +231,6 @@ def _allocate(fd: int, offset: int, length: int) -> None:
             return
     zeros = bytes(_PAGES_AT_ONCE * _PAGE)
     for start in range(offset, offset + length, len(zeros)):
-        if os.pwrite(fd, zeros, start) != len(zeros):
+        piece = zeros[: offset + length - start]
+        if os.pwrite(fd, piece, start) != len(piece):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

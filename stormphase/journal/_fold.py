@@ -1,18 +1,21 @@
 """Emptying full segments: what has ended is added to the totals, what is open moves on, and the rest is room again.
 
-All of it happens under one lock, on the journal's worker; a training thread that finds no room anywhere tries the lock
-once and never waits for it.
+What changes the file happens under one lock, mostly on the journal's worker, and takes the lock for some microseconds:
+a training thread that finds no room anywhere has to have it as well. Whatever is interrupted there, by a signal handler
+that raises or for want of memory, the next one to have the lock puts in order.
 """
 
 from __future__ import annotations
 
+import functools
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._phase import FINAL
 from stormphase.journal import _format
-from stormphase.journal._phase_facts import encoded
+from stormphase.journal._phase_facts import encoded, thread_facts
 from stormphase.journal._plain import parse
 from stormphase.journal._writer import SCRATCH_SLOT, SegmentWriter
 
@@ -24,15 +27,35 @@ if TYPE_CHECKING:
     from stormphase.journal._segments import Segments
     from stormphase.journal._totals import Totals
 
-# A slot whose phase nobody has open was left behind by an interrupt. It is believed only when seen so often, since a
-# phase that is just being paused is for a moment nowhere.
-_ORPHAN_LOOKS: Final = 3
+# A slot whose phase nobody has open was left behind by an interrupt. That is believed only after so many ticks, ten
+# seconds: a phase that is just being paused or ended is for a moment nowhere, and its thread may have to wait long.
+ORPHAN_TICKS: Final = 50
+# A segment in which most phases are open is looked at more and more seldom, at last every so many ticks.
+_LONGEST_PATIENCE: Final = 64
+_MAX_NOTES: Final = 4_096
 _SLOTS_AT_ONCE: Final = 64
-_NOTHING_OPEN: Final[dict[int, Any]] = {}
+_ALL_AT_ONCE: Final = 1_024
+
+
+@functools.cache
+def _commits(slots: int) -> struct.Struct:
+    """Return what unpacks the sequence and the last word of so many slots."""
+    return struct.Struct("<" + "40xQ16xQ" * slots)
+
+
+class _Look:
+    """What is in a segment: how many slots are used, how many phases have ended, and where the open ones are."""
+
+    __slots__ = ("ended", "open_slots", "used")
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.ended = 0
+        self.open_slots: list[int] = []
 
 
 class Folder:
-    """Folds, moves and clears. Its methods take the lock; none raises.
+    """Folds, moves and clears. Thread-safe; from a signal handler that interrupts it, it does nothing.
 
     Args:
         file: the journal.
@@ -61,96 +84,183 @@ class Folder:
         self._mover = mover
         self._counts_unsent = counts_unsent
         self._lock = threading.Lock()
-        self._orphan_looks: dict[int, int] = {}
+        self._owner = 0
+        self._is_settled = True
+        self._tick = 0
+        self._folding: int | None = None
+        self._orphans: dict[int, tuple[int, int]] = {}  # by slot: the phase's number, and the tick then
+        self._patience: dict[int, tuple[int, int]] = {}  # by segment: when to look again, and how long that is
         self.folded_count = 0
 
-    def fold(self, segment: int) -> bool:
-        """Fold one full segment; False if it cannot be now, or is in use."""
-        with self._lock:
-            return self._fold(segment)
+    def note_tick(self) -> None:
+        """Say that 0.2 s have passed."""
+        self._tick += 1
+
+    def fold(self, segment: int, *, is_urgent: bool = False) -> bool:
+        """Fold one full segment; False if it cannot be now, or is in use. On one thread, the journal's worker.
+
+        Args:
+            segment: its offset.
+            is_urgent: whether to do it at one go, and not let training have the GIL in between.
+        """
+        if not self._locked(self._begin_fold, segment, self._open_now(segment)):
+            return False
+        try:
+            added = self._add_up(segment, _ALL_AT_ONCE if is_urgent else _SLOTS_AT_ONCE)
+            self._locked(self._end_fold, segment)
+        finally:
+            self._folding = None
+            self._totals.forget()
+        self.folded_count += added
+        return True
 
     def clear_oldest_folded(self) -> bool:
         """Make the room of the segment that was folded first free; False if there is none."""
-        with self._lock:
-            return self._clear_oldest_folded()
+        return bool(self._locked(self._clear_oldest_folded))
 
-    def make_room(self, full: Callable[[], int | None]) -> None:
+    def make_room(self, full: Callable[[], int | None]) -> bool:
         """Clear one segment, folded or not, for a thread that finds no room; what is not folded by that is counted.
 
         Args:
             full: returns the next full segment, or None.
+
+        Returns:
+            False if there is nothing to clear.
         """
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
-            if self._clear_oldest_folded():
-                return
-            segment = full()
-            if segment is None or not self._is_full(segment):
-                return
-            ended, open_slots = self._look(segment)
-            if all(self._move(slot, _OpenPhases(self._open_phases)) for slot in open_slots):
-                self._count_unsent(segment, ended)
-                self._segments.clear(segment, discarded=ended)
-        finally:
-            self._lock.release()
+        if self.clear_oldest_folded():
+            return True
+        segment = full()
+        for candidate in (*(() if segment is None else (segment,)), *self._segments.in_use):
+            if self._locked(self._discard, candidate, self._open_now(candidate)):
+                return True
+        return False
 
     def note_handed_over(self, phase: PhaseHandle) -> None:
         """Note on the record of an ended phase that the bridge has it."""
-        slot = phase._slot
-        file = self._file
+        self._locked(self._note_handed_over, phase)
+
+    def _locked(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Call under the lock; not at all, and None, in a signal handler that interrupted its owner.
+
+        The lock is held for some microseconds, and whoever has it waits for no other. `with` and not `acquire`, since
+        CPython then has no place for a signal handler between getting the lock and what gives it back.
+        """
+        this_thread = threading.get_ident()
+        if self._owner == this_thread:
+            return None
         with self._lock:
-            if slot == SCRATCH_SLOT:
-                return
-            if file.word(slot + _format.SEQUENCE_AT) == phase._sequence:
-                file.put_bytes(slot + _format.HANDED_OVER_AT, b"\x01")
-            elif (unsent := file.word(_format.CLEARED_UNSENT)) > 0:
-                file.put_word(_format.CLEARED_UNSENT, unsent - 1)
+            self._owner = this_thread
+            try:
+                if not self._is_settled:
+                    self._segments.settle()
+                self._is_settled = False
+                result = work(*arguments)
+                self._is_settled = True
+                return result
+            finally:
+                self._owner = 0
 
-    def _is_full(self, segment: int) -> bool:
-        """Whether the segment is one of phases that nobody writes any more."""
-        writer = self._segments.in_use.get(segment)
-        return writer is not None and writer.segment != segment
-
-    def _fold(self, segment: int) -> bool:
-        if not self._is_full(segment):
+    def _begin_fold(self, segment: int, now_open: _OpenPhases | None) -> bool:
+        if not self._is_ready(segment, now_open):
             return False
-        _, open_slots = self._look(segment)
-        if open_slots:
-            now_open = _OpenPhases(self._open_phases)
-            if sum(self._move(slot, now_open) for slot in open_slots) < len(open_slots):  # Each is tried.
-                return False
-        self._add_up(segment)
-        stores = self._totals.changes()
-        stores.append((segment + _format.KIND_AND_STATE, _format.PHASES | _format.FOLDED << 8))
-        self._file.put_together(stores)
-        self._segments.note_folded(segment)
+        self._folding = segment
         return True
 
-    def _look(self, segment: int) -> tuple[int, list[int]]:
-        """Return how many phases in the segment have ended, and the slots of the open ones."""
-        ended = 0
-        open_slots = []
-        for slot, fields in self._slots(segment):
-            if not fields[11]:
-                open_slots.append(slot)
-            elif fields[11] >> _format.STATUS_SHIFT < _format.SUPERSEDED:
-                ended += 1
-        return ended, open_slots
+    def _end_fold(self, segment: int) -> None:
+        stores = self._totals.changes()
+        stores.append(self._segments.fold_store(segment))
+        self._file.put_together(stores)
+        self._segments.note_folded(segment)
+
+    def _note_handed_over(self, phase: PhaseHandle) -> None:
+        slot = phase._slot
+        file = self._file
+        if slot == SCRATCH_SLOT:
+            return
+        if file.word(slot + _format.SEQUENCE_AT) == phase._sequence:
+            file.put_bytes(slot + _format.HANDED_OVER_AT, b"\x01")
+        elif (unsent := file.word(_format.CLEARED_UNSENT)) > 0:
+            file.put_word(_format.CLEARED_UNSENT, unsent - 1)
+
+    def _open_now(self, segment: int) -> _OpenPhases | None:
+        """Return what is open, if that may be of use for a segment; without the lock, as it takes another one."""
+        if not self._is_due(segment) or not self._look(segment).open_slots:
+            return None
+        return _OpenPhases(self._open_phases())
+
+    def _is_due(self, segment: int) -> bool:
+        """Whether the segment is one of phases that nobody writes any more, and that is to be folded now."""
+        writer = self._segments.in_use.get(segment)
+        return (
+            writer is not None
+            and self._segments.is_left(segment)
+            and segment not in writer.pins
+            and segment != self._folding
+            and self._tick >= self._patience.get(segment, (0, 0))[0]
+            and self._segments.is_in_use(segment)
+        )
+
+    def _is_ready(self, segment: int, now_open: _OpenPhases | None) -> bool:
+        """Whether all that is open in a full segment has moved; moves it, unless that is the greater part."""
+        if not self._is_due(segment):
+            return False
+        look = self._look(segment)
+        if 2 * len(look.open_slots) > look.used:
+            # To move them would win little; and what was moved would soon have to be moved again.
+            patience = min(_LONGEST_PATIENCE, 2 * self._patience.get(segment, (0, 0))[1] or 1)
+            self._patience[segment] = (self._tick + patience, patience)
+            return False
+        self._patience.pop(segment, None)
+        if now_open is None:
+            return not look.open_slots
+        moved = [self._move(slot, now_open) for slot in look.open_slots]  # Each is tried.
+        return all(moved)
+
+    def _discard(self, segment: int, now_open: _OpenPhases | None) -> bool:
+        """Clear a full segment that was not folded, and count what has ended in it."""
+        if not self._is_ready(segment, now_open):
+            return False
+        ended = self._look(segment).ended  # Once more: some may have ended instead of being moved.
+        self._segments.clear(segment, discarded=ended, unsent=self._unsent(segment, ended))
+        return True
+
+    def _look(self, segment: int) -> _Look:
+        """Return what is in a segment."""
+        first = segment + _format.FIRST_SLOT
+        count = self._slots_of(segment)
+        commits = _commits(count).unpack(self._file.bytes_at(first, count * _format.SLOT))
+        sequences, words = commits[0::2], commits[1::2]
+        look = _Look()
+        if sequences == words and 0 not in sequences:  # All have succeeded, as most do.
+            look.used = look.ended = count
+            return look
+        for row, (sequence, word) in enumerate(zip(sequences, words, strict=True)):
+            if not sequence:
+                continue
+            look.used += 1
+            if not word:
+                look.open_slots.append(first + row * _format.SLOT)
+            elif word >> _format.STATUS_SHIFT < _format.SUPERSEDED:
+                look.ended += 1
+        return look
+
+    def _slots_of(self, segment: int) -> int:
+        """Return how many slots there are before the blobs begin."""
+        return (self._file.word(segment + _format.BLOBS_FROM) - _format.FIRST_SLOT) // _format.SLOT
 
     def _slots(self, segment: int) -> list[tuple[int, tuple[int, ...]]]:
         """Return offset and fields of each slot that is not empty."""
-        blobs_from = self._file.word(segment + _format.BLOBS_FROM)
-        count = (blobs_from - _format.FIRST_SLOT) // _format.SLOT
         first = segment + _format.FIRST_SLOT
-        data = self._file.bytes_at(first, count * _format.SLOT)
+        data = self._file.bytes_at(first, self._slots_of(segment) * _format.SLOT)
         found = zip(range(first, first + len(data), _format.SLOT), _format.WHOLE_SLOT.iter_unpack(data), strict=True)
         return [(slot, fields) for slot, fields in found if fields[8]]
 
-    def _add_up(self, segment: int) -> None:
+    def _add_up(self, segment: int, slots_at_once: int) -> int:
+        """Add what has ended in the segment to the totals, and return how many that are."""
         add = self._totals.add
+        added = 0
         for index, (_, fields) in enumerate(self._slots(segment)):
-            if not index % _SLOTS_AT_ONCE:
+            if index % slots_at_once == slots_at_once - 1:
                 time.sleep(0)  # noqa: TID251 - waits for nothing: training may want the GIL
             entered_ns, _, _, path, _, blob_at, blob_length, flags, _, ended_ns, children_ns, word = fields
             status = word >> _format.STATUS_SHIFT
@@ -162,52 +272,62 @@ class Folder:
             duration_ns = ended_ns - entered_ns
             own_ns = duration_ns - paused_ns - children_ns
             add(path, duration_ns=duration_ns, own_ns=own_ns, paused_ns=paused_ns, status=status)
-            self.folded_count += 1
+            added += 1
+        return added
 
-    def _move(self, slot: int, now_open: _OpenPhases) -> bool:
+    def _move(self, slot: int, now_open: _OpenPhases) -> bool:  # noqa: PLR0911 - a case each, and most are rare
         """Move one open phase out of a full segment; False if it has to stay for now."""
         file = self._file
         fields = _format.WHOLE_SLOT.unpack(file.bytes_at(slot, _format.SLOT))
         entered_ns, parent, step, path, lane, blob_at, blob_length, flags, sequence, _, _, word = fields
         if word:  # It ended meanwhile.
             return True
-        phase = now_open.by_sequence().get(sequence)
+        phase = now_open.find(sequence)
         if phase is None:
             return self._is_no_longer_open(slot, sequence)
+        self._orphans.pop(slot, None)
+        superseded = sequence | _format.SUPERSEDED << _format.STATUS_SHIFT
         its_slot = getattr(phase, "_slot", None)
         if its_slot != slot:  # Written anew a moment ago; or just entered, and not yet told where it stands.
             if its_slot is not None:
-                file.put_word(slot + _format.WORD_AT, sequence | _format.SUPERSEDED << _format.STATUS_SHIFT)
+                file.put_word(slot + _format.WORD_AT, superseded)
             return its_slot is not None
-        segment = slot - slot % _format.SEGMENT
-        envelope = self._blob(segment, blob_at, blob_length, flags)
-        owner = phase._lane
-        envelope.update(thread_id=owner.thread_id, thread_name=owner.thread_name)
-        if owner.thread_id == threading.main_thread().ident:
-            envelope["is_main"] = True
-        moved = (entered_ns, parent, step, path, lane, flags | _format.IS_ENVELOPE, sequence)
-        new_slot = self._mover.copy(moved, encoded(envelope))
+        extra = phase._extra
+        if extra is not None and extra.released and extra.token is None:
+            return False  # It has been acquired a moment ago, and has another handle.
+        envelope = self._blob(slot - slot % _format.SEGMENT, blob_at, blob_length, flags)
+        envelope.update(thread_facts(phase._lane))
+        new_slot, blob_word = self._mover.reserve(encoded(envelope))
         if new_slot == SCRATCH_SLOT:
             return False
-        if phase._status not in FINAL and phase._slot == slot:  # No call between this and the store.
+        flags |= _format.IS_ENVELOPE
+        put_enter = file.put_enter
+        words = file.words
+        # No call from this test to the last store but the one that stores: so the phase has either ended where it was,
+        # or ends in its new slot; and no signal handler that raises leaves it in two places.
+        if phase._status not in FINAL and phase._slot == slot and phase._extra is extra:
             phase._slot = new_slot
-        else:
-            file.put_word(new_slot + _format.WORD_AT, sequence | _format.VOID << _format.STATUS_SHIFT)
+            try:
+                put_enter(new_slot, entered_ns, parent, step, path, lane, blob_word, flags, sequence)
+            finally:
+                words[(slot + _format.WORD_AT) >> 3] = superseded
             return True
-        file.put_word(slot + _format.WORD_AT, sequence | _format.SUPERSEDED << _format.STATUS_SHIFT)
-        return True
+        # Its end has been seen, and need not be written yet.
+        return file.word(slot + _format.WORD_AT) != 0
 
     def _is_no_longer_open(self, slot: int, sequence: int) -> bool:
         """Whether a slot that says open was left so by an interrupt; then it is taken out of the story, and counted."""
-        looks = self._orphan_looks.get(slot, 0) + 1
-        if looks < _ORPHAN_LOOKS:
-            self._orphan_looks[slot] = looks
+        known, since = self._orphans.get(slot, (0, 0))
+        if known != sequence:
+            if len(self._orphans) >= _MAX_NOTES:
+                self._orphans.clear()
+            self._orphans[slot] = (sequence, self._tick)
             return False
-        self._orphan_looks.pop(slot, None)
-        segment = slot - slot % _format.SEGMENT
-        discarded_at = segment + _format.DISCARDED
+        if self._tick - since < ORPHAN_TICKS:
+            return False
+        self._orphans.pop(slot, None)
         void = (slot + _format.WORD_AT, sequence | _format.VOID << _format.STATUS_SHIFT)
-        self._file.put_together([void, (discarded_at, self._file.word(discarded_at) + 1)])
+        self._file.put_together([void, self._segments.discarded_store(1)])
         return True
 
     def _blob(self, segment: int, offset: int, length: int, flags: int) -> dict[str, Any]:
@@ -221,28 +341,22 @@ class Folder:
         segment = self._segments.oldest_folded()
         if segment is None:
             return False
-        if self._counts_unsent:
-            self._count_unsent(segment, self._look(segment)[0])
-        self._segments.clear(segment)
+        unsent = self._unsent(segment, self._look(segment).ended) if self._counts_unsent else 0
+        self._segments.clear(segment, unsent=unsent)
         return True
 
-    def _count_unsent(self, segment: int, ended: int) -> None:
+    def _unsent(self, segment: int, ended: int) -> int:
+        """Return how many of the ended phases of a segment were not handed over to the bridge."""
         if not self._counts_unsent:
-            return
-        handed_over = sum(1 for _, fields in self._slots(segment) if fields[7] & _format.IS_HANDED_OVER)
-        if ended > handed_over:
-            unsent = self._file.word(_format.CLEARED_UNSENT) + ended - handed_over
-            self._file.put_word(_format.CLEARED_UNSENT, unsent)
+            return 0
+        return max(0, ended - sum(1 for _, fields in self._slots(segment) if fields[7] & _format.IS_HANDED_OVER))
 
 
 class _OpenPhases:
-    """What is open, by number; looked up once, and only if somebody asks."""
+    """What is open, by number, as it was a moment ago."""
 
-    def __init__(self, open_phases: Callable[[], Iterable[PhaseHandle]]) -> None:
-        self._open_phases = open_phases
-        self._found = _NOTHING_OPEN
+    def __init__(self, open_phases: Iterable[PhaseHandle]) -> None:
+        self._found = {phase._sequence: phase for phase in open_phases}
 
-    def by_sequence(self) -> dict[int, PhaseHandle]:
-        if self._found is _NOTHING_OPEN:
-            self._found = {phase._sequence: phase for phase in self._open_phases()}
-        return self._found
+    def find(self, sequence: int) -> PhaseHandle | None:
+        return self._found.get(sequence)

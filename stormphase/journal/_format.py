@@ -92,7 +92,8 @@ STATUSES: Final = {code: status for status, code in STATUS_CODES.items()}
 SUPERSEDED: Final = 254
 VOID: Final = 255
 
-MAX_BLOB: Final = 8_192
+MAX_BLOB: Final = 8_192  # at enter
+MAX_ENVELOPE: Final = 12_288  # later, when there is more to say
 
 # Strings.
 MAX_STRINGS: Final = 8_192

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase import _drain
@@ -34,6 +36,9 @@ NAME: Final = "journal"
 _LOW: Final = 48
 _ENOUGH: Final = 96
 _HISTORY_SHARE: Final = 4
+_FREE_SHARE: Final = 2
+_TRIES: Final = 8
+_FOLDS_IN_NEED: Final = 8
 _MAX_NOTE_CHARS: Final = 1_024
 _RETRY_NS: Final = 5_000_000_000
 
@@ -82,7 +87,6 @@ class OpenJournal:
         )
         self._segments = segments = Segments(file)
         self._strings = StringTable(file, segments)
-        self._strings.number_paths(lanes.paths)
         self._folder = Folder(
             file,
             segments,
@@ -94,8 +98,10 @@ class OpenJournal:
         self._history = max(1, max_bytes // _format.SEGMENT // _HISTORY_SHARE)
         self._history = min(self._history, CHUNK_SEGMENTS)
         self._has_warned = False
+        self._has_warned_of_deletion = False
         self._next_growth_ns = 0
         self._unwritten = itertools.count()  # `next` on it is one C call: no count is lost between threads.
+        self._put_off: deque[int] = deque()  # full segments that could not be folded yet
         self._watches: list[Callable[[], object]] = []
         self._worker = _drain.SinkWorker(
             NAME,
@@ -105,6 +111,7 @@ class OpenJournal:
             prepare=lanes.mute_this_thread,
             bound=max_bytes // _format.SEGMENT,
         )
+        self._strings.number_paths(lanes.paths)
         self.note_step(lanes.step)
 
     # Called on threads that enter and exit phases
@@ -125,10 +132,13 @@ class OpenJournal:
 
     def next_segment(self, writer: SegmentWriter, thread: tuple[int, int, int]) -> int | None:
         """Return a clean segment for `writer`, whose last one is full; None if there is none."""
-        segment = self._segments.take(_format.PHASES, writer, thread=thread)
-        if segment is None:
-            self._folder.make_room(self._worker.take_back)
+        is_for_moving = thread[2] == _format.MOVED
+        segment = self._segments.take(_format.PHASES, writer, thread=thread, is_for_moving=is_for_moving)
+        # Once may not do: another thread, or what had to move, may take it.
+        tries = 0 if is_for_moving else _TRIES
+        while segment is None and tries and self._folder.make_room(self._worker.take_back):
             segment = self._segments.take(_format.PHASES, writer, thread=thread)
+            tries -= 1
         if len(self._segments) < _LOW:
             self._worker.wake()
         return segment
@@ -144,28 +154,34 @@ class OpenJournal:
 
     def end(self, phase: PhaseHandle) -> None:
         """Write that a phase has ended in another way than `PhaseHandle.__exit__` does; from any thread."""
-        slot = getattr(phase, "_slot", SCRATCH_SLOT)
-        if slot == SCRATCH_SLOT:
+        if getattr(phase, "_slot", SCRATCH_SLOT) == SCRATCH_SLOT:
             return
         word = phase._sequence | _format.STATUS_CODES[phase._status] << _format.STATUS_SHIFT
-        writer = self._writer_here()
-        if writer is None or not has_more_to_say(phase):
-            self.write_exit(slot, phase._ended_ns, phase._children_ns, word)
-        else:
-            writer.rewrite(phase, word=word)
+        try:
+            if has_more_to_say(phase) and (writer := self._writer_here()) is not None:
+                writer.rewrite(phase, word=word)
+                return
+        except BaseException as error:
+            self.write_exit(phase._slot, phase._ended_ns, phase._children_ns, word)
+            if not isinstance(error, Exception):  # A signal handler raised.
+                raise
+            return  # No memory: then without details, and the program's own exception passes.
+        self.write_exit(phase._slot, phase._ended_ns, phase._children_ns, word)
 
     def renew(self, phase: PhaseHandle) -> None:
         """Write what has changed of an open phase: it was paused, resumed, or is a retry."""
         writer = self._writer_here()
         if writer is not None and getattr(phase, "_slot", SCRATCH_SLOT) != SCRATCH_SLOT:
-            writer.rewrite(phase)
+            with contextlib.suppress(Exception):  # No memory: it stands there as it was.
+                writer.rewrite(phase)
 
     def take_back(self, phase: PhaseHandle) -> None:
         """Undo an enter into which a signal handler raised."""
         slot = getattr(phase, "_slot", SCRATCH_SLOT)
-        if slot != SCRATCH_SLOT and self.file.word(slot + _format.SEQUENCE_AT) in (0, phase._sequence):
+        words = self.file.words
+        if words[(slot + _format.SEQUENCE_AT) >> 3] == phase._sequence:  # Else it was not written.
             void = phase._sequence | _format.VOID << _format.STATUS_SHIFT
-            self.file.put_word(slot + _format.WORD_AT, void)
+            words[(slot + _format.WORD_AT) >> 3] = void
 
     def note_step(self, step: int | None) -> None:
         """Write the step that was set."""
@@ -224,6 +240,7 @@ class OpenJournal:
         """Leave the file to the process that made it: this one is its forked child."""
         self._worker.after_fork_in_child()
         self._worker.give_up()
+        self._strings.leave_paths(self.lanes.paths)
         self.file.forget()
 
     def stats(self) -> dict[str, int]:
@@ -237,27 +254,49 @@ class OpenJournal:
     # On the worker
 
     def _take(self, segment: int) -> None:
-        self._folder.fold(segment)
         self._make_room()
+        self._fold(segment)
+        # Where room is short, a little more of the GIL rather than phases that nobody adds up.
+        for _ in range(_FOLDS_IN_NEED):
+            if len(self._segments) >= _LOW or (full := self._worker.take_back()) is None:
+                break
+            self._fold(full)
+
+    def _fold(self, segment: int) -> None:
+        is_folded = self._folder.fold(segment, is_urgent=len(self._segments) < _LOW)
+        if not is_folded and self._segments.is_left(segment):
+            self._put_off.append(segment)
 
     def _tick(self) -> None:
         clock = self.lanes.clock
         self.file.beat(clock.monotonic_ns(), clock.wall_ns())
-        # Those whose writer was interrupted while it changed segments, and those that could not be folded before.
-        for segment, writer in list(self._segments.in_use.items()):
-            if writer.segment != segment:
-                self._folder.fold(segment)
+        self._folder.note_tick()
+        if not self._has_warned_of_deletion and self.file.is_deleted:
+            self._has_warned_of_deletion = True
+            _log.warning(
+                "stormphase: the journal %s has been deleted, so nobody will learn from it how this process ended; "
+                "training goes on. The next session makes a new one.",
+                self.file.path,
+            )
         self._make_room()
+        for _ in range(len(self._put_off)):
+            self._fold(self._put_off.popleft())
+        if not self._worker.stats()["queued"]:
+            # Those whose writer was interrupted just when it had left them.
+            self._put_off.extend(set(filter(self._segments.is_left, tuple(self._segments.in_use))) - set(self._put_off))
         self.lanes.lanes()  # Looks for threads that have ended.
         for look in self._watches:
             look()
 
     def _make_room(self) -> None:
-        while len(self._segments) < _ENOUGH:
+        while (free := len(self._segments)) < _ENOUGH:
             if self._segments.folded_count > self._history:
                 self._folder.clear_oldest_folded()
-            elif not self._grow() and not self._folder.clear_oldest_folded():
-                return
+            elif not self._grow():
+                # What ended last is worth as much as room for what comes.
+                is_enough = free >= self.file.segments // _FREE_SHARE
+                if is_enough or not self._folder.clear_oldest_folded():
+                    return
 
     def _grow(self) -> bool:
         now_ns = self.lanes.now()

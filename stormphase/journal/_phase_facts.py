@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._phase import PhaseHandle
@@ -11,13 +12,16 @@ from stormphase.journal import _format
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from stormphase._lanes import Lane
+
     PhaseTrace = Callable[[PhaseHandle], Mapping[str, Any] | None]
 
 _MARSHAL_VERSION: Final = 2
 _MAX_PATH_DEPTH: Final = 16
 _MAX_ERROR_CHARS: Final = 1_024
-# Where there is no room for all, this is left out first.
-_LEAST_NEEDED: Final = ("error", "late", "attributes", "path", "status_text", "task", "thread_name", "trace")
+_MAX_LABEL_CHARS: Final = 256
+# Where there is no room for all, this is shortened or left out first.
+_LEAST_NEEDED: Final = ("late", "attributes", "error", "path", "status_text", "task", "thread_name", "trace")
 
 
 def entered_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[int, bytes]:
@@ -27,18 +31,26 @@ def entered_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[i
     if envelope:
         if attributes:
             envelope["attributes"] = attributes
-        return flags | _format.IS_ENVELOPE, encoded(envelope)
+        return flags | _format.IS_ENVELOPE, encoded(envelope, _format.MAX_BLOB)
     if not attributes:
         return flags, b""
     blob = marshal.dumps(attributes, _MARSHAL_VERSION)
     if len(blob) > _format.MAX_BLOB:
-        return flags | _format.IS_ENVELOPE, encoded({"attributes": attributes})
+        return flags | _format.IS_ENVELOPE, encoded({"attributes": attributes}, _format.MAX_BLOB)
     return flags, blob
 
 
-def all_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[int, bytes]:
-    """Return the flags and the blob of a phase with what has come since its enter: pauses, attributes, its error."""
+def all_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None, *, thread_id: int) -> tuple[int, bytes]:
+    """Return the flags and the blob of a phase with what has come since its enter: pauses, attributes, its error.
+
+    Args:
+        phase: the phase, open or ended.
+        phase_trace: says which phases have a trace of their own.
+        thread_id: the thread whose segment it will stand in; if it is another's phase, it says so.
+    """
     flags, envelope = _envelope_of(phase, phase_trace)
+    if phase._lane.thread_id != thread_id:
+        envelope.update(thread_facts(phase._lane))
     if phase._attributes:
         envelope["attributes"] = phase._attributes
     extra = phase._extra
@@ -73,10 +85,19 @@ def has_more_to_say(phase: PhaseHandle) -> bool:
     )
 
 
-def encoded(envelope: dict[str, Any]) -> bytes:
-    """Return an envelope as a blob of at most `MAX_BLOB` bytes; what does not fit is left out, and it says so."""
+def thread_facts(lane: Lane) -> dict[str, Any]:
+    """Return what an envelope says of its phase's thread, where its segment does not."""
+    return {
+        "thread_id": lane.thread_id,
+        "thread_name": lane.thread_name[:_MAX_LABEL_CHARS],
+        "is_main": lane.thread_id == threading.main_thread().ident,
+    }
+
+
+def encoded(envelope: dict[str, Any], max_bytes: int = _format.MAX_ENVELOPE) -> bytes:
+    """Return an envelope as a blob of at most `max_bytes` bytes; what does not fit is left out, and it says so."""
     blob = marshal.dumps(envelope, _MARSHAL_VERSION)
-    if len(blob) <= _format.MAX_BLOB:
+    if len(blob) <= max_bytes:
         return blob
     envelope = {**envelope, "cut": True}
     error = envelope.get("error")
@@ -85,9 +106,9 @@ def encoded(envelope: dict[str, Any]) -> bytes:
     for key in _LEAST_NEEDED:
         value = envelope.get(key)
         if isinstance(value, dict) and key in ("attributes", "late"):
-            envelope[key] = _first_of(value, _format.MAX_BLOB // 3)
+            envelope[key] = _first_of(value, max_bytes // 3)
         blob = marshal.dumps(envelope, _MARSHAL_VERSION)
-        if len(blob) <= _format.MAX_BLOB:
+        if len(blob) <= max_bytes:
             return blob
         if key not in ("attributes", "late"):
             envelope.pop(key, None)
@@ -134,7 +155,7 @@ def _kinship_of(phase: PhaseHandle) -> tuple[int, dict[str, Any]]:
     parent = phase.parent
     if not isinstance(phase._below, PhaseHandle):
         if lane.task_name is not None:
-            envelope["task"] = lane.task_name
+            envelope["task"] = lane.task_name[:_MAX_LABEL_CHARS]
         if parent is not None:
             flags |= _format.IS_ROOT
     if parent is not None and parent._lane.id_base != lane.id_base:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Final
 
 from stormphase.journal import _format
@@ -12,21 +13,26 @@ if TYPE_CHECKING:
     from stormphase.journal._segments import Segments
 
 UNNUMBERED: Final = 0
-_MAX_THREAD_NAME_BYTES: Final = 1_024
+_MAX_NAME_BYTES: Final = 1_024
 
 
 class StringTable:
-    """Numbers strings from 1 as they are first seen: under the lock that makes paths, but in signal handlers too."""
+    """Numbers strings from 1 as they are first seen, in any thread and in signal handlers.
+
+    Once a number is returned, its string stands in the file, and so do all with lower numbers.
+    """
 
     def __init__(self, file: JournalFile, segments: Segments) -> None:
         """Start with none."""
         self._file = file
         self._segments = segments
-        self._segment: int | None = None
-        self._end = 0  # offset within the segment
+        self._lock = threading.RLock()  # A signal handler may see a name for the first time, too.
+        self._segment = 0  # offset in the file; 0 for none yet
+        self._end = _format.SEGMENT  # offset within the segment
         self._count = 0
         self._path_count = 0
-        self._writers = 0
+        # What has a number and its place, and may not stand there yet: segment, offset in it, entry.
+        self._waiting: tuple[tuple[int, int, bytes], ...] = ()
         self._thread_names: dict[str, int] = {}
 
     def number_paths(self, paths: PathTable) -> None:
@@ -37,6 +43,11 @@ class StringTable:
             node = waiting.pop()
             self._number_path(node)
             waiting.extend(dict.fromkeys(node.children.values()))
+
+    def leave_paths(self, paths: PathTable) -> None:
+        """Number no more of them."""
+        if getattr(paths.on_new, "__self__", None) is self:
+            paths.on_new = None
 
     def _number_path(self, node: PathNode) -> None:
         """Give a path its number: 0 if there is no more, and then phases must say their name themselves."""
@@ -58,25 +69,46 @@ class StringTable:
         return number
 
     def _append(self, parent: int, text: str) -> int:
-        data = text.encode("utf-8", "surrogatepass")[:_MAX_THREAD_NAME_BYTES]
+        data = text.encode("utf-8", "surrogatepass")[:_MAX_NAME_BYTES]
         entry = _format.STRING.pack(parent, len(data)) + data
         entry += bytes(-len(entry) % 8)
-        if self._count >= _format.MAX_STRINGS:
-            return UNNUMBERED
-        if self._segment is None or self._end + len(entry) > _format.SEGMENT:
-            segment = self._segments.take(_format.STRINGS)
-            if segment is None:
-                return UNNUMBERED
-            self._segment = segment
-            self._end = _format.FIRST_SLOT
-        segment = self._segment
-        # No call from here to the last store: a signal handler's entry comes before this one, or after it.
-        start = self._end
-        self._end = start + len(entry)
-        self._count = number = self._count + 1
-        self._writers += 1
-        self._file.put_bytes(segment + start, entry)
-        self._writers -= 1
-        if not self._writers:  # Else a handler interrupted another entry, which then says how far it goes.
-            self._file.put_word(segment + _format.TEXT_LENGTH, self._end - _format.FIRST_SLOT)
+        with self._lock:
+            number = self._place(entry)
+            self._store()
         return number
+
+    def _place(self, entry: bytes) -> int:
+        """Give an entry its number and its place. Strings are numbered by segment: none goes back to an older one."""
+        size = len(entry)
+        while self._count < _format.MAX_STRINGS:
+            # No call from here to the last store: a signal handler's entry comes before this one, or after it.
+            segment = self._segment
+            start = self._end
+            end = start + size
+            if end <= _format.SEGMENT:
+                self._end = end
+                self._count = number = self._count + 1
+                self._waiting = (*self._waiting, (segment, start, entry))
+                return number
+            taken = self._segments.take(_format.STRINGS)
+            if taken is None:
+                break
+            if self._segment == segment:  # Likewise no call.
+                self._segment = taken
+                self._end = _format.FIRST_SLOT
+            else:
+                self._segments.give_back(taken)
+        return UNNUMBERED
+
+    def _store(self) -> None:
+        """Store all that waits, in order, also what a signal handler found half done: the same bytes once more."""
+        waiting = self._waiting
+        words = self._file.words
+        for segment, start, entry in waiting:
+            self._file.put_bytes(segment + start, entry)
+            length_at = (segment + _format.TEXT_LENGTH) >> 3
+            length = start + len(entry) - _format.FIRST_SLOT
+            if words[length_at] < length:  # noqa: PLR1730 - no call between the two: a handler's may go further
+                words[length_at] = length
+        if self._waiting is waiting:
+            self._waiting = ()

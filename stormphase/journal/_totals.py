@@ -74,6 +74,11 @@ class Totals:
             word = _COUNTED_AS[status]
             total.others[word] = total.others.get(word, 0) + 1
 
+    def forget(self) -> None:
+        """Forget what was added since the last `changes`, and what that would have changed."""
+        self._sums = {}
+        self._changed = {}
+
     def changes(self) -> list[tuple[int, int]]:
         """Return offsets and values of the words that change by what was added since the last call."""
         sums, self._sums = self._sums, {}
@@ -88,6 +93,7 @@ class Totals:
         return list(changed.items())
 
     def _apply(self, path: int, row: int, total: _Sum) -> None:
+        self._changed[row] = path | _format.PATH_ROW << _KIND_SHIFT
         count = self._value(row + 8 * _format.COUNT)
         self._changed[row + 8 * _format.COUNT] = count + total.count
         self._increase(row + 8 * _format.TOTAL_NS, total.total_ns)
@@ -103,7 +109,11 @@ class Totals:
         for bucket, times in total.buckets.items():
             index = bucket % _format.BUCKETS_A_ROW
             bucket_row = self._bucket_row_of(path, bucket - index)
-            self._increase(row + 8 * _format.UNBUCKETED if bucket_row is None else bucket_row + 8 * (index + 1), times)
+            if bucket_row is None:
+                self._increase(row + 8 * _format.UNBUCKETED, times)
+            else:
+                self._changed[bucket_row] = path | _format.BUCKET_ROW << _KIND_SHIFT | (bucket - index) << _FIRST_SHIFT
+                self._increase(bucket_row + 8 * (index + 1), times)
 
     def _value(self, offset: int) -> int:
         value = self._changed.get(offset)
@@ -116,7 +126,6 @@ class Totals:
         row = self._new_row()
         if row is not None:
             self._path_rows[path] = row
-            self._changed[row] = path | _format.PATH_ROW << _KIND_SHIFT
         return row
 
     def _bucket_row_of(self, path: int, first: int) -> int | None:
@@ -125,7 +134,6 @@ class Totals:
             row = self._new_row()
             if row is not None:
                 self._bucket_rows[path, first] = row
-                self._changed[row] = path | _format.BUCKET_ROW << _KIND_SHIFT | first << _FIRST_SHIFT
         return row
 
     def _new_row(self) -> int | None:

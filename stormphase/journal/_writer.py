@@ -35,6 +35,7 @@ class SegmentWriter:
     Attributes:
         slot: offset of the next slot in the file.
         last_slot: the last offset at which a slot still fits; lower than `slot` if there is no segment.
+        pins: segments, besides that one, which calls that are under way have chosen a place in.
         segment: offset of the segment, or None.
         traces_phases: whether phases may begin traces of their own, so that each has to be asked for its facts.
         write_enter: `ENTER.pack_into` on the mapped file.
@@ -47,6 +48,7 @@ class SegmentWriter:
         "_thread",
         "_words",
         "last_slot",
+        "pins",
         "segment",
         "slot",
         "traces_phases",
@@ -66,6 +68,7 @@ class SegmentWriter:
         self._words = journal.file.words
         self._buffer = journal.file.buffer
         self.write_enter: Callable[..., None] = journal.file.put_enter
+        self.pins: tuple[int, ...] = ()
         self.segment: int | None = None
         self.leave_segment()
 
@@ -119,75 +122,98 @@ class SegmentWriter:
 
     def _enter_with_facts(self, phase: PhaseHandle) -> None:
         flags, blob = entered_facts(phase, self._journal.phase_trace)
-        phase._slot = slot = self._write(phase, flags, blob, is_ended=False)
+        parent = parent_sequence(phase)
+        step = step_word(phase._step)
+        pins = self.pins
+        try:
+            slot, blob_word = self._room_for(blob)
+            # No call between the two, so that whoever undoes this enter finds what is written.
+            phase._slot = slot
+            self.write_enter(
+                slot,
+                phase._entered_ns,
+                parent,
+                step,
+                phase._path.number,
+                phase._lane.number,
+                blob_word,
+                flags,
+                phase._sequence,
+            )
+        finally:
+            self.pins = pins
         if slot == SCRATCH_SLOT:
             self._journal.note_unwritten()
 
     def rewrite(self, phase: PhaseHandle, *, word: int = 0) -> None:
         """Write a phase anew with all there is to say of it now, and take its old slot out of the story.
 
+        Where there is no room for that, the end alone is written.
+
         Args:
             phase: the phase, open or ended.
             word: for an ended one, the last word of its slot.
         """
-        flags, blob = all_facts(phase, self._journal.phase_trace)
-        slot = self._write(phase, flags, blob, is_ended=bool(word), word=word)
-        if slot == SCRATCH_SLOT:
-            if word:
-                self._journal.file.put_exit(phase._slot, phase._ended_ns, phase._children_ns, word)
-            return
-        # No call between the two: the folder moves slots of open phases, and looks where they are before it does.
-        old_slot = phase._slot
-        phase._slot = slot
-        if old_slot != SCRATCH_SLOT:
-            superseded = phase._sequence | _format.SUPERSEDED << _format.STATUS_SHIFT
-            self._journal.file.put_word(old_slot + _format.WORD_AT, superseded)
+        flags, blob = all_facts(phase, self._journal.phase_trace, thread_id=self._thread[0])
+        parent = parent_sequence(phase)
+        step = step_word(phase._step)
+        superseded = phase._sequence | _format.SUPERSEDED << _format.STATUS_SHIFT
+        words = self._words
+        write_exit = self._journal.file.put_exit
+        pins = self.pins
+        try:
+            slot, blob_word = self._room_for(blob)
+            if slot == SCRATCH_SLOT:
+                if word:
+                    write_exit(phase._slot, phase._ended_ns, phase._children_ns, word)
+                return
+            # No call between these but the stores themselves: the folder moves slots of open phases, and looks where
+            # they are before it does; and a signal handler that raises must not leave the phase in two places.
+            old_slot = phase._slot
+            phase._slot = slot
+            try:
+                self.write_enter(
+                    slot,
+                    phase._entered_ns,
+                    parent,
+                    step,
+                    phase._path.number,
+                    phase._lane.number,
+                    blob_word,
+                    flags,
+                    phase._sequence,
+                )
+            finally:
+                words[(old_slot + _format.WORD_AT) >> 3] = superseded
+                if word:
+                    write_exit(slot, phase._ended_ns, phase._children_ns, word)
+        finally:
+            self.pins = pins
 
-    def copy(self, fields: tuple[int, int, int, int, int, int, int], blob: bytes) -> int:
-        """Write an open phase that stood elsewhere.
+    def reserve(self, blob: bytes) -> tuple[int, int]:
+        """Store a blob, and return the slot that is to tell of it, still empty, and the word that says where it is.
 
-        Args:
-            fields: entered, parent, step, path, lane, flags and sequence.
-            blob: its new blob.
-
-        Returns:
-            The new slot, or `SCRATCH_SLOT` where there is no room.
+        The slot is `SCRATCH_SLOT` where there is no room.
         """
-        entered_ns, parent, step, path, lane, flags, sequence = fields
-        slot, start = self._take(len(blob))
-        if slot != SCRATCH_SLOT:
-            blob_word = self._put_blob(start, blob)
-            self.write_enter(slot, entered_ns, parent, step, path, lane, blob_word, flags, sequence)
-        return slot
+        pins = self.pins
+        try:
+            return self._room_for(blob)
+        finally:
+            self.pins = pins
 
-    def _write(self, phase: PhaseHandle, flags: int, blob: bytes, *, is_ended: bool, word: int = 0) -> int:
+    def _room_for(self, blob: bytes) -> tuple[int, int]:
         slot, start = self._take(len(blob))
-        if slot == SCRATCH_SLOT:
-            return slot
-        blob_word = self._put_blob(start, blob) if blob else 0
-        if is_ended:  # First, since the slot counts from the moment when the enter's last word stands.
-            self._journal.file.put_exit(slot, phase._ended_ns, phase._children_ns, word)
-        self.write_enter(
-            slot,
-            phase._entered_ns,
-            parent_sequence(phase),
-            step_word(phase._step),
-            phase._path.number,
-            phase._lane.number,
-            blob_word,
-            flags,
-            phase._sequence,
-        )
-        return slot
-
-    def _put_blob(self, start: int, blob: bytes) -> int:
-        """Store a blob, and return the word of the slot that says where."""
-        file = self._journal.file
-        offset = start % _format.SEGMENT
-        # First where blobs begin, so that no reader takes one for a slot.
-        file.put_word(start - offset + _format.BLOBS_FROM, offset)
-        file.put_bytes(start, blob)
-        return offset | len(blob) << 16
+        if slot == SCRATCH_SLOT or not blob:
+            return slot, 0
+        words = self._words
+        offset = start & _OFFSET_MASK
+        begin = start + len(blob)
+        blobs_from = (slot & _SEGMENT_MASK | _BLOBS_FROM) >> 3
+        # First where blobs begin, so that no reader takes one for a slot; unless a signal handler's begins lower.
+        if words[blobs_from] > offset:  # noqa: PLR1730 - no call between the two
+            words[blobs_from] = offset
+        self._buffer[start:begin] = blob
+        return slot, offset | len(blob) << 16
 
     def _take(self, length: int) -> tuple[int, int]:
         """Return the offsets of a slot and of so many bytes for its blob; `SCRATCH_SLOT` where there is no room."""
@@ -200,6 +226,7 @@ class SegmentWriter:
             self.last_slot = last_slot
             self._blobs_from = start
             if slot <= last_slot:
+                self.pins = (*self.pins, slot & _SEGMENT_MASK)
                 return slot, start
             if not self._use_next_segment():
                 return SCRATCH_SLOT, 0
