@@ -43,7 +43,7 @@ RANKS = 8
 KILLED, HUNG = 3, 5
 BATCH = 16
 LEARNING_RATE = 0.5
-FLUSH_EVERY = 8  # steps: of what has ended, a kill loses only what is still in OpenTelemetry's queue
+FLUSH_EVERY = 4  # steps: of what has ended, a kill loses only what is still in OpenTelemetry's queue
 LIMIT_S = 2.0  # how long loading and all-reduce may take before they are reported
 START_LIMIT_S = 90.0
 LOOK_S = 0.2
@@ -105,7 +105,7 @@ def train(tracker: stormphase.PhaseTracker, ring: Ring, shards: Shards, last_ste
         ring.all_reduce(weights)
     with tracker.enter_phase("train", {"batch": BATCH, "learning_rate": LEARNING_RATE}):
         for step in range(last_step + 1):
-            if step % FLUSH_EVERY == 0:
+            if step and step % FLUSH_EVERY == 0:
                 tracker.flush(timeout_s=5.0)
             tracker.set_step(step)
             with tracker.enter_phase("step"):

@@ -82,15 +82,18 @@ def test_who_died_who_hangs_and_who_waits_is_told_and_then_sent(collector: Colle
     with crashing(tmp_path, environ) as process:
         lines = read_until(process, "the job stays for ")
         code, told = stormphase(tmp_path, "postmortem", "runs", "--json")
+        top_code, top = stormphase(tmp_path, "top", "runs", "--once")
         process.send_signal(signal.SIGINT)
         # Every rank has the other end of this pipe: it ends with the last of them.
         rest, _ = process.communicate(timeout=LIMIT_S)
 
-    assert (1, 0) == (code, process.returncode)
+    assert (1, 0, 0) == (code, top_code, process.returncode)
     assert "rank 3 was ended by SIGKILL; no other rank moves" in lines
     assert "$ stormphase postmortem runs" in lines
     check_notices(lines)
     check_postmortem(json.loads(told))
+    rows = [line.split() for line in top.splitlines() if line[:1].isdigit() and " step / " in line]
+    assert PLACES == {int(words[0]): words[-1] for words in rows}
     assert f"  stormphase recover runs --otlp {collector.http_endpoint}\n" in rest
 
     check_handed_over(collector.spans())
