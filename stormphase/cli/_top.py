@@ -63,7 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the screen until `q` or Ctrl-C; return 0.
+    """Show the screen until `q`; return 0.
 
     Raises:
         StormphaseError: if there is nothing to watch, or rich is missing.
