@@ -83,16 +83,17 @@ def place_of(rank: RankReport) -> Place:
 def is_overdue(phase: OpenPhase, hang_ns: int) -> bool:
     """Whether a phase is open far longer than it ever took this rank before.
 
-    Where it is known what is usual, that is 3 times the longest, or 10 times the 99th percentile if that is less, and
-    2 s at least. Where it is not, a synchronisation point is overdue after `hang_ns`, and another phase never: it may
-    well be meant to last.
+    Where it is known what is usual, that is 3 times the longest, or 10 times the 99th percentile if that is less, but
+    never before the longest itself, and 2 s at least. Where it is not, a synchronisation point is overdue after
+    `hang_ns`, and another phase never: it may well be meant to last.
     """
     usual = phase.usual
     if usual is None or usual.count < LEAST_COUNT:
         return phase.is_sync and phase.for_ns > max(hang_ns, 0 if usual is None else TIMES_MAX * usual.max_ns)
     limit = float(TIMES_MAX * usual.max_ns)
     if usual.p99_ns is not None:
-        limit = min(limit, TIMES_P99 * usual.p99_ns)
+        # What one in a thousand takes, while a checkpoint is written, is no hang the next time either.
+        limit = min(limit, max(TIMES_P99 * usual.p99_ns, usual.max_ns))
     return phase.for_ns > max(limit, LEAST_OVERDUE_NS)
 
 

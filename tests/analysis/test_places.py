@@ -60,7 +60,8 @@ def test_with_nothing_open_a_rank_is_nowhere() -> None:
         ("step,312", [0.1] * 10, True),
         ("step,312", [0.1] * 10 + [120], False),  # at most thrice the longest
         ("step,400", [0.1] * 10 + [120], True),
-        ("step,40", [0.1] * 200 + [120], True),  # ten times the 99th percentile
+        ("step,121", [0.1] * 200 + [120], True),  # ten times the 99th percentile, and the longest
+        ("step,119", [0.1] * 200 + [120], False),  # as long it took before, while a checkpoint was written
         ("step,1.9", [0.1] * 10, False),  # a hiccup
         ("step,2.1", [0.1] * 10, True),
         ("step,312", [0.1] * 2, False),  # twice is no habit
