@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -12,6 +12,9 @@ from stormphase.analysis._ranks import DEAD, RankReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+# Ranks that meet are not further apart: work that is only queued for a device runs ahead, but not by many rounds.
+MAX_ROUNDS_APART: Final = 4
 
 
 @attrs.frozen(kw_only=True)
@@ -75,11 +78,14 @@ def _wait(
     waiting_ranks = {place.rank for place in waiting}
     steps = {place.step for place in waiting}
     step = steps.pop() if len(steps) == 1 else None
+    # How often they came here in one round of the phase around it: a step may have many of them.
+    rounds = max(ranks[place.rank].own.counts.get(path[:-1], 0) for place in waiting) + 1
+    most_apart = MAX_ROUNDS_APART * -(-most // rounds)
     missing = []
     for rank, report in ranks.items():
         if rank in waiting_ranks:
             continue
-        each = _missing(report, places[rank], path, most, step)
+        each = _missing(report, places[rank], path, most, most_apart, step)
         if each is not None:
             missing.append(each)
     phases = [place.sync for place in waiting if place.sync is not None]
@@ -97,13 +103,20 @@ def _wait(
     )
 
 
-def _missing(report: RankReport, place: Place, path: tuple[str, ...], most: int, step: int | None) -> Missing | None:
-    """Return how a rank falls short of `most` entries, or None if it does not, or nothing proves that it does."""
+def _missing(  # noqa: PLR0917 - one rank against what the others have in common
+    report: RankReport, place: Place, path: tuple[str, ...], most: int, most_apart: int, step: int | None
+) -> Missing | None:
+    """Return how a rank falls short of `most` entries, or None if it does not, or nothing proves that it does.
+
+    One that falls short by more than `most_apart`, and is not at an earlier step either, does not take part: had they
+    waited for it each time, they would never have come so far. Tensor- and pipeline-parallel ranks meet in groups.
+    """
+    is_behind = step is not None and place.step is not None and place.step < step
     if report.own.has_exact_counts:
         entries = _entries(report, path)
-        return Missing(rank=report.rank, entries=entries, step=place.step) if entries < most else None
+        is_short = entries < most and (is_behind or most - entries <= most_apart)
+        return Missing(rank=report.rank, entries=entries, step=place.step) if is_short else None
     # Part of its journal is gone: then only an earlier step tells.
-    is_behind = step is not None and place.step is not None and place.step < step
     return Missing(rank=report.rank, entries=None, step=place.step) if is_behind else None
 
 

@@ -127,6 +127,33 @@ def test_nobody_is_accused_where_counts_are_not_exact(job: Any) -> None:
     assert (3, "awaited") == (suspect.rank, suspect.kind)
 
 
+def test_a_rank_of_another_group_is_not_waited_for(job: Any) -> None:
+    """Tensor-parallel ranks meet without the others, which have been round the loop as often and never come there."""
+    group = {"train / step": [0.35] * 119, "train / step / tp_reduce": [0.01] * 119}
+    for rank in (0, 1):
+        job.rank(rank, "train,4000", "train / step,0.1", "train / step / tp_reduce,0.005,sync", usual=group)
+    others = {"train / step": [0.35] * 119, "train / step / forward": [0.1] * 119}
+    job.rank(2, "train,4000", "train / step,0.1", "train / step / forward,0.05", usual=others)
+    job.rank(3, "train,4000", "train / step,0.1", "train / step / forward,0.05", usual=others, verdict="dead")
+    assert [(3, "died_first")] == found(job)
+    assert not job.diagnose().is_hung
+
+
+def test_a_rank_that_never_came_even_once_is_missing(job: Any) -> None:
+    """In the first step nobody has been there before, however many points it has."""
+    for rank in (0, 1, 2):
+        job.rank(
+            rank,
+            "train,400",
+            "train / step,390",
+            "train / step / reduce,300,sync",
+            usual={"train / step / reduce": [0.01] * 9},
+            step=0,
+        )
+    job.rank(3, "train,400", "train / step,390", "train / step / load,389", step=0)
+    assert [(3, "awaited")] == found(job)
+
+
 def test_if_everyone_is_in_it_nobody_is_accused(job: Any) -> None:
     """Then the point itself hangs, or what is beneath it."""
     waiting(job, 0, 1, 2, 3)
