@@ -11,6 +11,7 @@ from stormphase.capture._state import STATE
 
 if TYPE_CHECKING:
     from stormphase._phase import PhaseHandle
+    from stormphase.capture._descriptors import Descriptors
     from stormphase.capture._session import CaptureSession
 
 
@@ -20,6 +21,7 @@ class Board:
     def __init__(self) -> None:
         """Hook into nothing."""
         self.sessions: tuple[CaptureSession, ...] = ()
+        self.descriptors: Descriptors | None = None
         self._lock = threading.RLock()
         self._streams = _streams.StreamHooks(self)
         self._logs = _logs.LogHooks(self)
@@ -48,6 +50,12 @@ class Board:
                 self._threads.remove()
                 self._logs.remove()
                 self._streams.remove()
+
+    def use_descriptors(self, descriptors: Descriptors | None) -> None:
+        """Have Python's streams work together with captured descriptors, or no longer."""
+        with self._lock:
+            self.descriptors = descriptors
+            self._streams.hook_anew()
 
     def forget(self) -> None:
         """Have every thread ask anew to which phase its next text belongs."""

@@ -6,6 +6,7 @@ they grow too long. So threads of one phase never tear each other's lines, and a
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import threading
 from collections import deque
@@ -119,7 +120,7 @@ class PhaseOutput:
         self._entries: deque[tuple[int, str, int, str]] = deque()
         self._head: list[Entry] = []
         self._head_bytes = 0
-        self._tail: deque[Entry] = deque()
+        self._tail: list[Entry] = []  # by time
         self._tail_bytes = 0
         self._cut_lines = 0
         self._cut_bytes = 0
@@ -152,9 +153,7 @@ class PhaseOutput:
     def taken(self) -> CapturedLines:
         """Return all that is kept, for good; a line without its newline, too. What comes later: see `leftovers`."""
         with self._lock:
-            self._drain_entries()
-            for feed in tuple(self._feeds.values()):
-                self._keep_all(feed, feed.drained(ends=True))
+            self._drain_all(ends=True)
             kept = CapturedLines([*self._head, *self._tail], self._cut_lines, self._cut_bytes)
             kept.cut_at_ns = self._tail[0].when_ns if self._tail and self._cut_bytes else None
             return kept
@@ -162,9 +161,7 @@ class PhaseOutput:
     def seen(self) -> CapturedLines:
         """Return all that is kept so far, and go on; a line that has no newline yet is shown as it stands."""
         with self._lock:
-            self._drain_entries()
-            for feed in tuple(self._feeds.values()):
-                self._keep_all(feed, feed.drained(ends=False))
+            self._drain_all(ends=False)
             entries = [*self._head, *self._tail]
             for feed in tuple(self._feeds.values()):
                 entries += [_entry(when_ns, feed.stream, 0, text) for when_ns, text in feed.builder.peek()]
@@ -177,11 +174,9 @@ class PhaseOutput:
         if not self._entries and not any(feed.pieces for feed in tuple(self._feeds.values())):
             return []
         with self._lock:
-            self._head, self._tail = [], deque()
+            self._head, self._tail = [], []
             self._head_bytes = self._tail_bytes = 0
-            self._drain_entries()
-            for feed in tuple(self._feeds.values()):
-                self._keep_all(feed, feed.drained(ends=True))
+            self._drain_all(ends=True)
             return [*self._head, *self._tail]
 
     def settle(self) -> None:
@@ -237,12 +232,26 @@ class PhaseOutput:
         self._cut_bytes += _size(text)
         return True
 
-    def _drain_entries(self) -> None:
+    def _drain_all(self, *, ends: bool) -> None:
+        """Make lines of all that is there, and keep them in the order of their times."""
+        found = self._drained_entries()
+        for feed in tuple(self._feeds.values()):
+            found += [_entry(when_ns, feed.stream, 0, text) for when_ns, text in feed.drained(ends=ends)]
+        found.sort(key=_when)
+        for entry in found:
+            self._keep(entry)
+
+    def _drained_entries(self) -> list[Entry]:
         entries = self._entries
+        found = []
         while entries:
             when_ns, stream, level, text = entries.popleft()
-            for line in text.split(NEWLINE):
-                self._keep(_entry(when_ns, stream, level, safe(line)))
+            found += [_entry(when_ns, stream, level, safe(line)) for line in text.split(NEWLINE)]
+        return found
+
+    def _drain_entries(self) -> None:
+        for entry in self._drained_entries():
+            self._keep(entry)
 
     def _keep_all(self, feed: Feed, lines: list[tuple[int, str]]) -> None:
         for when_ns, text in lines:
@@ -259,10 +268,14 @@ class PhaseOutput:
             self._head.append(entry)
             self._head_bytes += entry.size
             return
-        self._tail.append(entry)
+        if self._tail and entry.when_ns < self._tail[-1].when_ns:
+            # Another thread's lines were looked at before: what is cut is what is oldest, whoever said it.
+            bisect.insort_right(self._tail, entry, key=_when)
+        else:
+            self._tail.append(entry)
         self._tail_bytes += entry.size
         while self._tail_bytes > self._half:
-            gone = self._tail.popleft()
+            gone = self._tail.pop(0)
             self._tail_bytes -= gone.size
             self._cut_lines += 1
             self._cut_bytes += gone.size

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase._clock import SystemClock
 from stormphase._model import PhaseStatus
-from stormphase._phase import FINAL, PhaseHandle
+from stormphase._phase import FINAL
 from stormphase._redaction import Redactor
 from stormphase.capture._board import BOARD
 from stormphase.capture._cells import NO_CELL, ignore
-from stormphase.capture._lines import NOTHING, TRACEBACK, CapturedOutput
+from stormphase.capture._lines import NOTHING, STDERR, STDOUT, TRACEBACK, CapturedOutput
+from stormphase.capture._options import DESCRIPTORS, CaptureOptions
 from stormphase.capture._output import PhaseOutput
-from stormphase.capture._state import origins_here
+from stormphase.capture._whose import is_captured, open_above, phase_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from stormphase._lanes import Lane, LaneSet
+    from stormphase._lanes import LaneSet
+    from stormphase._phase import PhaseHandle
     from stormphase.capture._cells import Cell
-    from stormphase.capture._options import CaptureOptions
     from stormphase.capture._output import Entry
+    from stormphase.capture._raw import RawCapture
 
 MAX_OUTPUTS: Final = 4_096
 MAX_TOTAL_BYTES: Final = 67_108_864
 _SWEEP_EVERY: Final = 64
 _RECENT: Final = 256
 _SECONDS_KEPT: Final = 64
+SETTLE_S: Final = 1.0
+_RAW_STREAMS: Final = (STDOUT, STDERR)
 _OUTSIDE: Final = 0  # Sequences start at 1.
+
+
+_log = logging.getLogger("stormphase")
 
 
 class _NoPhase:
@@ -46,10 +55,7 @@ class _NoPhase:
 class CaptureSession:
     """Captures for one session, from `install` to `remove`. Thread-, task-, signal- and fork-safe.
 
-    What is said belongs to the innermost open phase of the context it is said in: the thread's or task's own, else the
-    one that was open where the task was made, where the context was copied (`asyncio.to_thread`), where the work was
-    submitted to a `ThreadPoolExecutor`, or where the thread was started. If that one has ended it belongs to the
-    nearest one above it that is open, and if there is none to no phase.
+    To which phase a line belongs: see `_whose.phase_here`.
 
     Args:
         lanes: the session's lanes.
@@ -78,6 +84,7 @@ class CaptureSession:
         self._now = lanes.now
         self._value: Callable[[], Any] = lanes.carrier.variable.get
         self._no_phase = _NoPhase()
+        self._raw: RawCapture | None = None
         self._tap: Callable[[PhaseHandle | None, int, str, str], object] | None = None
         self._reset()
 
@@ -103,9 +110,16 @@ class CaptureSession:
         """
         self._no_phase._status = PhaseStatus.ACTIVE
         BOARD.install(self)
+        try:
+            self.use_mode(self.options.mode)
+        except BaseException:
+            BOARD.remove(self)
+            raise
 
     def remove(self) -> None:
         """Capture no more; the last session of a process leaves everything as it was. What is kept can be taken yet."""
+        if self._raw is not None:
+            self._raw.stop()
         BOARD.remove(self)
         self._no_phase._status = PhaseStatus.ABANDONED
 
@@ -120,10 +134,19 @@ class CaptureSession:
         Raises:
             ConfigurationError: if descriptors are to be captured, and another session of this process does that.
         """
+        if mode != DESCRIPTORS:
+            return
+        if self._raw is None:
+            from stormphase.capture._raw import RawCapture  # noqa: PLC0415 - subprocess and ctypes, for few programs
+
+            self._raw = RawCapture(self._lanes, self._note_raw, self._on_lost_tee)
+        self._raw.start()
 
     def after_fork_in_child(self) -> None:
         """Start anew in a forked child: what was said until then is the parent's."""
         self._reset()
+        if self._raw is not None:
+            self._raw.after_fork_in_child()
         BOARD.forget()
 
     def tap(self, listener: Callable[[PhaseHandle | None, int, str, str], object] | None) -> None:
@@ -191,6 +214,27 @@ class CaptureSession:
         except Exception:  # noqa: BLE001 - as above
             self._errors += 1
 
+    def _note_raw(self, phase: PhaseHandle | None, when_ns: int, stream: int, data: bytes) -> None:
+        """Keep what came through a descriptor from elsewhere than Python; on the thread that reads it."""
+        if phase is not None and phase._sequence in self._finished:
+            phase = open_above(phase)
+        if self._now is not SystemClock.monotonic_ns:
+            when_ns = self._now()
+        name = _RAW_STREAMS[stream]
+        for index, output in enumerate(self._outputs_for(phase)):
+            feed = output.feed(-1, name, is_binary=True)
+            text = feed.decoded(data)
+            output.add(feed, when_ns, text)
+            if self._tap is not None and index == 0:
+                self._tap(phase, when_ns, name, text)
+
+    def _on_lost_tee(self) -> None:
+        self._errors += 1
+        _log.warning(
+            'stormphase: the process behind capture="fd" has died; the descriptors are as they were, and what C '
+            "libraries and subprocesses write is captured no more"
+        )
+
     def wants_here(self) -> bool:
         """Whether what the caller says would be kept."""
         return bool(self._outputs_for(self._phase_here()[0]))
@@ -200,24 +244,7 @@ class CaptureSession:
         return self._phase_here()[0]
 
     def _phase_here(self) -> tuple[PhaseHandle | None, bool]:
-        """Return the caller's phase, and whether that holds for as long as its context and that phase stay."""
-        phase = self._lanes.carrier.current_phase()
-        if phase is not None and phase._status is not PhaseStatus.ACTIVE:
-            phase = _open_above(phase)
-        if phase is not None:
-            return (None, True) if phase._lane.is_inherited else (phase, True)
-        lane = self._lane_here()
-        if lane is not None and isinstance(top := lane.top, PhaseHandle):
-            return top, False  # Entered in another context of this very lane.
-        origin = origins_here().get(id(self))
-        if origin is not None and not origin._lane.is_inherited:
-            return _open_above(origin), True
-        return None, True
-
-    def _lane_here(self) -> Lane | None:
-        lanes = self._lanes
-        # Never made: a thread that only prints needs none.
-        return None if lanes.local.lane is None else lanes.lane_of_caller()
+        return phase_here(self._lanes, id(self))
 
     # Where it is kept
 
@@ -231,19 +258,13 @@ class CaptureSession:
         found = []
         above: PhaseHandle | None = phase
         while above is not None:
-            if above._status not in FINAL and self._is_captured(above):
+            if (above is phase or above._status not in FINAL) and self._is_captured(above):
                 found.append(self._output(above))
             above = above.parent
         return tuple(found)
 
     def _is_captured(self, phase: PhaseHandle) -> bool:
-        above: PhaseHandle | None = phase
-        while above is not None:
-            extra = above._extra
-            if extra is not None and extra.capture is not None:
-                return extra.capture is not False
-            above = above.parent
-        return self.captures_all
+        return is_captured(phase, by_default=self.captures_all)
 
     def _output(self, phase: PhaseHandle | None) -> PhaseOutput:
         key = _OUTSIDE if phase is None else phase._sequence
@@ -281,6 +302,8 @@ class CaptureSession:
         For sinks' workers, with the handle that they were given. Another sink that asks for the same phase soon after
         gets the same; later it gets an output without lines. Never raises, and never waits for a thread that writes.
         """
+        if self._raw is not None:
+            self._raw.settle(SETTLE_S)
         with self._take_lock:
             known = self._finished.get(phase._sequence)
             if known is not None:
@@ -339,7 +362,7 @@ class CaptureSession:
             if not entries:
                 continue
             self._late_lines += len(entries)
-            above = None if output.phase is None else _open_above(output.phase)
+            above = None if output.phase is None else open_above(output.phase)
             for entry in entries:
                 for target in self._outputs_for(above)[:1]:
                     target.add_lines(entry.when_ns, entry.stream, entry.level, entry.text)
@@ -352,16 +375,9 @@ class CaptureSession:
             "cut_lines": self._cut_lines,
             "cut_bytes": self._cut_bytes,
             "late_lines": self._late_lines,
+            "lost_bytes": 0 if self._raw is None else self._raw.lost_bytes,
             "errors": self._errors,
         }
-
-
-def _open_above(phase: PhaseHandle) -> PhaseHandle | None:
-    """Return the phase, or the nearest one above it, that is open."""
-    above: PhaseHandle | None = phase
-    while above is not None and above._status is not PhaseStatus.ACTIVE:
-        above = above.parent
-    return above
 
 
 def _has_ended(output: PhaseOutput) -> bool:

@@ -10,15 +10,11 @@ import contextlib
 import importlib
 import io
 import sys
-from threading import get_ident
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase._model import PhaseStatus
-from stormphase.capture._cells import NO_CELL, NO_LINE, Cell, Line
+from stormphase.capture import _writes
 from stormphase.capture._lines import STDERR, STDOUT
-from stormphase.capture._output import PIECE_BYTES, ROOM
-from stormphase.capture._state import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
 # Of these no write calls another stream's: nothing can be seen twice.
 _PLAIN_TYPES: Final = (io.TextIOWrapper, io.StringIO)
 _NAMES: Final = (STDOUT, STDERR)
-_getframe = sys._getframe
 
 
 class StreamHooks:
@@ -63,6 +58,14 @@ class StreamHooks:
         hooked, self._hooked = self._hooked, {}
         for stream in hooked.values():
             stream.remove()
+
+    def hook_anew(self) -> None:
+        """Hook into the same streams once more: what the descriptors need of them has changed."""
+        if not self._is_installed:
+            return
+        for stream in tuple(self._hooked.values()):
+            stream.remove()
+            stream.install()
 
     def forget(self) -> None:
         """Have every thread ask anew at its next write."""
@@ -103,30 +106,45 @@ class HookedStream:
         self._name = name
         self._stream = stream
         self._undo: list[tuple[Any, str, Any, bool]] = []
-        self.forget: Callable[[], None] = _nothing
-        self._retire: Callable[[], None] = _nothing
+        self.forget: Callable[[], None] = _writes.nothing
+        self._retire: Callable[[], None] = _writes.nothing
 
     def install(self) -> bool:
         """Hook into the stream; False if it takes no attributes."""
         stream = self._stream
         is_plain = type(stream) in _PLAIN_TYPES
-        write, self.forget, self._retire = (_plain_write if is_plain else _guarded_write)(
-            self._board, self._name, stream.write
+        buffer = _buffer_of(stream)
+        flush = getattr(stream, "flush", None)
+        original = stream.write
+        descriptors = self._board.descriptors
+        codes = set()
+        number = None
+        if descriptors is not None and buffer is not None and callable(flush):
+            number = _descriptor_of(buffer)
+            if number is not None:
+                raw = getattr(buffer, "raw", buffer)
+                self._put(raw, "write", _writes.framed_write(descriptors, number - 1, raw.write))
+                self._put(stream, "isatty", _writes.answer(stream.isatty, descriptors.is_terminal[number - 1]))
+                original = _writes.at_once(descriptors, original, flush)
+                codes.add(original.__code__)
+        write, self.forget, self._retire = (_writes.plain_write if is_plain else _writes.guarded_write)(
+            self._board, self._name, original
         )
+        write.__wrapped__ = stream.write
+        codes.add(write.__code__)
         if not self._put(stream, "write", write):
             return False
-        flush = getattr(stream, "flush", None)
-        codes = [write.__code__]
         if callable(flush):
-            ours = _plain_flush(flush) if is_plain else _guarded_flush(flush)
+            ours = _writes.plain_flush(flush) if is_plain else _writes.guarded_flush(flush)
             self._put(stream, "flush", ours)
-            codes.append(ours.__code__)
-        try:
-            buffer = getattr(stream, "buffer", None)
-        except Exception:  # noqa: BLE001 - a property of the user's own class
-            buffer = None
-        if isinstance(buffer, (io.BufferedIOBase, io.RawIOBase)):
-            self._put(buffer, "write", _buffer_write(self._board, self._name, buffer.write, frozenset(codes)))
+            codes.add(ours.__code__)
+        if buffer is not None:
+            write_bytes = buffer.write
+            if descriptors is not None and number is not None:
+                write_bytes = _writes.bytes_at_once(descriptors, write_bytes, buffer.flush)
+            ours = _writes.buffer_write(self._board, self._name, write_bytes, frozenset(codes))
+            ours.__wrapped__ = buffer.write
+            self._put(buffer, "write", ours)
         return True
 
     def remove(self) -> None:
@@ -154,125 +172,21 @@ class HookedStream:
         return True
 
 
-def _plain_write(board: Board, name: str, original: Any) -> tuple[Any, Callable[[], None], Callable[[], None]]:
-    """Return the `write` of a stream of the standard library, and how to make it forget and retire.
-
-    The fast way is to append to two lists: allowed as long as this thread is in the same context as at its last write,
-    and that phase is open. Everything else is asked of the board.
-    """
-    cell: Cell = NO_CELL
-    line: Line = NO_LINE
-    room = ROOM
-    is_retired = False
-    active = PhaseStatus.ACTIVE
-    thread_of_caller = get_ident
-
-    def write(text: str, /) -> Any:
-        nonlocal cell, line, room
-        # First the terminal, so that nothing of ours stands between the program and what it is told.
-        count = original(text)
-        # Each is one load: of two threads that write at once, each sees all of its own or all of the other's.
-        if text != "\n":
-            current, value, phase, thread_id, add, stamp, now, make_room, own_line = cell
-            if current() is value and phase._status is active and thread_id == thread_of_caller():
-                stamp(now())
-                add(text)
-                line = own_line
-                room -= len(text) + PIECE_BYTES
-                if room < 0:
-                    room = ROOM
-                    make_room()
-                return count
-        else:
-            # What `print` writes last: it ends the line that this thread has begun, whatever happened since.
-            thread_id, add = line
-            if thread_id == thread_of_caller():
-                line = NO_LINE
-                add(text)
-                return count
-        if not is_retired:
-            cell = board.note_text(name, text)
-            line = cell[-1]
-        return count
-
-    def forget() -> None:
-        nonlocal cell, line
-        cell = NO_CELL
-        line = NO_LINE
-
-    def retire() -> None:
-        nonlocal cell, line, is_retired
-        is_retired = True
-        cell = NO_CELL
-        line = NO_LINE
-
-    write.__wrapped__ = original  # type: ignore[attr-defined]  # what `remove` puts back
-    return write, forget, retire
+def _buffer_of(stream: Any) -> Any:
+    try:
+        buffer = getattr(stream, "buffer", None)
+    except Exception:  # noqa: BLE001 - a property of the user's own class
+        return None
+    return buffer if isinstance(buffer, (io.BufferedIOBase, io.RawIOBase)) else None
 
 
-def _guarded_write(board: Board, name: str, original: Any) -> tuple[Any, Callable[[], None], Callable[[], None]]:
-    """Return the `write` of any other stream, which may write to further ones: those look away meanwhile."""
-    is_retired = False
-
-    def write(*args: Any, **kwargs: Any) -> Any:
-        if is_retired or STATE.silent or not args:
-            return original(*args, **kwargs)
-        board.forget()
-        STATE.silent += 1
-        try:
-            count = original(*args, **kwargs)
-        finally:
-            STATE.silent -= 1
-        text = args[0]
-        if isinstance(text, str):
-            board.note_text(name, text)
-        elif isinstance(text, (bytes, bytearray, memoryview)):
-            board.note_text(name, text, is_binary=True)
-        return count
-
-    def retire() -> None:
-        nonlocal is_retired
-        is_retired = True
-
-    write.__wrapped__ = original  # type: ignore[attr-defined]  # what `remove` puts back
-    return write, _nothing, retire
-
-
-def _plain_flush(original: Any) -> Any:
-    """Return a `flush` by whose frame the buffer's `write` knows that the text was seen before."""
-
-    def flush(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs)
-
-    flush.__wrapped__ = original  # type: ignore[attr-defined]  # what `remove` puts back
-    return flush
-
-
-def _guarded_flush(original: Any) -> Any:
-    def flush(*args: Any, **kwargs: Any) -> Any:
-        STATE.silent += 1
-        try:
-            return original(*args, **kwargs)
-        finally:
-            STATE.silent -= 1
-
-    flush.__wrapped__ = original  # type: ignore[attr-defined]  # what `remove` puts back
-    return flush
-
-
-def _buffer_write(board: Board, name: str, original: Any, text_layer: frozenset[Any]) -> Any:
-    """Return the `write` of a text stream's buffer: what the text layer puts there was seen, the rest was not."""
-
-    def write(data: Any, /) -> Any:
-        # The text layer is C and has no frame: who called it shows, and that is one of ours.
-        if STATE.silent or _getframe(1).f_code in text_layer:
-            return original(data)
-        count = original(data)
-        board.note_text(name, data[:count] if isinstance(count, int) else data, is_binary=True)
-        return count
-
-    write.__wrapped__ = original  # type: ignore[attr-defined]  # what `remove` puts back
-    return write
+def _descriptor_of(buffer: Any) -> int | None:
+    """Return 1 or 2 if the stream leads there, else None."""
+    try:
+        number = buffer.fileno()
+    except Exception:  # noqa: BLE001 - most streams that tests put there have none
+        return None
+    return number if number in (1, 2) and hasattr(getattr(buffer, "raw", buffer), "write") else None
 
 
 class StreamProxy:
@@ -282,7 +196,7 @@ class StreamProxy:
         """Hand on to `stream`."""
         self.stream = stream
         self.is_on = True
-        self._write, _, _ = _guarded_write(board, name, stream.write)
+        self._write, _, _ = _writes.guarded_write(board, name, stream.write)
 
     def write(self, *args: Any, **kwargs: Any) -> Any:
         """Write, and see it."""
@@ -331,7 +245,3 @@ def _unwatch_sys() -> None:
     _listeners.clear()
     if type(sys) is WatchedSys:
         sys.__class__ = ModuleType  # type: ignore[assignment]  # as it was
-
-
-def _nothing() -> None:
-    """Do nothing."""

@@ -1,0 +1,369 @@
+"""The descriptors 1 and 2 of this process while they are captured: put in place, marked at boundaries, and restored.
+
+What is written to them goes through two pipes to a process of its own (`_tee`), which passes it on to where it was
+bound for and tells us of what did not come from our own Python streams. One session at a time can have them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+import secrets
+import select
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from stormphase.capture import _system, _tee
+from stormphase.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Receive = Callable[[Any, int, int, bytes], object]
+
+SETTLE_S: Final = 1.0
+END_S: Final = 5.0
+_LINGER_S: Final = 0.5
+_MOST_MARKS: Final = 8
+
+_claimed: Final[dict[int, str]] = {}
+_lingering: Final[list[subprocess.Popen[bytes]]] = []
+
+
+def claim(label: str) -> None:
+    """Take the descriptors of this process for one session.
+
+    Raises:
+        ConfigurationError: if another one has them, or this system has no such descriptors.
+    """
+    if not hasattr(select, "poll") or not sys.executable:
+        raise ConfigurationError(
+            'capture="fd" needs a POSIX system and a Python executable.',
+            setting="capture",
+            fix="Write capture=True, which captures what goes through Python.",
+        )
+    # One C call: of two threads one wins.
+    owner = _claimed.setdefault(os.getpid(), label)
+    if owner is not label:
+        raise ConfigurationError(
+            f'capture="fd" is already on in this process, for {owner}, and lines must not cross.',
+            setting="capture",
+            fix="Stop that session first, or write capture=True for this one.",
+        )
+
+
+def unclaim() -> None:
+    """Give the descriptors back."""
+    _claimed.pop(os.getpid(), None)
+
+
+class Descriptors:
+    """Descriptors 1 and 2 on their way through the tee, from `start` to `stop`.
+
+    `set_owner` and the streams are for one thread at a time per pipe; the rest is thread- and fork-safe.
+
+    Args:
+        receive: called by a thread of ours with owner, monotonic ns, stream (0 or 1) and bytes that others wrote.
+        now: the monotonic clock in ns.
+        on_lost: called when the tee has died, after the descriptors were restored.
+    """
+
+    def __init__(self, receive: Receive, now: Callable[[], int], on_lost: Callable[[], object]) -> None:
+        """Capture nothing yet."""
+        self._receive = receive
+        self._now = now
+        self._on_lost = on_lost
+        self.is_on = False
+        self.lost_bytes = 0
+        self._lock = threading.RLock()
+        self._numbers = itertools.count(1)
+        self._owners: dict[int, Any] = {}
+        self._flush_c = _system.c_flush()
+
+    def start(self) -> None:
+        """Put the pipes in place of the descriptors; nothing has changed if it raises.
+
+        Raises:
+            OSError: if the system has no process, descriptor or memory to give.
+        """
+        _reap()
+        self._word = secrets.token_bytes(_tee.WORD_BYTES)
+        self._owners.clear()
+        self._marks = 0
+        self._taken = 0
+        self._waiting: dict[int, tuple[threading.Event, set[int]]] = {}
+        self._saved = [-1, -1]
+        self._reads: list[int] = []
+        self._writes: list[int] = []
+        opened: list[int] = []
+        try:
+            self.is_terminal = [os.isatty(1), os.isatty(2)]
+            for stream in (0, 1):
+                self._saved[stream] = _system.high(os.dup(stream + 1))
+                opened.append(self._saved[stream])
+                read, write = os.pipe()
+                self._reads.append(_system.high(read))
+                self._writes.append(_system.high(write))
+                opened += [self._reads[-1], self._writes[-1]]
+            back_read, back_write = os.pipe()
+            self._back = _system.high(back_read)
+            opened += [self._back, back_write]
+            page = _system.page(_tee.PAGE_BYTES)
+            opened.append(page)
+            self._page = memoryview(mmap.mmap(page, _tee.PAGE_BYTES)).cast("Q")
+            self._tee = self._spawn([*self._reads, *self._saved, back_write, page])
+            os.close(page)
+            opened.remove(page)
+            os.close(back_write)
+            opened.remove(back_write)
+            self._ready, self._close_ready = _system.readiness(self._reads)
+            self._reader = threading.Thread(target=self._read, name="stormphase-capture", daemon=True)
+            self._reader.start()
+            self._flush_c()
+            if self.is_terminal[0]:
+                _system.buffer_c_by_lines()
+            self.is_on = True
+            for stream in (0, 1):
+                os.dup2(self._writes[stream], stream + 1)
+        except BaseException:
+            self.is_on = False
+            self._restore()
+            for descriptor in opened:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+            raise
+
+    def _spawn(self, descriptors: list[int]) -> subprocess.Popen[bytes]:
+        script = os.path.abspath(_tee.__file__)  # noqa: PTH100 - a string is what is wanted
+        return subprocess.Popen(  # noqa: S603 - our own script
+            [sys.executable, "-I", "-S", script, self._word.hex(), *map(str, descriptors)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            start_new_session=True,  # A Ctrl-C is for the program, whose last words are still to be shown.
+            env={**os.environ, "COVERAGE_PROCESS_START": "", "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+
+    # What comes back
+
+    def _read(self) -> None:
+        """Take what the tee tells, until it says the end or is gone."""
+        header = _tee.HEADER
+        back = self._back
+        data = b""
+        ends: set[int] = set()
+        while len(ends) < 2:  # noqa: PLR2004 - both pipes
+            try:
+                got = os.read(back, _tee.READ_BYTES)
+            except OSError:
+                got = b""
+            if not got:
+                break
+            data += got
+            position = 0
+            while len(data) - position >= header.size:
+                kind, stream, when_ns, number, length = header.unpack_from(data, position)
+                start = position + header.size
+                if len(data) - start < length:
+                    break
+                position = start + length
+                if kind == _tee.RAW:
+                    with contextlib.suppress(Exception):
+                        self._receive(self._owners.get(number), when_ns, stream, data[start:position])
+                elif kind == _tee.LOST:
+                    self.lost_bytes += number
+                else:
+                    self._note_sync(number, stream)
+                    if kind == _tee.END:
+                        ends.add(stream)
+                # Only now, so that who finds that all was taken finds it there.
+                self._taken += 1
+            data = data[position:]
+        if len(ends) < 2 and self.is_on and self._back == back:  # noqa: PLR2004 - as above
+            self._lose()
+
+    def _note_sync(self, number: int, stream: int) -> None:
+        waiting = self._waiting.get(number)
+        if waiting is not None:
+            event, left = waiting
+            left.discard(stream)
+            if not left:
+                event.set()
+
+    def _lose(self) -> None:
+        """The tee has died: let the descriptors lead where they led before, and show what it had not shown yet."""
+        self._restore()
+        self.is_on = False
+        for stream in (0, 1):
+            os.set_blocking(self._reads[stream], False)
+            with contextlib.suppress(OSError):
+                while data := os.read(self._reads[stream], _tee.READ_BYTES):
+                    os.write(self._saved[stream], self._without_frames(data))
+        for event, _ in tuple(self._waiting.values()):
+            event.set()
+        self._on_lost()
+
+    def _without_frames(self, data: bytes) -> bytes:
+        parts = data.split(self._word)
+        return parts[0] + b"".join(part[_tee.HEADER.size :] for part in parts[1:])
+
+    # What goes in
+
+    def set_owner(self, owner: Any) -> None:
+        """Say to whom belongs what is written from now on."""
+        if not self.is_on:
+            return
+        self._flush_c()
+        number = next(self._numbers)
+        if self.is_quiet() or self._has_settled():
+            # Nothing is under way: the tee may learn of it with the next text that it reads.
+            self._marks = 0
+            self._owners.clear()
+            self._owners[number] = owner
+            self._page[_tee.OWNER_NOW] = number
+            return
+        self._owners[number] = owner
+        self._mark(number)
+        self._marks += 1
+
+    def _has_settled(self) -> bool:
+        """Whether it was waited for that nothing is under way: else each mark would call for the next one."""
+        return self._marks >= _MOST_MARKS and self.settle(SETTLE_S) and self.is_quiet()
+
+    def is_quiet(self) -> bool:
+        """Whether all that was written to the pipes so far has been taken from them, told of and kept."""
+        # In this order: the tee says that it is idle before it looks, and that it is not before it takes.
+        return not self._ready() and self._page[_tee.IS_IDLE] == 1 and self._page[_tee.TOLD] == self._taken
+
+    def write_text(self, stream: int, data: Any) -> int | None:
+        """Write what a Python stream has for the descriptor: shown by the tee, and not told of; None if it is not on.
+
+        The text of both streams goes through the first pipe, so that its order is kept.
+        """
+        view = memoryview(data).cast("B")
+        size = len(view)
+        most = _tee.LONGEST_FRAME - _tee.FRAME_BYTES
+        with self._lock:
+            if not self.is_on:
+                return None
+            if any(descriptor == self._reads[1] for descriptor, _ in self._ready()):
+                # What a C library has just said on stderr comes first, and the tee looks at the first pipe first.
+                self.settle(SETTLE_S)
+            for start in range(0, size, most):
+                self._put(0, _tee.TEXT, data=bytes(view[start : start + most]), target=stream)
+        return size
+
+    def _put(self, stream: int, kind: int, *, number: int = 0, data: bytes = b"", target: int = 0) -> None:
+        header = _tee.HEADER.pack(kind, target, self._now(), number, len(data))
+        frame = self._word + header + data
+        while True:
+            try:
+                os.write(self._writes[stream], frame)
+            except BlockingIOError:  # Some child made the shared pipe non-blocking.
+                _tee._wait_for(self._writes[stream], select.POLLOUT)
+            else:
+                return
+
+    def flush_c(self) -> None:
+        """Have C's own buffers written, so that its text stands before what Python writes next."""
+        self._flush_c()
+
+    def begin_text(self) -> None:
+        """Part what C wrote until now from what a Python stream is about to write: that is earlier, whenever read."""
+        with contextlib.suppress(Exception):  # It may have stopped in between; the text must be written all the same.
+            self._flush_c()
+            if self.is_on and not self.is_quiet():
+                self._mark(0)
+
+    def _mark(self, owner_number: int) -> None:
+        """Put a frame into each pipe: to say the time, and from which number on what follows belongs to whom."""
+        with self._lock:
+            for stream in (0, 1):
+                if self._writes:
+                    self._put(stream, _tee.OWNER, number=owner_number)
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until all that was written so far was shown and kept; whether that was so in time."""
+        if not self.is_on:
+            return True
+        self._flush_c()
+        if self.is_quiet():
+            return True
+        if threading.current_thread() is self._reader:
+            return False
+        return self._sync(_tee.SYNC, timeout_s)
+
+    def _sync(self, kind: int, timeout_s: float) -> bool:
+        number = next(self._numbers)
+        event = threading.Event()
+        self._waiting[number] = (event, {0, 1})
+        with self._lock:
+            for stream in (0, 1):
+                if self._writes:
+                    self._put(stream, kind, number=number)
+        was_in_time = event.wait(timeout_s)
+        self._waiting.pop(number, None)
+        return was_in_time
+
+    # The end
+
+    def stop(self) -> None:
+        """Put the descriptors back where they led, once all that was written before is shown. Never raises."""
+        if not self.is_on:
+            return
+        with contextlib.suppress(Exception):
+            self._flush_c()
+        self._restore()
+        self.is_on = False
+        try:
+            self._sync(_tee.END, END_S)
+        except OSError:
+            pass
+        finally:
+            self._close()
+
+    def _restore(self) -> None:
+        for stream in (0, 1):
+            # Unless the program has led it elsewhere for good.
+            if (
+                self._saved[stream] >= 0
+                and len(self._writes) > stream
+                and _system.is_same(stream + 1, self._writes[stream])
+            ):
+                os.dup2(self._saved[stream], stream + 1)
+
+    def _close(self) -> None:
+        with self._lock:  # Nobody is about to write to a descriptor that somebody else may have by then.
+            closing = (*self._writes, *self._reads, *self._saved)
+            self._writes, self._reads, self._saved = [], [], [-1, -1]
+            for descriptor in closing:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+        self._close_ready()
+        self._reader.join(END_S)
+        with contextlib.suppress(OSError):
+            os.close(self._back)
+        try:
+            self._tee.wait(_LINGER_S)
+        except subprocess.TimeoutExpired:
+            _lingering.append(self._tee)  # Some child still writes through it.
+
+    def after_fork_in_child(self) -> None:
+        """Lead the child's descriptors where the parent's led before; the pipes and the tee are the parent's."""
+        if not self.is_on:
+            return
+        self.is_on = False
+        self._lock = threading.RLock()
+        self._restore()
+        self._close_ready()
+        for descriptor in (*self._writes, *self._reads, *self._saved, self._back):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._tee.returncode = 0  # Not this process's child: nothing to wait for, nothing to warn of.
+
+
+def _reap() -> None:
+    _lingering[:] = [process for process in _lingering if process.poll() is None]

@@ -1,0 +1,81 @@
+"""What captured descriptors need of the system: descriptors, shared memory, and C's own streams."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import select
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def c_flush() -> Callable[[], object]:
+    """Return what flushes C's own streams; nothing where C cannot be called."""
+    try:
+        flush = ctypes.CDLL(None).fflush
+    except (OSError, AttributeError, TypeError):
+        return lambda: None
+    flush.argtypes = [ctypes.c_void_p]
+
+    return functools.partial(flush, None)
+
+
+def buffer_c_by_lines() -> None:
+    """Have C's stdout written at each newline, as it is in a terminal, though it finds a pipe there."""
+    with contextlib.suppress(Exception):  # Where C's library names it otherwise, it is flushed at boundaries only.
+        library = ctypes.CDLL(None)
+        name = "__stdoutp" if sys.platform == "darwin" else "stdout"
+        library.setvbuf(ctypes.c_void_p.in_dll(library, name), None, 1, ctypes.c_size_t(0))
+
+
+def readiness(descriptors: list[int]) -> tuple[Callable[[], list[tuple[int, int]]], Callable[[], object]]:
+    """Return what says which descriptors have something to read, in any thread, and how to let go of it."""
+    if hasattr(select, "epoll"):
+        watch = select.epoll()
+        for descriptor in descriptors:
+            watch.register(descriptor, select.EPOLLIN)
+        return functools.partial(watch.poll, 0), watch.close
+
+    def ready() -> list[tuple[int, int]]:
+        poll = select.poll()  # Made anew, since two threads may not use one at once.
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        return poll.poll(0)
+
+    return ready, lambda: None
+
+
+def high(descriptor: int) -> int:
+    """Return the descriptor, moved out of the way of 0 to 2 if some of these are closed."""
+    if descriptor > 2:  # noqa: PLR2004 - stderr
+        return descriptor
+    import fcntl  # noqa: PLC0415 - POSIX only
+
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return moved
+
+
+def page(size_bytes: int) -> int:
+    """Return a descriptor of zeroed memory that two processes can map."""
+    if hasattr(os, "memfd_create"):
+        page = os.memfd_create("stormphase-capture")
+    else:
+        page, path = tempfile.mkstemp(prefix="stormphase-capture-")
+        os.unlink(path)  # noqa: PTH108 - a string is what is given
+    os.ftruncate(page, size_bytes)
+    return page
+
+
+def is_same(one: int, other: int) -> bool:
+    try:
+        first, second = os.fstat(one), os.fstat(other)
+    except OSError:
+        return False
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
