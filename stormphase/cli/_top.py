@@ -95,7 +95,7 @@ def print_once(watch: Watch, choices: Choices, hang_ns: int) -> None:
 
 
 class Screen:
-    """The loop: look, draw, wait for a key.
+    """The loop: look, draw, wait for a key; `choices` are those of the moment.
 
     Args:
         watch: what is looked at.
@@ -109,7 +109,7 @@ class Screen:
         """Show nothing yet."""
         self._watch = watch
         self._clock = clock
-        self._choices = choices
+        self.choices = choices
         self._interval_ns = interval_ns
         self._hang_ns = hang_ns
         self._ranks = 0
@@ -133,7 +133,7 @@ class Screen:
                 key = wait_for_key(max(0, left_ns) / SECOND_NS)
                 if key == "q":
                     return
-                self._choices = chosen(self._choices, key, ranks=self._ranks, height=console.size.height)
+                self.choices = chosen(self.choices, key, ranks=self._ranks, height=console.size.height)
                 now_ns = self._clock.monotonic_ns()
                 if now_ns - looked_ns < self._interval_ns:
                     continue
@@ -150,7 +150,9 @@ class Screen:
         from rich.text import Text  # noqa: PLC0415
 
         width, height = console.size
-        lines = screen_of(self._watch.snapshot(), self._choices, width=width, height=height, hang_ns=self._hang_ns)
+        snapshot = self._watch.snapshot()
+        self._ranks = len(snapshot.postmortem.ranks)
+        lines = screen_of(snapshot, self.choices, width=width, height=height, hang_ns=self._hang_ns)
         return Group(*(Text.assemble(*_parts(line), no_wrap=True, overflow="crop") for line in lines))
 
 

@@ -117,6 +117,21 @@ def test_the_screen_follows_the_job_until_q(tracker: PhaseTracker, runs: Path) -
     assert "\x1b[?1049l" in screens[-1]
 
 
+def test_keys_go_by_the_ranks_that_are_shown(tracker: PhaseTracker, killed_rank: None, runs: Path) -> None:
+    """Where not all fit, j scrolls, and g takes apart the groups that they are shown in."""
+    seen: list[tuple[bool | None, int]] = []
+    keys = iter("jgq")
+    console = Console(file=io.StringIO(), width=80, height=9, force_terminal=True, color_system=None)
+    screen = Screen(Watch(runs, SystemClock()), SystemClock(), Choices(), interval_ns=3600 * SECOND, hang_ns=SECOND)
+
+    def wait(_timeout_s: float) -> str:
+        seen.append((screen.choices.is_grouped, screen.choices.scrolled))
+        return next(keys)
+
+    screen.show(console, wait)
+    assert [(None, 0), (None, 2), (False, 0)] == seen
+
+
 def read_until(fd: int, wanted: bytes) -> bytes:
     """Read from a terminal until something stands there."""
     found = b""
