@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from stormphase._model import PhaseStatus
+from stormphase._model import PhaseStatus, ProcessIdentity
 from stormphase._record import PhaseRecord, RecordKey, RecordKind
 
 if TYPE_CHECKING:
@@ -137,11 +137,14 @@ class _Forest:
         self.records: dict[RecordKey, PhaseRecord] = {record.key: record for record in records}
         ranks: dict[tuple[str, int, int | None], RecordKey] = {}
         sessions: dict[tuple[str, int], RecordKey] = {}
+        self._processes: dict[tuple[str, int, ProcessIdentity | None], RecordKey] = {}
         for key, record in self.records.items():
             if record.kind is RecordKind.RANK:
                 ranks[record.session_id, record.session_attempt, record.rank] = key
             elif record.kind is RecordKind.SESSION:
                 sessions[record.session_id, record.session_attempt] = key
+            elif record.kind is RecordKind.PROCESS:
+                self._processes[record.session_id, record.session_attempt, record.process] = key
         self.parents: dict[RecordKey, RecordKey] = {}
         children: dict[RecordKey, list[RecordKey]] = {}
         for key, record in self.records.items():
@@ -165,10 +168,15 @@ class _Forest:
         sessions: dict[tuple[str, int], RecordKey],
     ) -> RecordKey | None:
         launch = (record.session_id, record.session_attempt)
+        parent = None
         if record.parent_scope_id is not None:
-            key = (*launch, record.parent_scope_id)
-            if key in self.records:
-                return key
+            parent = self.records.get((*launch, record.parent_scope_id))
+        process = self._processes.get((*launch, record.process)) if record.kind is RecordKind.PHASE else None
+        if process is not None and (parent is None or parent.process != record.process):
+            # The outermost phases of a forked process hang under its parent's; the process itself stands between.
+            return process
+        if parent is not None:
+            return parent.key
         if record.kind in (RecordKind.PHASE, RecordKind.PROCESS):
             return ranks.get((*launch, record.rank)) or sessions.get(launch)
         return sessions.get(launch) if record.kind is RecordKind.RANK else None

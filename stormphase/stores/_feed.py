@@ -163,6 +163,7 @@ class StoreFeed:
                 return False
             self._bell.wait(min(left_s, self._pause_s()))
         if self._is_finished:
+            self._close_lost()  # Workers of this process that were killed are known to be dead by now.
             self._store.close()
         return True
 

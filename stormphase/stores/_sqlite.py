@@ -14,6 +14,7 @@ from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
 from stormphase.stores._lost import close_lost
 from stormphase.stores._query import RecordQuery, query_of
+from stormphase.stores._sqlite_blame import blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
 from stormphase.stores._sqlite_fork import ForkGate
 from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
@@ -158,29 +159,37 @@ class SqliteStore:
     def close_lost(self) -> list[PhaseRecord]:
         """Give every unfinished record of a process that is proven dead its end, LOST; return those.
 
+        Failures of other processes that they explain name them as their root cause from then on.
+
         Raises:
             StoreError: if the file cannot be read or written.
         """
-        return close_lost(self, now_wall_ns=self._clock.wall_ns(), last_seen_ns=self.last_seen_ns)
+        lost = close_lost(self, now_wall_ns=self._clock.wall_ns(), last_seen_ns=self.last_seen_ns)
+        if lost:
+            self._ask(lambda: self._in_transaction(self._connected(), lambda: blame_lost(self._connected(), lost)))
+        return lost
 
     # Writing
 
     def _write(self, records: Sequence[PhaseRecord], on_conflict: str) -> None:
         if records:
-            self._ask(lambda: self._in_transaction(self._connected(), records, on_conflict))
+            self._ask(lambda: self._insert(self._connected(), records, on_conflict))
 
-    def _in_transaction(self, connection: sqlite3.Connection, records: Sequence[PhaseRecord], on_conflict: str) -> None:
+    def _insert(self, connection: sqlite3.Connection, records: Sequence[PhaseRecord], on_conflict: str) -> None:
+        writer, self._writer = self._writer or RowWriter(connection), None
+        self._in_transaction(connection, lambda: writer.insert(records, on_conflict, self._clock.wall_ns()))
+        self._writer = writer  # What it has learnt holds, now that it is committed.
+
+    @staticmethod
+    def _in_transaction(connection: sqlite3.Connection, write: Callable[[], object]) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        writer = self._writer or RowWriter(connection)
-        self._writer = None
         try:
-            writer.insert(records, on_conflict, self._clock.wall_ns())
+            write()
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        self._writer = writer  # What it has learnt holds, now that it is committed.
 
     # Reading
 

@@ -15,6 +15,7 @@ import pytest
 from stormphase import _errors
 from stormphase._attribution import attribute
 from stormphase._boundary import exit_boundary
+from stormphase._liveness import own_process
 from stormphase._model import PhaseStatus
 from stormphase._record import PhaseRecord, RecordKind
 from stormphase._recording import record_of
@@ -309,3 +310,14 @@ def test_an_open_phase_lists_what_failed_beneath_it_once_it_has():
     found = attribute([train, step])
     assert (None, "step") == (blamed(found, train), blamed(found, step))
     assert attribute([]).failures == ()
+
+
+def test_a_forked_process_died_in_its_innermost_phase():
+    """Its record stands between its phases and the one that was open at the fork, and has the same cause as they."""
+    train = record("train", status=FAILED, error="BrokenProcessPool")
+    process = attrs.evolve(own_process(), pid=1)
+    child = record("", train, kind=RecordKind.PROCESS, status=LOST, process=process)
+    load = record("train/load", train, status=LOST, entered_ns=1, process=process)
+    parse = record("train/load/parse", load, status=LOST, entered_ns=2, process=process)
+    found = attribute([train, child, load, parse])
+    assert ["parse"] * 4 == [blamed(found, each) for each in (train, child, load, parse)]

@@ -250,6 +250,29 @@ def test_a_killed_process_is_found_lost_by_the_next(make_tracker, path):
     assert all(f"process {killed.pid}" in record.evidence for record in lost)
 
 
+def test_a_killed_worker_is_the_cause_of_what_broke(make_tracker, path):
+    """A forked worker is killed and its parent fails by that: phase, rank and session name it, in SQL as in Python."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    store = SqliteStore(path)
+    with pytest.raises(BrokenProcessPool), make_tracker(store=store) as tracker, tracker.enter_phase("train"):
+        child = os.fork()
+        if child == 0:
+            tracker.enter("fit")
+            tracker.flush(LONG_S)
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert -signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        raise BrokenProcessPool("a process was terminated abruptly")
+    records = {record.name: record for record in store.query()}
+    lost = records["fit"]
+    assert ("lost", child) == (lost.status.value, lost.process.pid)
+    assert {"session": "failed", "rank": "failed", "train": "failed", "fit": "lost", "process": "lost"} == {
+        name: record.status.value for name, record in records.items()
+    }
+    assert {(lost.scope_id, ("train", "fit"))} == {(r.root_cause_scope_id, r.root_cause_path) for r in records.values()}
+    assert [lost.scope_id] == [failure.record.scope_id for failure in attribute(store.query()).failures]
+
+
 FULL = """
 import json, resource, sys
 from pathlib import Path

@@ -1,0 +1,80 @@
+"""What a process that died was the cause of in others: told in their rows, so that SQL says what `attribute` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from stormphase._attribution import attribute
+from stormphase._model import PhaseStatus
+from stormphase._record import dumps
+from stormphase.stores import _sqlite_rows as rows
+from stormphase.stores._sqlite_schema import SEQUENCE_BITS
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable
+
+    from stormphase._record import PhaseRecord
+
+_MAX_LEVELS: Final = 64
+_IDS_A_QUESTION: Final = 500
+
+
+def blame_lost(connection: sqlite3.Connection, lost: Iterable[PhaseRecord]) -> None:
+    """Name LOST phases as the root cause of failures that they explain, within a transaction of the caller's.
+
+    Args:
+        connection: the writer's.
+        lost: what has just become LOST.
+    """
+    sessions: dict[tuple[str, int], list[PhaseRecord]] = {}
+    for record in lost:
+        sessions.setdefault((record.session_id, record.session_attempt), []).append(record)
+    for launch, records in sessions.items():
+        known = {record.scope_id: (0, record) for record in records}
+        known.update(_owners(connection, launch))
+        wanted = {record.parent_scope_id for record in records if record.parent_scope_id} - known.keys()
+        for _ in range(_MAX_LEVELS):
+            if not wanted:
+                break
+            found = _with_ids(connection, launch, sorted(wanted))
+            known.update(found)
+            wanted = {record.parent_scope_id for _, record in found.values() if record.parent_scope_id} - known.keys()
+        found_blames = attribute(record for _, record in known.values())
+        for row_id, record in known.values():
+            blame = found_blames.blame_of(record)
+            if (
+                blame is not None
+                and record.status is PhaseStatus.FAILED
+                and blame.record is not None
+                and blame.scope_id != record.root_cause_scope_id
+            ):
+                path = None if blame.path is None else dumps(blame.path)
+                sql = "UPDATE stored_record SET root_cause_scope_id = ?, root_cause_path = ? WHERE id = ?"
+                connection.execute(sql, (blame.scope_id, path, row_id))
+
+
+def _owners(connection: sqlite3.Connection, launch: tuple[str, int]) -> dict[str, tuple[int, PhaseRecord]]:
+    """Return the records of the session, its ranks and processes, by scope id, each with its row's id."""
+    sql = (
+        f"{rows.SELECT} WHERE r.id IN (SELECT id << {SEQUENCE_BITS} FROM stored_owner"
+        " WHERE session_id = ? AND session_attempt = ?)"
+    )
+    return _by_scope(connection.execute(sql, launch))
+
+
+def _with_ids(
+    connection: sqlite3.Connection, launch: tuple[str, int], scope_ids: list[str]
+) -> dict[str, tuple[int, PhaseRecord]]:
+    found: dict[str, tuple[int, PhaseRecord]] = {}
+    for start in range(0, len(scope_ids), _IDS_A_QUESTION):
+        some = scope_ids[start : start + _IDS_A_QUESTION]
+        marks = ", ".join("?" * len(some))
+        sql = f"{rows.SELECT} WHERE o.session_id = ? AND o.session_attempt = ? AND r.scope_id IN ({marks})"
+        found.update(_by_scope(connection.execute(sql, (*launch, *some))))
+    return found
+
+
+def _by_scope(found: Iterable[tuple[object, ...]]) -> dict[str, tuple[int, PhaseRecord]]:
+    records = ((row[0], rows.record_of_row(row, ())) for row in found)
+    return {record.scope_id: (row_id, record) for row_id, record in records}  # type: ignore[misc]
