@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ _EXIT_INTERRUPTED: Final = 130  # as shells have it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code; errors of ours are one line on stderr, and 2.
+    """Run one subcommand and return its exit code; errors of ours, and of the stream, are one line on stderr, and 2.
 
     Args:
         arguments: the command line after the program's name; that of this process if not given.
@@ -33,16 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(subparsers).set_defaults(run=command.run)
     parsed = parser.parse_args(arguments)
+    if sys.stdout is None:  # closed by the shell: the exit code still tells
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
     try:
         code: int = parsed.run(parsed)
         sys.stdout.flush()
     except StormphaseError as error:
-        sys.stderr.write(f"stormphase: {error}\n".encode(errors="replace").decode())
+        _complain(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # `| head` has read enough. Python would complain of what it cannot flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # Python would complain of what it cannot flush at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `| head` has read enough.
+            _complain(f"{error}. Check that there is room, and that the output can be written.")
         return EXIT_USAGE
     return code
+
+
+def _complain(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"stormphase: {text}\n".encode(errors="replace").decode())

@@ -254,3 +254,23 @@ def test_a_reader_that_has_read_enough_is_no_error(tracker: PhaseTracker, runs: 
         process.stdout.close()
         assert b"" == process.stderr.read()
     assert 2 == process.returncode
+
+
+@pytest.mark.parametrize(
+    ("command", "redirection", "said"),
+    [
+        ("postmortem", "> /dev/full", "No space left"),
+        ("postmortem --json", "> /dev/full", "No space left"),
+        ("top --once", ">&-", ""),
+        ("recover --dry-run", ">&- 2>&-", ""),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_no_death(
+    tracker: PhaseTracker, runs: Path, command: str, redirection: str, said: str
+) -> None:
+    """A full disk is 2, since 1 says that a rank died; where nobody listens the exit code still tells."""
+    name, _, option = command.partition(" ")
+    line = f'exec "$0" -m stormphase.cli {name} "$1" {option} {redirection}'
+    child = subprocess.run(["/bin/sh", "-c", line, sys.executable, runs], capture_output=True, text=True, check=False)
+    assert (2 if said else 0, "Traceback" in child.stderr) == (child.returncode, False)
+    assert said in child.stderr
