@@ -6,6 +6,7 @@ import marshal
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase._model import PhaseStatus
 from stormphase._phase import PhaseHandle
 from stormphase.journal import _format
 
@@ -53,6 +54,7 @@ def all_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None, *, thread_id: 
         envelope.update(thread_facts(phase._lane))
     if phase._attributes:
         envelope["attributes"] = phase._attributes
+    flags |= _format.IS_HANDED_OVER * _is_kept_back(phase)
     extra = phase._extra
     if extra is not None:
         if extra.late:
@@ -80,9 +82,15 @@ def all_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None, *, thread_id: 
 def has_more_to_say(phase: PhaseHandle) -> bool:
     """Whether an ended phase has something to say that its enter did not know, and that numbers cannot tell."""
     extra = phase._extra
-    return extra is not None and bool(
-        extra.late or extra.paused_ns or extra.error is not None or extra.status_text is not None
-    )
+    if extra is None:
+        return False
+    has_ended_otherwise = extra.error is not None or extra.status_text is not None or _is_kept_back(phase)
+    return has_ended_otherwise or bool(extra.late or extra.paused_ns)
+
+
+def _is_kept_back(phase: PhaseHandle) -> bool:
+    """Whether a filter keeps the success of a phase from the bridge, so that nobody will ever hand it over."""
+    return phase._extra is not None and phase._extra.is_quiet and phase._status is PhaseStatus.SUCCEEDED
 
 
 def thread_facts(lane: Lane) -> dict[str, Any]:

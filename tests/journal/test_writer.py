@@ -51,6 +51,16 @@ def test_an_open_phase_stands_with_all_that_enter_knew(writing):
     writing.lanes.close("over")
 
 
+@pytest.mark.parametrize(("error", "is_settled"), [(None, True), (ValueError("bad batch"), False)])
+def test_a_success_that_a_filter_keeps_back_is_nobody_s_to_recover(writing, error, is_settled):
+    """It counts as handed over, as no bridge is offered it; a failure is not kept back."""
+    phase = writing.lanes.enter_phase("step")
+    phase._extra_or_new().is_quiet = True
+    phase.close(error=error)
+
+    assert is_settled == only_ended(writing).is_handed_over
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
