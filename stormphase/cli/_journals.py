@@ -17,7 +17,7 @@ from stormphase.exceptions import JournalError, JournalIncompleteError, Stormpha
 from stormphase.journal import _format
 from stormphase.journal._damage import Damage
 from stormphase.journal._header import check, parse_header
-from stormphase.journal._read import UnreadableJournal, find_journals, read_journal
+from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_journal
 from stormphase.journal._source import FileSource
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Selection:
         files: the journals of that attempt.
         older_attempts: others that have journals.
         other_sessions: others that have journals, newest first.
-        unreadable: journals that cannot be read, whosever they are.
+        unreadable: journals that cannot be read, or directories of sessions, of this session or unknown whose.
+        unreadable_others: likewise, of other sessions, as their directories say.
     """
 
     session_id: str
@@ -56,6 +57,7 @@ class Selection:
     older_attempts: tuple[int, ...]
     other_sessions: tuple[str, ...]
     unreadable: tuple[UnreadableJournal, ...]
+    unreadable_others: tuple[UnreadableJournal, ...]
 
 
 @attrs.frozen
@@ -103,7 +105,8 @@ def select(directory: Path, *, session_id: str | None = None, attempt: int | Non
         files=tuple(peek.file for peek in peeks if (peek.session_id, peek.attempt) == (chosen, newest)),
         older_attempts=tuple(each for each in attempts if each != newest),
         other_sessions=tuple(each for each in sessions if each != chosen),
-        unreadable=tuple(unreadable),
+        unreadable=tuple(each for each in unreadable if may_be_of(each.file, directory, chosen)),
+        unreadable_others=tuple(each for each in unreadable if not may_be_of(each.file, directory, chosen)),
     )
 
 

@@ -12,7 +12,7 @@ from stormphase._clock import SystemClock
 from stormphase.analysis._places import DEFAULT_HANG_NS, SECOND_NS
 from stormphase.analysis._postmortem import Postmortem, diagnose, group_to_dict, rank_to_dict, suspect_to_dict
 from stormphase.analysis._ranks import ProcessReport
-from stormphase.analysis._words import shown
+from stormphase.analysis._words import counted, shown
 from stormphase.cli._journals import Selection, read_reports, select
 from stormphase.cli._output import DIM, YELLOW, Page
 from stormphase.cli._postmortem_text import write_postmortem
@@ -102,7 +102,10 @@ def write_json(
         "ranks": (rank_to_dict(rank) for rank in postmortem.ranks),
         "session_id": postmortem.session_id,
         "suspects": [suspect_to_dict(suspect) for suspect in postmortem.suspects],
-        "unreadable": [{"file": str(each.file), "problem": each.error.problem} for each in unreadable],
+        "unreadable": [
+            {"file": str(each.file), "problem": each.error.problem}
+            for each in (*unreadable, *selection.unreadable_others)
+        ],
         "world_size": postmortem.world_size,
     }
     stream.write("{")
@@ -129,6 +132,8 @@ def _write_rest(page: Page, selection: Selection, unreadable: Sequence[Unreadabl
         page.wrapped(shown(str(each.error), 400), first="  unreadable: ", indent="    ", style=YELLOW)
     if len(unreadable) > _MAX_UNREADABLE:
         page.line(f"  and {len(unreadable) - _MAX_UNREADABLE:,} journals more that cannot be read", style=YELLOW)
+    if selection.unreadable_others:
+        page.line(f"  {counted(len(selection.unreadable_others), 'journal')} of other sessions unreadable", style=DIM)
     if selection.other_sessions:
         others = ", ".join(shown(each) for each in selection.other_sessions[:_MAX_UNREADABLE])
         more = len(selection.other_sessions) - _MAX_UNREADABLE

@@ -101,19 +101,39 @@ def find_journals(path: str | os.PathLike[str]) -> list[Path | UnreadableJournal
     return found
 
 
+def may_be_of(found: Path, directory: Path, session_id: str) -> bool:
+    """Whether a journal or a directory that cannot be read may be of a session, as the directories' names say.
+
+    Args:
+        found: the `file` of an `UnreadableJournal`.
+        directory: where it was looked for.
+        session_id: the session.
+    """
+    if found.parent != directory:
+        return found.parent.name == session_id
+    return found.name.endswith(_format.SUFFIX) or found.name == session_id
+
+
 def _listed(directory: Path) -> tuple[list[Path], list[Path]]:
     """Return the directories and the files with our suffix in a directory, sorted."""
     directories, files = [], []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if _is_directory(entry):
                     directories.append(Path(entry.path))
                 elif entry.name.endswith(_format.SUFFIX):
                     files.append(Path(entry.path))
     except (OSError, ValueError) as error:
         raise unreadable(directory, error) from error
     return sorted(directories), sorted(files)
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where nobody may look
+        return False
 
 
 def _may_be_ours(file: Path) -> bool:

@@ -20,7 +20,7 @@ from stormphase.journal._damage import Damage
 from stormphase.journal._header import check, parse_header
 from stormphase.journal._lost import lost_records
 from stormphase.journal._marks import Mark, RecoveryLockedError, SessionLock, read_mark, write_mark
-from stormphase.journal._read import UnreadableJournal, find_journals, read_journal
+from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_journal
 from stormphase.journal._source import FileSource
 from stormphase.otel._journal_facts import FactsError, SessionFacts
 from stormphase.otel._otlp_http import UndeliveredError
@@ -151,7 +151,7 @@ class Recovery:
             JournalError: if the directory cannot be read.
         """
         for session, found in groupby(find_journals(directory), key=_session_directory):
-            files = [file for file in found if _is_wanted(file, session_id, before_attempt)]
+            files = [file for file in found if _is_wanted(file, directory, session_id, before_attempt)]
             if files:
                 yield from self._session(session, files)
 
@@ -273,9 +273,13 @@ def _session_directory(found: Path | UnreadableJournal) -> Path:
     return (found.file if isinstance(found, UnreadableJournal) else found).parent
 
 
-def _is_wanted(found: Path | UnreadableJournal, session_id: str | None, before_attempt: int | None) -> bool:
-    """Whether a journal is one of those asked for, as its header says; one whose header cannot be read is."""
-    if isinstance(found, UnreadableJournal) or (session_id is None and before_attempt is None):
+def _is_wanted(
+    found: Path | UnreadableJournal, directory: Path, session_id: str | None, before_attempt: int | None
+) -> bool:
+    """Whether a journal is one of those asked for, as its header says, or its directory if it cannot be read."""
+    if isinstance(found, UnreadableJournal):
+        return session_id is None or may_be_of(found.file, directory, session_id)
+    if session_id is None and before_attempt is None:
         return True
     try:
         with closing(FileSource(found)) as source:
@@ -283,6 +287,6 @@ def _is_wanted(found: Path | UnreadableJournal, session_id: str | None, before_a
         check(data, str(found))
         identity = parse_header(data, str(found), Damage()).identity
     except JournalError:
-        return True
+        return session_id is None or may_be_of(found, directory, session_id)
     is_session = session_id is None or identity.session_id == session_id
     return is_session and (before_attempt is None or identity.attempt < before_attempt)

@@ -232,6 +232,18 @@ def test_a_journal_that_cannot_be_read_is_named(tracker: PhaseTracker, runs: Pat
     assert unreadable["file"].endswith("rank-00001.attempt-0.pid-5.0.journal")
 
 
+def test_a_journal_of_another_session_that_cannot_be_read_is_its_own_affair(
+    tracker: PhaseTracker, runs: Path, command: Command
+) -> None:
+    """Users share a directory, and cannot look into each other's sessions."""
+    (runs / "job-0").mkdir()
+    (runs / "job-0" / "rank-00001.attempt-0.pid-5.0.journal").write_bytes(b"\x89SPJ\r\n\x1a\n broken")
+    code, out, _ = command("postmortem")
+    assert (0, True) == (code, "  1 journal of other sessions unreadable" in out)
+    code, out, _ = command("postmortem", "--json")
+    assert (0, 1) == (code, len(json.loads(out)["unreadable"]))
+
+
 def test_only_damaged_journals_are_an_error(runs: Path, command: Command) -> None:
     """Nothing can be said then, so it is no answer but an error."""
     (runs / "job-1").mkdir(parents=True)

@@ -36,6 +36,7 @@ from stormphase.exceptions import (
 )
 from stormphase.journal import UnreadableJournal, read_directory, read_journal
 from stormphase.journal._copy import MAX_TRIES
+from stormphase.journal._read import may_be_of
 from stormphase.journal._source import BytesSource
 from stormphase.journal._story import read_source
 
@@ -1035,6 +1036,7 @@ def test_a_directory_of_sessions_is_read_rank_by_rank(tmp_path):
         (tmp_path / session / "renamed.journal").write_bytes(sample.small())
     (tmp_path / "a" / "rank-00001.attempt-0.pid-1.0.journal").write_bytes(b"")
     os.mkfifo(tmp_path / "a" / "pipe.journal")
+    (tmp_path / "a" / "loop.journal").symlink_to(tmp_path / "a" / "loop.journal")
     (tmp_path / "rank-00009.attempt-0.pid-1.0.journal").write_bytes(sample.small())
     found = list(read_directory(tmp_path, ended_limit=1))
     assert [
@@ -1052,6 +1054,15 @@ def test_a_directory_of_sessions_is_read_rank_by_rank(tmp_path):
     assert {1} == {len(each.ended) for each in found if each not in unreadable}
     again = list(read_directory(tmp_path / "a", ended_limit=1))
     assert found[1:2] + found[3:5] == again[:1] + again[2:]
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [("runs/s", True), ("runs/s/rank-1.journal", True), ("runs/rank-1.journal", True), ("runs/t", False)],
+)
+def test_whose_a_journal_may_be_stands_in_the_directories_names(place, expected):
+    """Also where the directory that was given is the session's own."""
+    assert expected == may_be_of(Path(place), Path("runs"), "s")
 
 
 def test_a_directory_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):

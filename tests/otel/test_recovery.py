@@ -287,6 +287,17 @@ def test_which_journals_are_looked_at(left_behind: Callable[..., Path], options:
     assert expected == len(locked)
 
 
+def test_what_cannot_be_read_of_others_is_theirs(left_behind: Callable[..., Path]) -> None:
+    """A session asked for by name neither locks nor fails for a damaged journal of another one."""
+    runs = left_behind()
+    for name in ("launch-1", "launch-2"):
+        (runs / name).mkdir(exist_ok=True)
+        (runs / name / "rank-00007.attempt-0.pid-1.0.journal").write_bytes(b"garbage" * 100)
+    assert [Result.SENT, Result.FAILED] == [each.result for each in recover(runs, Sender(), session_id="launch-1")]
+    assert not (runs / "launch-2" / "recover.lock").exists()
+    assert 3 == len(recover(runs, Sender()))
+
+
 def test_the_mark_of_another_process_does_not_count(left_behind: Callable[..., Path]) -> None:
     """A file name may come again; a mark names the process whose journal it is about."""
     runs = left_behind()
