@@ -113,8 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.source.is_file() and not arguments.as_is:
         # The file may be somebody else's to write, or busy: what is said of it then is what stands in it.
+        store = SqliteStore(arguments.source, busy_timeout_s=_BUSY_TIMEOUT_S)
         with contextlib.suppress(StoreError):
-            SqliteStore(arguments.source, busy_timeout_s=_BUSY_TIMEOUT_S).close_lost()
+            store.close_lost()
+        store.close()
     unreadable: list[UnreadableJournal] = []
     records = read_records(arguments.source, wanted, on_unreadable=unreadable.append)
     if arguments.latest:

@@ -129,6 +129,13 @@ class SqliteStore:
                 with contextlib.suppress(sqlite3.Error):
                     connection.close()
 
+    def __del__(self) -> None:
+        """Close the file, unless it is the connection of the process that this one was forked from."""
+        connection = getattr(self, "_connection", None)
+        if connection is not None and self._gate.pid == os.getpid():
+            with contextlib.suppress(Exception):
+                connection.close()
+
     # What this one can tell besides
 
     def paths(self) -> list[tuple[str, ...]]:

@@ -149,7 +149,8 @@ _VERSION_1: Final = (
         strftime('%Y-%m-%dT%H:%M:%S', r.ended_ns / 1000000000, 'unixepoch')
             || printf('.%09dZ', r.ended_ns % 1000000000) AS ended_at,
         r.thread_id, r.thread_name, r.task_name, r.is_sync, r.attributes,
-        r.error_type, r.error_message, r.traceback, r.root_cause_scope_id, r.root_cause_path,
+        r.error_type, r.error_message, r.traceback, r.root_cause_scope_id,
+        (SELECT group_concat(value, ' / ') FROM json_each(r.root_cause_path)) AS root_cause_path,
         o.host, o.boot_id, o.pid, o.pid_started, o.pid_namespace, o.last_seen_ns
     FROM stored_record r JOIN stored_owner o ON o.id = r.id >> {SEQUENCE_BITS} JOIN stored_path p ON p.id = r.path_id
     """,
