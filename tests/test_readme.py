@@ -66,7 +66,8 @@ def test_the_first_two_commands_are_the_newcomers() -> None:
 def test_every_script_that_is_named_exists() -> None:
     """Each Python file of a command, in a block or in a sentence, is there, and so is each extra that is installed."""
     scripts = set(re.findall(r"python (\w\S*\.py)", README))
-    assert {"examples/train_digits.py", "examples/ranks.py", "tests/benchmarks/run.py"} == scripts
+    examples = {"examples/train_digits.py", "examples/ranks.py", "examples/crash.py"}
+    assert {*examples, "tests/benchmarks/run.py"} == scripts
     assert [] == [script for script in scripts if not (ROOT / script).is_file()]
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extras = {extra for listed in re.findall(r"'\.\[([\w,]+)\]'", README) for extra in listed.split(",")}
@@ -77,20 +78,28 @@ def test_every_script_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("line", [line for text in blocks("sh") for line in text.splitlines()])
 def test_arguments_and_variables_of_a_command_are_real(line: str, repository: Path) -> None:
-    """Options that README gives to the example are its own, and the variables it sets are ones that we know."""
+    """Options that README gives to an example or a command are its own, and the variables it sets are ones we know."""
     words = shlex.split(line)
     known = (repository / "docs" / "otel.md").read_text(encoding="utf-8")
     for variable in [word.partition("=")[0] for word in words if re.match(r"[A-Z_]+=", word)]:
         assert variable in known or variable == "OTEL_EXPORTER_OTLP_HEADERS"
     options = {word for word in words if word.startswith("--")}
     if options:
-        assert options <= set(re.findall(r"--[a-z-]+", (repository / "examples/train_digits.py").read_text("utf-8")))
+        sources = {"python": words[1], "stormphase": f"stormphase/cli/_{words[1]}.py"}
+        assert options <= set(re.findall(r"--[a-z-]+", (repository / sources[words[0]]).read_text("utf-8")))
 
 
 def test_every_link_leads_somewhere() -> None:
     """Every link and picture is a file of the repository."""
     targets = set(re.findall(r"\]\(([^)#]+)[^)]*\)", README))
-    assert {"docs/mlflow.png", "docs/otel.md", "tests/benchmarks/RESULTS.md"} <= targets
+    assert {
+        "docs/mlflow.png",
+        "docs/mlflow-lost.png",
+        "docs/top.png",
+        "docs/journal.md",
+        "docs/otel.md",
+        "tests/benchmarks/RESULTS.md",
+    } <= targets
     assert [] == [target for target in targets if not (ROOT / target).is_file()]
 
 
@@ -129,7 +138,8 @@ def test_the_error_is_what_is_raised(tmp_path: Path) -> None:
         [sys.executable, program], capture_output=True, text=True, timeout=100, check=False, env=example_environ()
     )
 
-    assert done.stderr.splitlines()[-1] == " ".join(blocks("text")[1].split())
+    (shown,) = [text for text in blocks("text") if "PhaseProtocolError" in text]
+    assert done.stderr.splitlines()[-1] == " ".join(shown.split())
 
 
 def test_the_tree_is_what_the_example_prints(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,7 @@ def test_who_died_who_hangs_and_who_waits_is_told_and_then_sent(collector: Colle
     assert "rank 3 was ended by SIGKILL; no other rank moves" in lines
     assert "$ stormphase postmortem runs" in lines
     check_notices(lines)
+    check_readme(lines)
     check_postmortem(json.loads(told))
     rows = [line.split() for line in top.splitlines() if line[:1].isdigit() and " step / " in line]
     assert PLACES == {int(words[0]): words[-1] for words in rows}
@@ -118,6 +120,26 @@ def check_notices(lines: list[str]) -> None:
     assert sorted(f"rank {rank} has been in train / step / {PLACES[rank]}" for rank in (*WAITING, HUNG)) == sorted(
         notice.removeprefix("stormphase: ").rpartition(" for ")[0] for notice in notices
     )
+
+
+def check_readme(lines: list[str]) -> None:
+    """Look for what README shows of `postmortem`, whatever the figures, and wherever lines end."""
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(
+        r"^```text\n((?:stormphase postmortem:|  Python stack of ).*?)^```$", readme, re.MULTILINE | re.DOTALL
+    )
+    assert 2 == len(shown)
+    printed = without_figures("\n".join(lines))
+    assert [] == [text for text in map(without_figures, shown) if text not in printed]
+
+
+def without_figures(text: str) -> str:
+    """Return a text on one line, with ids, figures, hosts and folders all alike."""
+    text = re.sub(r"crash-[0-9a-f]{8}", "ID", " ".join(text.split()))
+    text = re.sub(r"\S+/(\w+\.py):\d+", r"\1", text)
+    text = re.sub(r"is gone from \S+;", "is gone;", text)
+    text = re.sub(r"\d+(\.\d+)?( (us|ms|s)\b)?", "#", text)
+    return text.replace(" (# to #)", "")
 
 
 def check_postmortem(told: dict[str, Any]) -> None:
