@@ -75,10 +75,13 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         timeout_s: float | None = None,
     ) -> PhaseHandle:
         lane = local.lane
+        has_more = False
         if lane is None or running_loop() is not None or "trio" in _modules:
             lane = lanes.lane_of_caller()
             if lane is None:
                 return NOOP
+            # The journal says of a task's outermost phase which task that is.
+            has_more = lane.top is lane and lane.task_name is not None
         below = lane.top
         path = below._path
         is_special = sync
@@ -99,7 +102,6 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
             path = path.children[name]
         except (KeyError, TypeError):
             path = lanes.path_at_first_sight(path, name)
-        has_more = False
         if attributes is not None:
             attributes = taken(attributes, lanes.attribute_counts)
             has_more = True

@@ -175,6 +175,22 @@ def test_a_task_names_itself_where_its_lane_begins(writing):
     assert [("fetcher", True), (None, False)] == [(phase.task_name, phase.is_lane_root) for phase in image.open]
 
 
+def test_every_task_of_a_thread_names_itself(writing):
+    """Not only the first, whose phase takes a segment and is written with all there is to say anyway."""
+
+    async def work():
+        with writing.lanes.enter_phase("fetch"):
+            await asyncio.sleep(0)
+            return [phase.task_name for phase in writing.read().open]
+
+    async def gather():
+        return await asyncio.gather(*(asyncio.create_task(work(), name=name) for name in "abc"))
+
+    with writing.lanes.enter_phase("before"):
+        pass
+    assert ["a", "b", "c"] == asyncio.run(gather())[0]
+
+
 def test_attributes_beyond_a_blob_are_left_out_and_that_is_said(writing):
     """The first ones that fit are kept."""
     attributes = {f"k{number}": "x" * 900 for number in range(40)}
