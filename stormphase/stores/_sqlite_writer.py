@@ -110,7 +110,8 @@ class RowWriter:
         return found
 
     def _learn_keys(self, record: PhaseRecord) -> None:
-        if not self._keys:
+        if len(self._keys) < schema.MAX_ATTRIBUTE_COLUMNS:
+            # Every time: another process may have written some since.
             self._keys.update(key for (key,) in self._connection.execute("SELECT key FROM stored_attribute"))
         for key in record.attributes:
             if key not in self._keys:

@@ -96,6 +96,16 @@ def test_there_are_only_so_many_columns(store, monkeypatch):
     assert {"key3": 3} == next(store.query(where={"key3": 3})).attributes
 
 
+def test_two_writers_may_see_a_key_first(store):
+    """What another process has written of a key since this one looked is no damage: both are stored, in one column."""
+    other = SqliteStore(store.path)
+    store.end([as_ended(example_record(attributes={"mine": 0}))])
+    other.end([as_ended(example_record(attributes={"rate": 1}))])
+    store.end([as_ended(example_record(attributes={"rate": 2}))])
+    other.close()
+    assert [None, 1, 2] == [row["attr_rate"] for row in ask(store, "SELECT attr_rate FROM phases ORDER BY entered_ns")]
+
+
 def test_sessions_and_ranks_add_no_columns(store):
     """What we say of a session is no attribute of the user's."""
     store.begin([example_record(kind=RecordKind.RANK, path=(), sequence=0, attributes={"stormphase.world_size": 2})])
