@@ -21,6 +21,7 @@ from stormphase._redaction import Redactor
 from stormphase._signals import SigtermHook
 from stormphase._sinks import SUMMARY, SinkSet
 from stormphase._summary import SessionSummary
+from stormphase.stores._attempts import number_attempt
 from stormphase.stores._feed import StoreFeed, open_store
 from stormphase.stores._owners import SessionFacts
 from stormphase.stores._redact import RecordRedactor
@@ -74,7 +75,8 @@ class Session:
         self.journal = SessionJournal(settings.journal, environ)
         claimed = _claims.claim(found, is_explicit=settings.session_id is not None)
         try:
-            self.identity: RankIdentity = self.journal.place(claimed)
+            counted = number_attempt(settings.store, claimed) if self.journal._options is None else claimed
+            self.identity: RankIdentity = self.journal.place(counted)
         except BaseException:
             _claims.unclaim(claimed)
             raise

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from stormphase._clock import SystemClock
+from stormphase._model import ProcessIdentity
 from stormphase._record import OutputLine, PhaseRecord
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
+from stormphase.stores._attempts import Begun, next_attempt
 from stormphase.stores._lost import close_lost
 from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_blame import blame_lost
@@ -22,7 +24,7 @@ from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from stormphase._model import ProcessIdentity
+    from stormphase._model import RankIdentity
     from stormphase.typing import Clock
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -152,6 +154,24 @@ class SqliteStore:
         place = _place(process)
         found = [seen_ns for (seen_ns,) in self._read(sql, place) if seen_ns is not None]
         return int(found[0]) if found else None
+
+    def next_attempt(self, identity: RankIdentity) -> int:
+        """Return which attempt of its session a rank begins, after those that are here; at least its own.
+
+        Raises:
+            StoreError: if the file cannot be read.
+        """
+        sql = (
+            "SELECT session_attempt, rank, host, boot_id, pid, pid_started, pid_namespace, last_seen_ns"
+            " FROM stored_owner WHERE session_id = ?"
+        )
+        begun = []
+        for attempt, rank, host, boot_id, pid, started, namespace, seen_ns in self._read(sql, (identity.session_id,)):
+            process = None
+            if host is not None:
+                process = ProcessIdentity(host=host, boot_id=boot_id, pid=pid, started=started, pid_namespace=namespace)
+            begun.append(Begun(attempt, rank, process, seen_ns))
+        return next_attempt(identity, begun, self._clock.wall_ns())
 
     def note_alive(self, process: ProcessIdentity) -> None:
         """Take note that `process` lives now, though it has nothing to write.
