@@ -151,6 +151,7 @@ class Recipe:
                     phase.close(error=error)
                     raise
                 lanes.counts.add(CAPTURE_REFUSED)
+                on_capture(True)  # noqa: FBT003 - what can be had all the same
         phase._extra_or_new().capture = wish
 
     def note_result(self, phase: PhaseHandle, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:

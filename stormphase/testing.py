@@ -1,13 +1,20 @@
 """For tests of programs that use stormphase, and of stormphase itself.
 
-A clock that moves only when it is told to, and what every record store must do, as tests that any store can run.
+A clock that moves only when it is told to, whether a secret is redacted, and what every record store must do, as tests
+that any store can run.
 """
 
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
+from stormphase._redaction import Redactor
 from stormphase._store_conformance import RecordStoreConformance
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["START_MONOTONIC_NS", "START_WALL_NS", "ManualClock", "RecordStoreConformance"]
 
@@ -57,3 +64,27 @@ class ManualClock:
         """Set the wall clock forward, or back if `ns` is negative, as NTP does; the monotonic clock stands."""
         with self._lock:
             self._wall_ns += ns
+
+
+def assert_redacts(
+    secret: str, text: str, *, redact: Iterable[str | re.Pattern[str]] = (), environ: Mapping[str, str] | None = None
+) -> str:
+    """Assert that a secret is gone from a text that says it, and return what would be stored.
+
+    Args:
+        secret: what must not be stored.
+        text: what a program prints, logs, raises or sets as an attribute, the secret in it.
+        redact: the patterns that are given to `CaptureOptions(redact=...)`.
+        environ: the environment whose credentials must not be stored; by default none.
+
+    Raises:
+        AssertionError: if the secret is still there, or was not there at all.
+    """
+    if secret not in text:
+        raise AssertionError(f"The text does not say {secret!r}, so nothing is tested. Put the secret into the text.")
+    redacted = Redactor(environ=environ, patterns=redact).text(text)
+    if secret in redacted:
+        raise AssertionError(
+            f"{secret!r} would be stored: {redacted!r}. Give a pattern for it, redact=(...), or a key that says so."
+        )
+    return redacted

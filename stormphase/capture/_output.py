@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from stormphase._redaction import REDACTED
 from stormphase.capture._lines import CUT, CapturedLine, CapturedOutput
 from stormphase.capture._text import LineBuilder, safe
 
@@ -28,6 +29,7 @@ _MANY_ENTRIES: Final = 256
 _FEW_PIECES: Final = 1_024
 _FARTHEST_SPACE: Final = 4_096
 _OVERHEAD_BYTES: Final = 64
+_KEY_EDGE: Final = "PRIVATE KEY-----"
 
 
 class Entry(NamedTuple):
@@ -324,9 +326,13 @@ class CapturedLines:
 
     def finished(self, to_wall_ns: Callable[[int], int], redacted: Callable[[str], str]) -> CapturedOutput:
         """Return what users get."""
+        keys = _PrivateKeys()
         lines = [
             CapturedLine(
-                time_ns=to_wall_ns(entry.when_ns), stream=entry.stream, text=redacted(entry.text), level=entry.level
+                time_ns=to_wall_ns(entry.when_ns),
+                stream=entry.stream,
+                text=redacted(keys.redacted(entry.stream, entry.text)),
+                level=entry.level,
             )
             for entry in self.entries
         ]
@@ -341,6 +347,25 @@ class CapturedLines:
         if self.cut_at_ns is None:
             return len(self.entries)
         return sum(entry.when_ns < self.cut_at_ns for entry in self.entries)
+
+
+class _PrivateKeys:
+    """Takes out private keys, which no single line shows to be secret."""
+
+    __slots__ = ("_inside",)
+
+    def __init__(self) -> None:
+        self._inside: set[str] = set()
+
+    def redacted(self, stream: str, text: str) -> str:
+        """Return a line, or what stands for one of a key."""
+        if _KEY_EDGE in text:
+            if "BEGIN" in text and "END" not in text:
+                self._inside.add(stream)
+            else:
+                self._inside.discard(stream)
+            return text
+        return REDACTED if stream in self._inside else text
 
 
 def _when(entry: Entry) -> int:

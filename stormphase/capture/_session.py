@@ -34,6 +34,7 @@ MAX_OUTPUTS: Final = 4_096
 MAX_TOTAL_BYTES: Final = 67_108_864
 _SWEEP_EVERY: Final = 64
 _RECENT: Final = 256
+_LOOK_BACK_EVERY: Final = 64
 _SECONDS_KEPT: Final = 64
 SETTLE_S: Final = 1.0
 _RAW_STREAMS: Final = (STDOUT, STDERR)
@@ -93,6 +94,7 @@ class CaptureSession:
         self._finished: dict[int, CapturedOutput] = {}
         self._recent: deque[PhaseOutput] = deque(maxlen=_RECENT)
         self._made = 0
+        self._taken = 0
         self._take_lock = threading.Lock()
         self._bytes_by_second: dict[int, int] = {}
         self._dropped_outputs = 0
@@ -121,6 +123,8 @@ class CaptureSession:
         if self._raw is not None:
             self._raw.stop()
         BOARD.remove(self)
+        with self._take_lock:
+            self._forward_late()
         self._no_phase._status = PhaseStatus.ABANDONED
 
     @property
@@ -304,19 +308,23 @@ class CaptureSession:
         """
         if self._raw is not None:
             self._raw.settle(SETTLE_S)
+        sequence = phase._sequence
+        if sequence not in self._outputs and sequence not in self._finished and _traceback_of(phase) is None:
+            return NOTHING  # As most phases, which must cost a store next to nothing.
         with self._take_lock:
-            known = self._finished.get(phase._sequence)
+            known = self._finished.get(sequence)
             if known is not None:
                 return known
-            self._forward_late()
-            output = self._outputs.pop(phase._sequence, None)
-            finished = NOTHING
+            output = self._outputs.pop(sequence, None)
+            if output is None and not self._is_captured(phase):
+                return NOTHING
+            finished = self._finish(output or PhaseOutput(phase, self.options.max_bytes), phase)
             if output is not None:
                 self._recent.append(output)
-            elif _traceback_of(phase) is None or not self._is_captured(phase):
-                return finished
-            finished = self._finish(output or PhaseOutput(phase, self.options.max_bytes), phase)
-            self._finished[phase._sequence] = finished
+                self._taken += 1
+                if self._taken % _LOOK_BACK_EVERY == 0:
+                    self._forward_late()
+            self._finished[sequence] = finished
             if len(self._finished) > _RECENT:
                 self._finished.pop(next(iter(self._finished)))
             return finished
@@ -369,6 +377,8 @@ class CaptureSession:
 
     def stats(self) -> dict[str, int]:
         """Return counts: outputs kept, and dropped since nobody took them; lines and bytes cut; late lines; errors."""
+        with self._take_lock:
+            self._forward_late()
         return {
             "outputs": len(self._outputs),
             "dropped_outputs": self._dropped_outputs,

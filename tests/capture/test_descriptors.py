@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         report = tmp_path / "report"
         report.write_text("")
         child = subprocess.run(
-            [sys.executable, "-c", SETUP + source, str(report), *arguments],
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SETUP + source, str(report), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
