@@ -21,7 +21,7 @@ FRESH_NS: Final = 10 * 1_000_000_000
 
 # Names that machines have which nobody named: two of them need not be the same machine.
 _NAMELESS: Final = frozenset({"", "localhost", "localhost.localdomain", "unknown"})
-_DOINGS: Final = {"T": ", stopped by a signal", "t": ", held by a debugger", "D": ", waiting in the kernel"}
+_DOINGS: Final = {"T": "stopped by a signal", "t": "held by a debugger", "D": "waiting in the kernel"}
 
 
 class Liveness(str, enum.Enum):
@@ -44,11 +44,13 @@ class Verdict:
         state: ALIVE, DEAD or UNKNOWN.
         evidence: one sentence without a full stop; it may hold the host's name as a journal had it.
         is_host_gone: whether it is dead because its machine has booted since.
+        kept_by: what keeps a process that is there from running, such as "stopped by a signal"; "" if nothing does.
     """
 
     state: Liveness
     evidence: str
     is_host_gone: bool = False
+    kept_by: str = ""
 
 
 @attrs.frozen
@@ -131,7 +133,9 @@ def _judge_here(process: ProcessIdentity, this: ProcessIdentity) -> Verdict | No
         return Verdict(Liveness.DEAD, f"process {pid} is gone from {this.host}; another process has its pid now")
     if seen.state in ("Z", "X"):
         return Verdict(Liveness.DEAD, f"process {pid} has ended on {this.host}; its parent has not taken note of it")
-    return Verdict(Liveness.ALIVE, f"process {pid} is there on {this.host}{_DOINGS.get(seen.state, '')}")
+    kept_by = _DOINGS.get(seen.state, "")
+    evidence = f"process {pid} is there on {this.host}" + (f", {kept_by}" if kept_by else "")
+    return Verdict(Liveness.ALIVE, evidence, kept_by=kept_by)
 
 
 def _judge_reboot(process: ProcessIdentity, this: ProcessIdentity, heartbeat_wall_ns: int | None) -> Verdict | None:

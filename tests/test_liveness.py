@@ -72,7 +72,7 @@ def test_another_process_lives_until_it_ends() -> None:
         process.communicate()
         gone = judge(identity, heartbeat_wall_ns=NOW, now_wall_ns=NOW)
         expected = f"process {process.pid} is gone from {os.uname().nodename}"
-        assert (Liveness.DEAD, expected, False) == attrs.astuple(gone)
+        assert (Liveness.DEAD, expected, False, "") == attrs.astuple(gone)
 
 
 def test_a_process_that_a_signal_stopped_is_alive() -> None:
@@ -83,6 +83,7 @@ def test_a_process_that_a_signal_stopped_is_alive() -> None:
         verdict = judge(identity, heartbeat_wall_ns=None, now_wall_ns=NOW)
     assert Liveness.ALIVE is verdict.state
     assert verdict.evidence.endswith(", stopped by a signal")
+    assert "stopped by a signal" == verdict.kept_by
 
 
 def test_a_reused_pid_is_no_proof_of_life() -> None:

@@ -23,8 +23,9 @@ class Postmortem:
 
     Attributes:
         session_id: the session.
-        attempt: the newest attempt that there is a journal of.
-        older_attempts: the others, newest first.
+        attempt: the attempt.
+        older_attempts: those before it of which there are journals, newest first.
+        newer_attempts: those after it, newest first.
         world_size: how many ranks the attempt has, as they say themselves.
         ranks: those that have a journal, in order.
         places: what each is doing.
@@ -39,6 +40,7 @@ class Postmortem:
     session_id: str
     attempt: int
     older_attempts: tuple[int, ...]
+    newer_attempts: tuple[int, ...]
     world_size: int
     ranks: tuple[RankReport, ...]
     places: Mapping[int, Place]
@@ -58,13 +60,13 @@ class Postmortem:
 
 
 def diagnose(
-    processes: Iterable[ProcessReport], *, older_attempts: Iterable[int] = (), hang_ns: int = DEFAULT_HANG_NS
+    processes: Iterable[ProcessReport], *, other_attempts: Iterable[int] = (), hang_ns: int = DEFAULT_HANG_NS
 ) -> Postmortem:
     """Return what happened to one attempt.
 
     Args:
         processes: of one session and attempt, at least one.
-        older_attempts: attempts of which there are journals too.
+        other_attempts: attempts of which there are journals too.
         hang_ns: how long a synchronisation point may last of which it is not known what is usual.
     """
     reports = ranks_of(processes)
@@ -72,13 +74,15 @@ def diagnose(
     places = {report.rank: place_of(report) for report in reports}
     waits = waits_of(by_rank, places, hang_ns)
     identity = reports[0].own.identity
+    others = sorted(set(other_attempts), reverse=True)
     world_size = max(process.identity.world_size for report in reports for process in report.processes)
     # As many as the files that were read may speak for: a damaged one may claim a world of any size.
     absent = [rank for rank in range(min(world_size, 2 * len(reports) + 1_000)) if rank not in by_rank]
     return Postmortem(
         session_id=identity.session_id,
         attempt=identity.attempt,
-        older_attempts=tuple(sorted(set(older_attempts) - {identity.attempt}, reverse=True)),
+        older_attempts=tuple(each for each in others if each < identity.attempt),
+        newer_attempts=tuple(each for each in others if each > identity.attempt),
         world_size=world_size,
         ranks=reports,
         places=places,

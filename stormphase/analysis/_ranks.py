@@ -154,6 +154,7 @@ class ProcessReport:
         forked_from: the pid of the process of the same rank that it was forked from, or None.
         state: how it stands.
         evidence: how that is known, in one sentence.
+        kept_by: what keeps a running one from going on, as its machine's kernel says; often "".
         step: the last step that it set, or None.
         started_ns: when its session started, ns since the Unix epoch on its host's wall clock.
         alive_until_ns: its last sign of life, likewise.
@@ -186,6 +187,7 @@ class ProcessReport:
     counts: Mapping[tuple[str, ...], int]
     has_exact_counts: bool
     ended_phases: int
+    kept_by: str = ""
     stack: tuple[str, ...] = ()
     stack_for_ns: int | None = None
     damage: tuple[str, ...] = ()
@@ -279,6 +281,7 @@ def report_process(
         counts=_counts(image, known) if past is None else past.counts,
         has_exact_counts=_has_all(image) and (past is None or past.is_exact),
         ended_phases=sum(each.count for each in image.totals.values()) if past is None else past.ended_phases,
+        kept_by=verdict.kept_by if state is RankState.RUNNING else "",
         stack=stack,
         stack_for_ns=None if stack_at_ns is None else max(0, until_ns - stack_at_ns),
         damage=image.damage,

@@ -71,7 +71,7 @@ def suspects_of(
         words = [_where(report, place), *(_awaited(wait, each, place) for wait, each in awaited[:2])]
         if not awaited and _is_behind(place, leading_step):
             words.append(f"it is at step {place.step}, most are at {leading_step}")
-        words += [_died(each) for each in report.processes[1:] if each.has_died]
+        words += [_died_beside(each) for each in report.processes[1:] if each.has_died]
         reason = ": ".join([words[0], "; ".join(words[1:])]) if len(words) > 1 else words[0]
         # The first to die before those that died later, whatever else speaks against them.
         order = firsts.get(rank, (len(ranks) + 1, report.own.end_ns)) if report.own.has_died else (0, 0)
@@ -126,10 +126,10 @@ def _where(report: RankReport, place: Place) -> str:
     """Say how a rank stands and what it was doing."""
     own = report.own
     words = []
-    if own.state in DEAD:
-        words.append(_died(own))
-    elif own.state is not RankState.RUNNING:
-        words.append(f"{own.state}, {own.evidence}")
+    if own.state is not RankState.RUNNING:
+        words.append(standing_text(own))
+    elif own.kept_by:
+        words.append(own.kept_by)
     if place.phase is not None:
         words.append(f"in {doing(place.phase, place.step)}")
     elif own.state is RankState.RUNNING or (own.state in DEAD and own.state not in SAID_SO):
@@ -161,10 +161,15 @@ def usual_text(usual: Usual | None, *, is_short: bool = False) -> str:
     return f" (usually {span(usual.median_ns)}, p99 {span(usual.p99_ns)}, longest {span(usual.max_ns)}, {times})"
 
 
-def _died(process: ProcessReport) -> str:
-    if process.forked_from is None:
-        return f"{process.state}, {process.evidence}"
-    return f"its forked process {process.process.pid}: {process.state}, {process.evidence}"
+def _died_beside(process: ProcessReport) -> str:
+    which = "its forked" if process.forked_from is not None else "another"
+    return f"{which} process {process.process.pid}: {standing_text(process)}"
+
+
+def standing_text(process: ProcessReport) -> str:
+    """Say how a process stands and how that is known; of a silent one the evidence begins with that word."""
+    state = str(process.state)
+    return process.evidence if process.evidence.startswith(state) else f"{state}, {process.evidence}"
 
 
 def _awaited(wait: Wait, missing: Missing, place: Place) -> str:

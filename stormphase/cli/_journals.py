@@ -45,7 +45,7 @@ class Selection:
         session_id: the session.
         attempt: its attempt.
         files: the journals of that attempt.
-        older_attempts: others that have journals.
+        other_attempts: others that have journals.
         other_sessions: others that have journals, newest first.
         unreadable: journals that cannot be read, or directories of sessions, of this session or unknown whose.
         unreadable_others: likewise, of other sessions, as their directories say.
@@ -54,7 +54,7 @@ class Selection:
     session_id: str
     attempt: int
     files: tuple[Path, ...]
-    older_attempts: tuple[int, ...]
+    other_attempts: tuple[int, ...]
     other_sessions: tuple[str, ...]
     unreadable: tuple[UnreadableJournal, ...]
     unreadable_others: tuple[UnreadableJournal, ...]
@@ -103,7 +103,7 @@ def select(directory: Path, *, session_id: str | None = None, attempt: int | Non
         session_id=chosen,
         attempt=newest,
         files=tuple(peek.file for peek in peeks if (peek.session_id, peek.attempt) == (chosen, newest)),
-        older_attempts=tuple(each for each in attempts if each != newest),
+        other_attempts=tuple(each for each in attempts if each != newest),
         other_sessions=tuple(each for each in sessions if each != chosen),
         unreadable=tuple(each for each in unreadable if may_be_of(each.file, directory, chosen)),
         unreadable_others=tuple(each for each in unreadable if not may_be_of(each.file, directory, chosen)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import textwrap
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ DIM: Final = "2"
 RED: Final = "31"
 YELLOW: Final = "33"
 GREEN: Final = "32"
+MAX_SECONDS: Final = 86_400.0
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 _BEFORE_UNIT: Final = re.compile(r"(?<=\d) (?=(?:s|ms|us)\b)")
 
@@ -68,3 +70,18 @@ def write(stream: TextIO, lines: Iterable[str], encoding: str) -> None:
     """Write lines to a stream of that encoding."""
     stream.writelines(f"{line}\n".encode(encoding, "replace").decode(encoding) for line in lines)
     stream.flush()
+
+
+def seconds(text: str) -> float:
+    """Return an option's seconds.
+
+    Raises:
+        ArgumentTypeError: if they are not from 0 to those of a day; NaN is not.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {MAX_SECONDS:g} seconds, and {text!a:.40} is not")
+    return value

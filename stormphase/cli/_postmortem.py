@@ -14,7 +14,7 @@ from stormphase.analysis._postmortem import Postmortem, diagnose, group_to_dict,
 from stormphase.analysis._ranks import ProcessReport
 from stormphase.analysis._words import counted, shown
 from stormphase.cli._journals import Selection, read_reports, select
-from stormphase.cli._output import DIM, YELLOW, Page
+from stormphase.cli._output import DIM, YELLOW, Page, seconds
 from stormphase.cli._postmortem_text import write_postmortem
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--hang-s",
         metavar="S",
-        type=float,
+        type=seconds,
         default=DEFAULT_HANG_NS / SECOND_NS,
         help="how long ranks may wait for each other where it is not known what is usual (default: %(default)g s)",
     )
@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
             unreadable.append(found)
     if not processes:
         raise unreadable[0].error
-    hang_ns = int(max(0.0, min(arguments.hang_s, 1e9)) * SECOND_NS)
-    postmortem = diagnose(processes, older_attempts=selection.older_attempts, hang_ns=hang_ns)
+    hang_ns = int(arguments.hang_s * SECOND_NS)
+    postmortem = diagnose(processes, other_attempts=selection.other_attempts, hang_ns=hang_ns)
     if arguments.json:
         write_json(sys.stdout, postmortem, selection, unreadable)
     else:
@@ -96,6 +96,7 @@ def write_json(
         "attempt": postmortem.attempt,
         "groups": [group_to_dict(group) for group in postmortem.groups],
         "is_hung": postmortem.is_hung,
+        "newer_attempts": list(postmortem.newer_attempts),
         "notes": list(postmortem.notes),
         "older_attempts": list(postmortem.older_attempts),
         "other_sessions": list(selection.other_sessions),

@@ -10,7 +10,7 @@ from stormphase._liveness import utc
 from stormphase._render import columns, padded
 from stormphase.analysis._postmortem import Postmortem, group_text, title_text
 from stormphase.analysis._ranks import DEAD, EndedPhase, OpenPhase, ProcessReport, RankReport, RankState
-from stormphase.analysis._suspects import DIED, KINDS, Suspect, since_text, usual_text
+from stormphase.analysis._suspects import DIED, KINDS, Suspect, since_text, standing_text, usual_text
 from stormphase.analysis._words import counted, path_text, plain, ranks_text, shown, span
 from stormphase.cli._output import BOLD, DIM, GREEN, RED, YELLOW, Page
 
@@ -46,6 +46,10 @@ def write_postmortem(page: Page, postmortem: Postmortem, now_wall_ns: int, wante
     _write_suspects(page, postmortem.suspects)
     for note in postmortem.notes[:_MAX_LINES_OF_NOTES]:
         page.wrapped(note, first="  note: ", indent="    ", style=DIM)
+    unknown = set(wanted or ()) - {rank.rank for rank in postmortem.ranks}
+    if unknown:
+        page.line()
+        page.wrapped(f"no journal of rank {ranks_text(unknown)} in attempt {postmortem.attempt}", style=YELLOW)
     for rank in _detailed(postmortem, wanted):
         page.line()
         _write_rank(page, rank)
@@ -75,6 +79,8 @@ def _states_text(postmortem: Postmortem) -> str:
     parts = [f"{count:,} {state}" for state, count in sorted(states.items(), key=lambda each: (-each[1], each[0]))]
     if postmortem.is_hung:
         parts.append("something hangs")
+    if postmortem.newer_attempts:
+        parts.append(f"newer attempts: {ranks_text(postmortem.newer_attempts)}")
     if postmortem.older_attempts:
         parts.append(f"older attempts: {ranks_text(postmortem.older_attempts)}")
     return ", ".join(parts)
@@ -90,8 +96,10 @@ def _detailed(postmortem: Postmortem, wanted: Collection[int] | None) -> Iterabl
 
 def _write_rank(page: Page, rank: RankReport) -> None:
     for process in rank.processes:
-        who = f"rank {rank.rank}" if process is rank.own else f"rank {rank.rank}, forked process {process.process.pid}"
-        page.wrapped(f"{who}: {process.state}, {process.evidence}", indent="  ", style=_state_style(process.state))
+        who = f"rank {rank.rank}"
+        if process is not rank.own:
+            who += f", {'another' if process.forked_from is None else 'forked'} process {process.process.pid}"
+        page.wrapped(f"{who}: {standing_text(process)}", indent="  ", style=_state_style(process.state))
         _write_open(page, process)
         _write_ended(page, process)
         if process.stack:

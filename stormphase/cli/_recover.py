@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -14,11 +13,12 @@ from stormphase._clock import SystemClock
 from stormphase.analysis._words import counted, path_text, shown
 from stormphase.analysis._words import span as duration
 from stormphase.cli._journals import NoJournalsError
-from stormphase.cli._output import BOLD, DIM, GREEN, RED, YELLOW, Page
+from stormphase.cli._output import BOLD, DIM, GREEN, RED, YELLOW, Page, seconds
 from stormphase.otel._otlp_http import Endpoint, OtlpSender, checked_header
 from stormphase.otel._recovery import Outcome, Recovery, Result
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable
     from typing import TextIO
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 EXIT_ALL: Final = 0
 EXIT_NOT_ALL: Final = 1
 TIMEOUT_S: Final = 30.0
-MAX_TIMEOUT_S: Final = 86_400.0
 _MAX_SHOWN: Final = 8
 _WORDS: Final = 300
 _EPILOG: Final = """
@@ -80,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--timeout-s",
         metavar="S",
-        type=_seconds,
+        type=seconds,
         default=TIMEOUT_S,
         help="for how long a request is tried again (default: %(default)g s)",
     )
@@ -244,10 +243,3 @@ def _to_dict(outcome: Outcome) -> dict[str, Any]:
 def _header(text: str) -> tuple[str, str]:
     name, _, value = text.partition("=")
     return checked_header(name.strip(), value.strip(), "--header")
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= MAX_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"must be from 0 to {MAX_TIMEOUT_S:g} seconds")
-    return value

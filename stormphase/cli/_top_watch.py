@@ -245,7 +245,7 @@ class Watch:
         if not known:
             raise next(iter(self._failed.values()))
         postmortem = diagnose(
-            [report for report, _ in known], older_attempts=self._selection.older_attempts, hang_ns=self._hang_ns
+            [report for report, _ in known], other_attempts=self._selection.other_attempts, hang_ns=self._hang_ns
         )
         paces = {report.process: rank.pace for report, rank in known}
         now_ns = self._clock.monotonic_ns()

@@ -26,10 +26,10 @@ def test_a_sound_job_is_well(job: Any) -> None:
     """Running and ended in order; absent ranks are named."""
     job.rank(0, "train,9")
     job.rank(2, note=jobs.said("clean"))
-    postmortem = job.diagnose(older_attempts=[0, 1, 2])
+    postmortem = job.diagnose(other_attempts=[0, 1, 2])
     assert (True, False, ()) == (postmortem.is_well, postmortem.is_hung, postmortem.suspects)
     assert ((1, 3), ("no journal of rank 1, 3",)) == (postmortem.absent, postmortem.notes)
-    assert (2, 1) == postmortem.older_attempts
+    assert ((), (2, 1)) == (postmortem.older_attempts, postmortem.newer_attempts)
     assert "session job-1, attempt 0, 2 of 4 ranks" == title_text(postmortem)
 
 

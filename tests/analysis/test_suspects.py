@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from stormphase._liveness import Liveness, Verdict
+from stormphase.analysis._ranks import report_process
+
 jobs = sys.modules["jobs"]
 USUAL = {
     "train / step": [0.35] * 119,
@@ -237,7 +240,7 @@ def test_silence_is_no_death(job: Any) -> None:
     job.rank(1, "train,4000", verdict="unknown", heartbeat_s=400)
     postmortem = job.diagnose()
     assert [(1, "silent")] == found(job)
-    assert postmortem.suspects[0].reason.startswith("silent, silent since 2027-01-15 08:00:00 UTC on node0, in train")
+    assert postmortem.suspects[0].reason.startswith("silent since 2027-01-15 08:00:00 UTC on node0, in train")
     assert (False, False) == (postmortem.is_hung, postmortem.is_well)
 
 
@@ -251,6 +254,18 @@ def test_a_forked_child_that_died_is_told(job: Any) -> None:
         "in train (step 120) for 4000 s: its forked process 11: killed, process 100 is gone"
     )
     assert not job.diagnose().is_well
+
+
+def test_who_was_stopped_says_so_first(job: Any) -> None:
+    """SIGSTOP, a debugger, a disk that does not answer: no phase tells that."""
+    waiting(job, 0, 1, 3)
+    image = job.image(2, "train,4000", "train / step,316", "train / step / data_loading,315", usual=USUAL)
+    verdict = Verdict(
+        Liveness.ALIVE, "process 102 is there on node0, stopped by a signal", kept_by="stopped by a signal"
+    )
+    job.processes.append(report_process(image, verdict, now_ns=jobs.NOW_NS))
+    (suspect,) = job.diagnose().suspects
+    assert suspect.reason.startswith("stopped by a signal, in train / step / data_loading (step 120) for 315 s")
 
 
 def test_who_died_with_nothing_open_says_so(job: Any) -> None:

@@ -10,6 +10,12 @@ import pytest
 import stormphase
 from stormphase.cli import main
 
+NO_SECONDS = [
+    [command, "d", option, value]
+    for command, option in (("postmortem", "--hang-s"), ("top", "--hang-s"), ("top", "--interval-s"))
+    for value in ("nan", "-1", "x")
+]
+
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """`stormphase --version` and `python -m stormphase.cli --version`."""
@@ -20,7 +26,9 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"stormphase {stormphase.__version__}".encode() == child.stdout.strip()
 
 
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["postmortem"], ["postmortem", "d", "--rank", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["unknown"], ["postmortem"], ["postmortem", "d", "--rank", "x"], *NO_SECONDS]
+)
 def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """As shells and argparse have it."""
     with pytest.raises(SystemExit) as ended:

@@ -206,7 +206,7 @@ def test_the_newest_attempt_is_meant(killed_rank: None, make_tracker: Any, runs:
     code, found = command_json()
     assert (0, 1, [0]) == (code, found["attempt"], found["older_attempts"])
     code, found = command_json("--attempt", "0")
-    assert (1, 0, [1]) == (code, found["attempt"], found["older_attempts"])
+    assert (1, 0, [], [1]) == (code, found["attempt"], found["older_attempts"], found["newer_attempts"])
 
 
 def test_a_directory_without_journals_is_an_error(runs: Path, command: Command) -> None:

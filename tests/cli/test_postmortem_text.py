@@ -127,6 +127,30 @@ def test_a_forked_child_has_its_own_part(job: Any) -> None:
     assert "\n  damage: a slot is damaged\n" in out
 
 
+def test_only_a_fork_is_called_one(job: Any) -> None:
+    """Two processes of a rank may also come of a launch in two places at once, or of a copied file."""
+    job.rank(0, "train,9", pid=10)
+    job.rank(0, "train,8", pid=11, verdict="dead")
+    out = text_of(job)
+    assert "rank 0, another process 11: killed, " in out
+    assert "another process 11: killed, " in out.split("suspects", 1)[1]
+    assert "forked" not in out
+
+
+def test_a_rank_that_is_asked_for_and_not_there_is_told(job: Any) -> None:
+    """Silence would read as a rank with nothing to tell."""
+    job.rank(0, "train,9")
+    assert "\nno journal of rank 7 in attempt 0\n" in text_of(job, [0, 7])
+
+
+def test_a_silent_rank_is_said_to_be_silent_once(job: Any) -> None:
+    """Its evidence begins with the word."""
+    job.rank(0, "train,9", verdict="unknown")
+    out = text_of(job)
+    assert "\nrank 0: silent since 2027" in out
+    assert "silent, silent" not in out
+
+
 def test_colours_are_for_terminals_that_want_them(job: Any) -> None:
     """Dead is red on a terminal; with NO_COLOR, and in a pipe, nothing is coloured."""
     job.rank(0, "train,9", verdict="dead")
