@@ -225,7 +225,7 @@ def _cause_of(record: PhaseRecord, forest: _Forest, lost: PhaseRecord | None) ->
     named = record.root_cause_scope_id
     if named is not None and named != record.scope_id:
         return forest.records.get((record.session_id, record.session_attempt, named)), record
-    if lost is not None and _is_of_the_gone(record) and _ended_by(lost, record):
+    if lost is not None and is_of_the_gone(record) and _ended_by(lost, record):
         return lost, record
     return record, record
 
@@ -242,7 +242,8 @@ def _beneath(forest: _Forest, origins: Iterable[PhaseRecord]) -> dict[RecordKey,
     return found
 
 
-def _is_of_the_gone(record: PhaseRecord) -> bool:
+def is_of_the_gone(record: PhaseRecord) -> bool:
+    """Whether the record's error says that another process has gone."""
     return record.error_type is not None and record.error_type.rpartition(".")[2] in GONE_ERRORS
 
 

@@ -16,7 +16,7 @@ from stormphase.stores import _sqlite_rows as rows
 from stormphase.stores._attempts import Begun, next_attempt
 from stormphase.stores._lost import close_lost
 from stormphase.stores._query import RecordQuery, query_of
-from stormphase.stores._sqlite_blame import blame_lost
+from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
 from stormphase.stores._sqlite_fork import ForkGate
 from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
@@ -204,7 +204,12 @@ class SqliteStore:
 
     def _insert(self, connection: sqlite3.Connection, records: Sequence[PhaseRecord], on_conflict: str) -> None:
         writer, self._writer = self._writer or RowWriter(connection), None
-        self._in_transaction(connection, lambda: writer.insert(records, on_conflict, self._clock.wall_ns()))
+
+        def write() -> None:
+            writer.insert(records, on_conflict, self._clock.wall_ns())
+            blame_known(connection, records)
+
+        self._in_transaction(connection, write)
         self._writer = writer  # What it has learnt holds, now that it is committed.
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from stormphase._attribution import attribute
+from stormphase._attribution import attribute, is_of_the_gone
 from stormphase._model import PhaseStatus
 from stormphase._record import dumps
 from stormphase.stores import _sqlite_rows as rows
@@ -52,6 +52,19 @@ def blame_lost(connection: sqlite3.Connection, lost: Iterable[PhaseRecord]) -> N
                 path = None if blame.path is None else dumps(blame.path)
                 sql = "UPDATE stored_record SET root_cause_scope_id = ?, root_cause_path = ? WHERE id = ?"
                 connection.execute(sql, (blame.scope_id, path, row_id))
+
+
+def blame_known(connection: sqlite3.Connection, ended: Iterable[PhaseRecord]) -> None:
+    """Look for the root cause of failures among what is LOST already, within a transaction of the caller's.
+
+    Args:
+        connection: the writer's.
+        ended: what has just been written as ended.
+    """
+    failed = [record for record in ended if record.status is PhaseStatus.FAILED and is_of_the_gone(record)]
+    for launch in {(record.session_id, record.session_attempt) for record in failed}:
+        sql = f"{rows.SELECT} WHERE r.status = 'lost' AND o.session_id = ? AND o.session_attempt = ?"
+        blame_lost(connection, [record for _, record in _by_scope(connection.execute(sql, launch)).values()])
 
 
 def _owners(connection: sqlite3.Connection, launch: tuple[str, int]) -> dict[str, tuple[int, PhaseRecord]]:

@@ -250,7 +250,8 @@ def test_a_killed_process_is_found_lost_by_the_next(make_tracker, path):
     assert all(f"process {killed.pid}" in record.evidence for record in lost)
 
 
-def test_a_killed_worker_is_the_cause_of_what_broke(make_tracker, path):
+@pytest.mark.parametrize("is_known", [False, True], ids=["found lost later", "found lost before"])
+def test_a_killed_worker_is_the_cause_of_what_broke(make_tracker, path, is_known):
     """A forked worker is killed and its parent fails by that: phase, rank and session name it, in SQL as in Python."""
     from concurrent.futures.process import BrokenProcessPool
 
@@ -262,6 +263,7 @@ def test_a_killed_worker_is_the_cause_of_what_broke(make_tracker, path):
             tracker.flush(LONG_S)
             os.kill(os.getpid(), signal.SIGKILL)
         assert -signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert not is_known or len(SqliteStore(path).close_lost()) == 2
         raise BrokenProcessPool("a process was terminated abruptly")
     records = {record.name: record for record in store.query()}
     lost = records["fit"]
