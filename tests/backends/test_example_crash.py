@@ -130,7 +130,7 @@ def check_readme(lines: list[str]) -> None:
     )
     assert 2 == len(shown)
     printed = without_figures("\n".join(lines))
-    assert [] == [text for text in map(without_figures, shown) if text not in printed]
+    assert [] == [text for text in map(without_figures, shown) if text not in printed], printed
 
 
 def without_figures(text: str) -> str:
