@@ -1,7 +1,7 @@
 """The journal: a file that says after any death what a rank was doing.
 
-`read_journal` and `read_directory` read what a `PhaseTracker(journal=...)` wrote, also while it is written. Importing
-this reads no file; each public name is loaded when it is first used.
+`JournalOptions` says how a `PhaseTracker(journal=...)` keeps one; `read_journal` and `read_directory` read it, also
+while it is written. Importing this reads no file; each public name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         PathTotals,
         StackDump,
     )
+    from stormphase.journal._options import JournalOptions
     from stormphase.journal._read import UnreadableJournal, read_directory, read_journal
 
 __all__ = [
     "EndNote",
     "JournalImage",
+    "JournalOptions",
     "JournalPhase",
     "PathTotals",
     "StackDump",
@@ -30,14 +32,15 @@ __all__ = [
     "read_journal",
 ]
 
-_IN_READ = ("UnreadableJournal", "read_directory", "read_journal")
+_HOMES = dict.fromkeys(("UnreadableJournal", "read_directory", "read_journal"), "_read")
+_HOMES["JournalOptions"] = "_options"
 
 
 def __getattr__(name: str) -> Any:
     """Load the module that a public name lives in, the first time it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"stormphase.journal.{'_read' if name in _IN_READ else '_image'}"), name)
+    return getattr(import_module(f"stormphase.journal.{_HOMES.get(name, '_image')}"), name)
 
 
 def __dir__() -> list[str]:

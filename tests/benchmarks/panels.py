@@ -53,8 +53,16 @@ PANELS: dict[str, Panel] = {
     "one_logger": _cost("peers:OneLogger"),
     "logfire": _cost("sdk:Logfire"),
     "local": _cost("ours:Root", "ours:Nested", "ours:NestedWithAttributes", rounds=1_500),
+    "journal": _cost(
+        "ours:Nested",
+        "ours:NestedWithAttributes",
+        "ours_journaled:Journaled",
+        "ours_journaled:JournaledWithAttributes",
+        rounds=1_500,
+    ),
     "recorder": _cost("ours:RecorderByToken"),
     "bridge": _cost("ours_bridged:Bridged", "sdk:SdkSpan", rounds=1_500),
+    "bridge_journal": _cost("ours_journaled:BridgedAndJournaled", "sdk:SdkSpan", rounds=1_500),
     "bridge_attributes": _cost("ours_bridged:BridgedWithAttributes", "sdk:SdkSpanWithAttributes"),
     "cpu_default": _cpu("sdk:SdkSpanDelivered", "ours_bridged:BridgedDelivered"),
     "cpu_span_events": _cpu(
@@ -62,11 +70,15 @@ PANELS: dict[str, Panel] = {
     ),
     "cpu_log_events": _cpu("sdk:SdkSpanWithTwoLogs", "ours_bridged:BridgedWithLogs"),
     "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep"), rounds=12, operations=1_000),
+    "tail_journal": Panel(
+        "tail", ("ours:PlainStep", "ours_journaled:BridgedAndJournaledStep"), rounds=12, operations=1_000
+    ),
     "disabled": _cost("ours:Disabled", STORMPHASE_DISABLED="1"),
     "depth": _cost("ours:Shallow", "ours:Deep"),
     # Longer samples: a thread keeps the GIL for 5 ms, and each of the sixteen should have lost it to another.
     "threads": _cost("ours:OneThread", "ours:SixteenThreads", rounds=20, sample_ns=200 * MILLISECOND),
     "growth": Panel("growth", (FLOOR, "ours:Root"), operations=10_000_000),
+    "growth_journal": Panel("growth", (FLOOR, "ours_journaled:JournaledAtRoot"), operations=10_000_000),
     "imports": Panel("imports", ("attrs", "stormphase"), rounds=25),
 }
 

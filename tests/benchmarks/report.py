@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from budgets import BUDGETS, NEXT_ISSUE, verdict
+from budgets import BUDGETS, verdict
 from panels import PANELS
 
 if TYPE_CHECKING:
@@ -105,7 +105,6 @@ def _budgets(runs: Sequence[Run]) -> str:
         figures = {run.python: figure for run in runs if (figure := _figure(budget.figure, run)) is not None}
         cells = [_short(figures[run.python]) if run.python in figures else "" for run in runs]
         rows.append([budget.what, f"<= {_short(budget.limit)} {budget.unit}", *cells, verdict(budget, figures)])
-    rows += [[what, limit, *("" for _ in runs), "next issue"] for what, limit in NEXT_ISSUE]
     return table(["per enter + exit", "budget", *(run.python for run in runs), "verdict"], rows)
 
 
@@ -181,13 +180,15 @@ def _others(runs: Sequence[Run]) -> str:
 
 
 def _other_rows(run: Run) -> Iterator[list[str]]:
-    for name, tail in run.found.get("tail", {}).items():
-        yield [name, run.python, f"p50 {tail['p50_ns'] / 1e6:.2f} ms, p99 {tail['p99_ns'] / 1e6:.2f} ms"]
+    for panel in ("tail", "tail_journal"):
+        for name, tail in run.found.get(panel, {}).items():
+            yield [name, run.python, f"p50 {tail['p50_ns'] / 1e6:.2f} ms, p99 {tail['p99_ns'] / 1e6:.2f} ms"]
     for name, cost in run.found.get("threads", {}).items():
         yield [name, run.python, f"{cost['best_ns']:.0f} ns"]
-    for name, grown in run.found.get("growth", {}).items():
-        told = f"{grown['first_ratio']:.2f} x floor, {grown['last_ratio']:.2f} after {grown['operation_count']:,}"
-        yield [name, run.python, f"{told}; {grown['grown_bytes'] / 1024:+.0f} KiB"]
+    for panel in ("growth", "growth_journal"):
+        for name, grown in run.found.get(panel, {}).items():
+            told = f"{grown['first_ratio']:.2f} x floor, {grown['last_ratio']:.2f} after {grown['operation_count']:,}"
+            yield [name, run.python, f"{told}; {grown['grown_bytes'] / 1024:+.0f} KiB"]
     for name, cost in run.found.get("imports", {}).items():
         yield [f"import {name}", run.python, f"{cost['best_ns'] / 1e6:.1f} ms"]
 

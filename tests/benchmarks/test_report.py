@@ -96,11 +96,6 @@ def test_what_was_not_measured_is_said(report):
     assert "not measured" == row_of(page_of(report, py3_11=450.0), "disabled")[-1]
 
 
-def test_rows_of_the_journal_are_for_the_next_issue(report):
-    """They are listed, so that nobody takes them for forgotten."""
-    assert "next issue" == row_of(page_of(report, py3_11=450.0), "bridge and journal, training thread")[-1]
-
-
 def test_the_page_tells_how_to_repeat_it(report):
     """Machine, command, date and versions."""
     page = page_of(report, py3_11=450.0)
