@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SETTLE_S: Final = 1.0
 END_S: Final = 5.0
+LOST_WAIT_S: Final = 0.2
 _LINGER_S: Final = 0.5
 _MOST_MARKS: Final = 8
 
@@ -78,6 +79,8 @@ class Descriptors:
         self._now = now
         self._on_lost = on_lost
         self.is_on = False
+        self._is_begun = False
+        self._is_over = False
         self.lost_bytes = 0
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -93,6 +96,7 @@ class Descriptors:
         _reap()
         self._word = secrets.token_bytes(_tee.WORD_BYTES)
         self._owners.clear()
+        self._is_over = False
         self._marks = 0
         self._taken = 0
         self._waiting: dict[int, tuple[threading.Event, set[int]]] = {}
@@ -126,11 +130,11 @@ class Descriptors:
             self._flush_c()
             if self.is_terminal[0]:
                 _system.buffer_c_by_lines()
-            self.is_on = True
+            self.is_on = self._is_begun = True
             for stream in (0, 1):
                 os.dup2(self._writes[stream], stream + 1)
         except BaseException:
-            self.is_on = False
+            self.is_on = self._is_begun = False
             self._restore()
             for descriptor in opened:
                 with contextlib.suppress(OSError):
@@ -197,14 +201,27 @@ class Descriptors:
         """The tee has died: let the descriptors lead where they led before, and show what it had not shown yet."""
         self._restore()
         self.is_on = False
-        for stream in (0, 1):
-            os.set_blocking(self._reads[stream], False)
-            with contextlib.suppress(OSError):
-                while data := os.read(self._reads[stream], _tee.READ_BYTES):
-                    os.write(self._saved[stream], self._without_frames(data))
         for event, _ in tuple(self._waiting.values()):
             event.set()
+        with self._lock:
+            writes, self._writes = self._writes, []
+            for write in writes:
+                os.close(write)
         self._on_lost()
+        # Children may have the pipes yet: in the tee's place, until they end or the session does.
+        ready, close = _system.readiness(self._reads, LOST_WAIT_S)
+        left = set(self._reads)
+        while left:
+            found = [read for read, _ in ready() if read in left]
+            if not found and self._is_over:
+                break
+            for read in found:
+                data = os.read(read, _tee.READ_BYTES)
+                if not data:
+                    left.discard(read)
+                with contextlib.suppress(OSError):
+                    os.write(self._saved[self._reads.index(read)], self._without_frames(data))
+        close()
 
     def _without_frames(self, data: bytes) -> bytes:
         parts = data.split(self._word)
@@ -252,8 +269,13 @@ class Descriptors:
             if any(descriptor == self._reads[1] for descriptor, _ in self._ready()):
                 # What a C library has just said on stderr comes first, and the tee looks at the first pipe first.
                 self.settle(SETTLE_S)
-            for start in range(0, size, most):
-                self._put(0, _tee.TEXT, data=bytes(view[start : start + most]), target=stream)
+            try:
+                for start in range(0, size, most):
+                    self._put(0, _tee.TEXT, data=bytes(view[start : start + most]), target=stream)
+            except (IndexError, OSError):
+                if not self._is_over:
+                    raise
+                return None  # A signal handler stopped it in between.
         return size
 
     def _put(self, stream: int, kind: int, *, number: int = 0, data: bytes = b"", target: int = 0) -> None:
@@ -312,7 +334,10 @@ class Descriptors:
 
     def stop(self) -> None:
         """Put the descriptors back where they led, once all that was written before is shown. Never raises."""
+        self._is_over = True
         if not self.is_on:
+            if self._is_begun:
+                self._close()
             return
         with contextlib.suppress(Exception):
             self._flush_c()
@@ -336,14 +361,20 @@ class Descriptors:
                 os.dup2(self._saved[stream], stream + 1)
 
     def _close(self) -> None:
+        self._is_begun = False
         with self._lock:  # Nobody is about to write to a descriptor that somebody else may have by then.
-            closing = (*self._writes, *self._reads, *self._saved)
-            self._writes, self._reads, self._saved = [], [], [-1, -1]
-            for descriptor in closing:
+            writes, self._writes = self._writes, []
+            for descriptor in writes:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
         self._close_ready()
-        self._reader.join(END_S)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(END_S)
+        closing = (*self._reads, *self._saved)
+        self._reads, self._saved = [], [-1, -1]
+        for descriptor in closing:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
         with contextlib.suppress(OSError):
             os.close(self._back)
         try:
@@ -353,9 +384,9 @@ class Descriptors:
 
     def after_fork_in_child(self) -> None:
         """Lead the child's descriptors where the parent's led before; the pipes and the tee are the parent's."""
-        if not self.is_on:
+        if not self._is_begun:
             return
-        self.is_on = False
+        self.is_on = self._is_begun = False
         self._lock = threading.RLock()
         self._restore()
         self._close_ready()

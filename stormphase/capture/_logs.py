@@ -7,6 +7,7 @@ enabled: no handler, filter or factory ever hears of it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -14,7 +15,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase.capture._lines import LOG, WARNING
-from stormphase.capture._state import Silence
+from stormphase.capture._state import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _LOGGING_FILE: Final = logging.Logger.debug.__code__.co_filename
 _ASKS: Final = "isEnabledFor"
 _LONGEST_MESSAGE: Final = 65_536
-_silence: Final = Silence()
 _getframe = sys._getframe
 
 
@@ -66,14 +66,15 @@ class LogHooks:
         def handle(self: logging.Logger, record: logging.LogRecord) -> Any:
             if not board.sessions:
                 return original(self, record)
+            board.forget()
+            # Here and not in a context manager: an interrupt between its begin and ours would leave it silent.
+            STATE.silent += 1
             try:
-                board.forget()
-                with _silence:
-                    return original(self, record)
+                return original(self, record)
             finally:
+                STATE.silent -= 1
                 # Afterwards: what filters took out of it, secrets say, is gone.
-                if board.wants_log(record.levelno):
-                    board.note_lines(LOG, record.levelno, _text_of(record))
+                _note_record(board, record)
 
         return handle
 
@@ -84,10 +85,8 @@ class LogHooks:
             is_enabled = original(self, level)
             if not is_enabled and board.sessions and isinstance(level, int):
                 call = _logging_call(_getframe(1))
-                if call is not None and board.wants_log(level):
-                    with _silence:
-                        text = _text_of_call(self, level, call)
-                    board.note_lines(LOG, level, text)
+                if call is not None:
+                    _note_call(board, self, level, call)
             return is_enabled
 
         return is_enabled_for
@@ -98,14 +97,33 @@ class LogHooks:
         def show(*args: Any, **kwargs: Any) -> Any:
             if not board.sessions:
                 return original(*args, **kwargs)
+            board.forget()
+            STATE.silent += 1
             try:
-                board.forget()
-                with _silence:
-                    return original(*args, **kwargs)
+                return original(*args, **kwargs)
             finally:
+                STATE.silent -= 1
                 board.note_lines(WARNING, logging.WARNING, _text_of_warning(args, kwargs))
 
         return show
+
+
+def _note_record(board: Board, record: logging.LogRecord) -> None:
+    # A record may be of a class of the user's own: whatever it does, it was handled.
+    with contextlib.suppress(Exception):
+        if board.wants_log(record.levelno):
+            board.note_lines(LOG, record.levelno, _text_of(record))
+
+
+def _note_call(board: Board, logger: logging.Logger, level: int, call: FrameType) -> None:
+    with contextlib.suppress(Exception):
+        if board.wants_log(level):
+            STATE.silent += 1
+            try:
+                text = _text_of_call(logger, level, call)
+            finally:
+                STATE.silent -= 1
+            board.note_lines(LOG, level, text)
 
 
 def _logging_call(frame: FrameType | None) -> FrameType | None:
@@ -131,11 +149,13 @@ def _text_of_call(logger: logging.Logger, level: int, call: FrameType) -> str:
 
 
 def _text_of(record: logging.LogRecord) -> str:
+    STATE.silent += 1
     try:
-        with _silence:
-            message = record.getMessage()
+        message = record.getMessage()
     except Exception:  # noqa: BLE001 - arguments that do not fit the message; its handlers have said so
         message = _formatted(record.msg, ())
+    finally:
+        STATE.silent -= 1
     return _with_exception(record.levelname, record.name, message, record.exc_info or record.exc_text)
 
 

@@ -95,7 +95,7 @@ class CaptureSession:
         self._recent: deque[PhaseOutput] = deque(maxlen=_RECENT)
         self._made = 0
         self._taken = 0
-        self._take_lock = threading.Lock()
+        self._take_lock = threading.RLock()  # A signal handler may stop the session while it is asked.
         self._bytes_by_second: dict[int, int] = {}
         self._dropped_outputs = 0
         self._cut_lines = 0
@@ -148,6 +148,7 @@ class CaptureSession:
 
     def after_fork_in_child(self) -> None:
         """Start anew in a forked child: what was said until then is the parent's."""
+        BOARD.after_fork_in_child()
         self._reset()
         if self._raw is not None:
             self._raw.after_fork_in_child()

@@ -6,8 +6,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from stormphase._phase import PhaseHandle
 
 
@@ -35,19 +33,3 @@ def origins_here() -> dict[int, PhaseHandle]:
         found: Any = getattr(threading.current_thread(), ORIGINS_ATTRIBUTE, None)
         origins = STATE.origins = found if isinstance(found, dict) else {}
     return origins
-
-
-class Silence:
-    """A block whose writes are not captured: a log record's own way to the terminal, say. Reusable, nestable."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        """Look away, in this thread."""
-        STATE.silent += 1
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Look again."""
-        STATE.silent -= 1

@@ -34,19 +34,21 @@ def buffer_c_by_lines() -> None:
         library.setvbuf(ctypes.c_void_p.in_dll(library, name), None, 1, ctypes.c_size_t(0))
 
 
-def readiness(descriptors: list[int]) -> tuple[Callable[[], list[tuple[int, int]]], Callable[[], object]]:
+def readiness(
+    descriptors: list[int], timeout_s: float = 0
+) -> tuple[Callable[[], list[tuple[int, int]]], Callable[[], object]]:
     """Return what says which descriptors have something to read, in any thread, and how to let go of it."""
     if hasattr(select, "epoll"):
         watch = select.epoll()
         for descriptor in descriptors:
             watch.register(descriptor, select.EPOLLIN)
-        return functools.partial(watch.poll, 0), watch.close
+        return functools.partial(watch.poll, timeout_s), watch.close
 
     def ready() -> list[tuple[int, int]]:
         poll = select.poll()  # Made anew, since two threads may not use one at once.
         for descriptor in descriptors:
             poll.register(descriptor, select.POLLIN)
-        return poll.poll(0)
+        return poll.poll(timeout_s * 1_000)
 
     return ready, lambda: None
 
