@@ -13,11 +13,12 @@ from stormphase._model import RankIdentity
 from stormphase.typing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from stormphase._lanes import ContextCarrier, LaneSet
     from stormphase._phase import PhaseHandle
+    from stormphase.capture import CapturedLine
 
 _log = logging.getLogger("stormphase")
 
@@ -142,6 +143,17 @@ def listen(
     if hasattr(bridge, "on_finished"):
         bridge.on_finished = on_finished
     return True
+
+
+def give_output(bridge: Bridge | None, taker: Callable[..., Callable[[PhaseHandle], Sequence[CapturedLine]]]) -> None:
+    """Let a bridge have what phases said, if it can do something with that.
+
+    Args:
+        bridge: any, or none; one that can has `output_of` to be set, and `takes_output` to be asked.
+        taker: makes what it takes output with; called with `wants`.
+    """
+    if bridge is not None and hasattr(bridge, "output_of"):
+        bridge.output_of = taker(wants=lambda: bool(getattr(bridge, "takes_output", True)))
 
 
 def recover_with(bridge: Bridge | None, directory: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
     from stormphase.capture import CapturedLine, CaptureOptions, CaptureSession
+
+
+MAX_WAITING: Final = 4_096
 
 
 class SessionCapture:
@@ -30,15 +33,22 @@ class SessionCapture:
         self._lanes: LaneSet | None = None
         self._lock = threading.Lock()
         self._is_over = False
+        self._takers: list[OutputTaker] = []
+        self._on_begin: Callable[[], object] | None = None
         self.session: CaptureSession | None = None
 
-    def start(self, lanes: LaneSet) -> None:
+    def start(self, lanes: LaneSet, *, on_begin: Callable[[], object] | None = None) -> None:
         """Begin, if the tracker asks for it, and listen to phases that do.
+
+        Args:
+            lanes: the session's.
+            on_begin: called once, before the first text is captured.
 
         Raises:
             ConfigurationError: if descriptors are to be captured, and another session of this process does that.
         """
         self._lanes = lanes
+        self._on_begin = on_begin
         lanes.on_capture = self._on_capture
         if self._options is not None:
             self._begin(self._options, captures_all=True)
@@ -48,6 +58,8 @@ class SessionCapture:
 
         assert self._lanes is not None  # noqa: S101 - called after `start`
         session = CaptureSession(self._lanes, options, captures_all=captures_all, environ=self._environ)
+        if self._on_begin is not None:
+            self._on_begin()
         session.install()
         self.session = session
 
@@ -75,16 +87,74 @@ class SessionCapture:
         if self.session is not None:
             self.session.remove()
 
-    def lines_of(self, phase: PhaseHandle) -> Sequence[CapturedLine]:
-        """Return what an ended phase said, and let go of it."""
-        return () if self.session is None else self.session.take(phase).lines
+    def taker(self, *, wants: Callable[[], bool] = lambda: True) -> OutputTaker:
+        """Return what takes ended phases' output for one sink; of several each gets all of it, at its own pace.
+
+        Args:
+            wants: whether the sink takes output at all now; nothing is kept for one that does not.
+        """
+        taker = OutputTaker(self, wants)
+        self._takers.append(taker)
+        return taker
+
+    def lines_for(self, taker: OutputTaker, phase: PhaseHandle) -> Sequence[CapturedLine]:
+        """Return what an ended phase said, and keep it only for takers that have not had it."""
+        session = self.session
+        if session is None:
+            return ()
+        with self._lock:
+            kept = taker.waiting.pop(phase._sequence, None)
+            if kept is not None:
+                return kept
+            lines = session.take(phase).lines
+            if lines:
+                for other in self._takers:
+                    if other is not taker and other.wants():
+                        other.keep(phase._sequence, lines)
+            return lines
 
     def after_fork_in_child(self) -> None:
         """Go on in a forked child, with what it says itself."""
         self._lock = threading.Lock()
+        for taker in self._takers:
+            taker.waiting.clear()
         if self.session is not None:
             self.session.after_fork_in_child()
 
     def stats(self) -> dict[str, Any]:
         """Return the counts, or nothing if nothing was ever captured."""
-        return {} if self.session is None else {"capture": self.session.stats()}
+        if self.session is None:
+            return {}
+        untaken = sum(taker.untaken for taker in self._takers)
+        return {"capture": {**self.session.stats(), "untaken_outputs": untaken}}
+
+
+class OutputTaker:
+    """Takes the output of ended phases for one sink, on its worker.
+
+    Args:
+        capture: the session's.
+        wants: whether the sink takes output at all now.
+
+    Attributes:
+        waiting: what other sinks have been given and this one has not, by the phase's number.
+        untaken: how many outputs were too many to wait.
+    """
+
+    def __init__(self, capture: SessionCapture, wants: Callable[[], bool]) -> None:
+        """Wait for nothing yet."""
+        self._capture = capture
+        self.wants = wants
+        self.waiting: dict[int, Sequence[CapturedLine]] = {}
+        self.untaken = 0
+
+    def __call__(self, phase: PhaseHandle) -> Sequence[CapturedLine]:
+        """Return what an ended phase said."""
+        return self._capture.lines_for(self, phase)
+
+    def keep(self, sequence: int, lines: Sequence[CapturedLine]) -> None:
+        """Keep what another sink was given until it is asked for; of too many the oldest goes, and is counted."""
+        if len(self.waiting) >= MAX_WAITING:
+            self.waiting.pop(next(iter(self.waiting)))
+            self.untaken += 1
+        self.waiting[sequence] = lines

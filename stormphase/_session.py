@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase import _claims, _configuration, _drain, _terminal
+from stormphase import _bridge, _claims, _configuration, _drain, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._capturing import SessionCapture
@@ -139,7 +139,7 @@ class Session:
         self.journal.open(lanes, name=settings.name, bridge=bridge, started_ns=started_ns)
         self._process.install()
         self._sinks.connect()
-        self.capture.start(lanes)
+        self.capture.start(lanes, on_begin=lambda: _bridge.give_output(bridge, self.capture.taker))
         lanes.on_first_sight = self._at_first_sight
         lanes.on_timed = self._watch.start
         if self._sigterm is not None:
@@ -166,7 +166,7 @@ class Session:
             settings.store,
             self.lanes,
             facts,
-            output_of=self.capture.lines_of,
+            output_of=self.capture.taker(),
             redact=RecordRedactor(redactor),
         )
 

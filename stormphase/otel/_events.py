@@ -58,7 +58,7 @@ class EventLog:
         self._counts = counts
         self._sink: _provider.LogSink | None = None
         self._pacer: Pacer | None = None
-        self._wanted: dict[tuple[str, SeverityNumber], int] = {}
+        self._wanted: dict[tuple[str | None, SeverityNumber], int] = {}
         self.emitted_count = 0
         self.look_again()
 
@@ -108,6 +108,20 @@ class EventLog:
         with_exception: bool,
         more: Mapping[str, Any] | None = None,
     ) -> None:
+        attributes = self._facts.event_attributes(phase, is_exit=event_name is EXIT, with_exception=with_exception)
+        self.send(phase, event_name, when_ns, severity, attributes={**attributes, **(more or {})})
+
+    def send(
+        self,
+        phase: PhaseSpan,
+        event_name: str | None,
+        when_ns: int,
+        severity: SeverityNumber,
+        *,
+        attributes: Mapping[str, Any],
+        body: str | None = None,
+    ) -> None:
+        """Emit one record, an event if it has such a name, in the phase's span."""
         sink = self._sink
         if sink is None:
             return
@@ -122,10 +136,8 @@ class EventLog:
                 context=context,
                 severity_number=severity,
                 event_name=event_name,
-                attributes={
-                    **self._facts.event_attributes(phase, is_exit=event_name is EXIT, with_exception=with_exception),
-                    **(more or {}),
-                },
+                body=body,
+                attributes=attributes,
             )
         except BaseException:  # noqa: BLE001 - a user's processor may raise anything, also SystemExit
             if not self._counts["events_failed"]:
@@ -136,7 +148,9 @@ class EventLog:
         if self._pacer is not None:
             self._pacer.handed_over()
 
-    def _is_wanted(self, sink: _provider.LogSink, context: Context, severity: SeverityNumber, event_name: str) -> bool:
+    def _is_wanted(
+        self, sink: _provider.LogSink, context: Context, severity: SeverityNumber, event_name: str | None
+    ) -> bool:
         """Ask the logger, and remember its answer for a few events."""
         key = (event_name, severity)
         left = self._wanted.get(key, 0)

@@ -181,6 +181,14 @@ class PhaseFacts:
                 attributes.update(exception_attributes(error.type, error.message, error.traceback))
         return self._with_users(_boundary.all_attributes(phase), attributes)
 
+    def line_attributes(self, phase: PhaseSpan) -> dict[str, Any]:
+        """Return where something was said, for its log record."""
+        path = self._paths.get(phase._path) or self.path_text(phase._path)
+        attributes: dict[str, Any] = {**self._event_common, "stormphase.phase.path": path}
+        if phase._step is not None:
+            attributes["stormphase.step"] = phase._step
+        return attributes
+
     def span(
         self,
         phase: PhaseSpan,

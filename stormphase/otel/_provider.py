@@ -236,7 +236,7 @@ class LogSink:
         self.emit = _emitter(self.logger)
         self._enabled: Callable[..., bool] | None = getattr(self.logger, "enabled", None)
 
-    def is_enabled(self, context: Any, severity: Any, event_name: str) -> bool:
+    def is_enabled(self, context: Any, severity: Any, event_name: str | None) -> bool:
         """Whether a record would go anywhere, as far as this release can tell."""
         ask = self._enabled
         return ask is None or ask(context=context, severity_number=severity, event_name=event_name)

@@ -25,12 +25,13 @@ from stormphase.otel._sampling import SamplerQuestions, ask_for_session, childre
 from stormphase.otel._span import PhaseSpan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from stormphase._bridge import BridgeSession
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
+    from stormphase.capture import CapturedLine
     from stormphase.otel._background import BackgroundRecovery
     from stormphase.otel._provider import SdkTracer
 
@@ -67,6 +68,7 @@ class OTelBridge:
             phase has anything to say. Set by `attach`.
         on_handed_over: called on the worker with each ended phase that was handed over, or deliberately not sent.
         on_finished: called on the worker once the rank's and the session's spans were handed over.
+        output_of: returns what an ended phase said, which is sent as log records; None where nothing is captured.
 
     Raises:
         ConfigurationError: if an argument cannot work.
@@ -110,6 +112,7 @@ class OTelBridge:
         self.phase_trace_facts: Callable[[PhaseHandle], Mapping[str, Any] | None] | None = None
         self.on_handed_over: Callable[[PhaseHandle], object] | None = None
         self.on_finished: Callable[[], object] | None = None
+        self.output_of: Callable[[PhaseHandle], Sequence[CapturedLine]] | None = None
         self._session: BridgeSession | None = None
         self._way = Way.NONE
         self._sdk: SdkTracer | None = None
@@ -117,6 +120,7 @@ class OTelBridge:
         self._traces: _traces.SessionTraces | None = None
         self._carrier: ContextCarrier = ContextCarrier()
         self._lanes: LaneSet | None = None
+        self._facts: PhaseFacts | None = None
         self._outlet: SpanOutlet | None = None
         self._real: RealSpans | None = None
         self._events: EventLog | None = None
@@ -180,7 +184,9 @@ class OTelBridge:
         if session is None or traces is None:
             return
         self._lanes = lanes
-        facts = PhaseFacts(session.identity, lanes, exceptions_on_spans="spans" in self._exception_signals)
+        facts = self._facts = PhaseFacts(
+            session.identity, lanes, exceptions_on_spans="spans" in self._exception_signals
+        )
         session_span = SessionSpan(session.name, session.pid, session.anchor.to_wall_ns(session.started_ns))
         if self._sdk is not None:
             self._outlet = SpanOutlet(
@@ -249,10 +255,23 @@ class OTelBridge:
             return
         try:
             self._take(phase)
+            if self.output_of is not None and self.takes_output and isinstance(phase, PhaseSpan):
+                self._send_output(phase, self.output_of(phase))
         finally:
             # Also where a processor raised: it has been given the phase, and nothing is handed over twice.
             if self.on_handed_over is not None:
                 self.on_handed_over(phase)
+
+    @property
+    def takes_output(self) -> bool:
+        """Whether what phases say can be sent, as log records."""
+        return self._events is not None and self._events.has_logger
+
+    def _send_output(self, phase: PhaseSpan, lines: Sequence[CapturedLine]) -> None:
+        if lines and self._events is not None and self._facts is not None:
+            from stormphase.otel._said import send_output  # noqa: PLC0415 - only programs that capture load capture
+
+            send_output(self._events, self._facts, phase, lines)
 
     def _announce_overdue(self, notice: OverdueNotice) -> None:
         if self._events is not None and self._lanes is not None and isinstance(notice.phase, PhaseSpan):
