@@ -29,7 +29,7 @@ TASKS = 3
 DEEP = 40
 BURST = 60
 BULK = 700
-LARGE_BULK = 40_000
+LARGE_BULK = 30_000
 ACTORS = 2 + WORKERS + TASKS
 
 
@@ -97,9 +97,8 @@ class Actor:
         count = self.chance.randrange(5, BURST)
         self.report.say("will", 2 * count)
         for _ in range(count):
-            with self.tracker.enter_phase("burst"):
-                with self.tracker.enter_phase("inner", self.attributes()) as phase:
-                    pass
+            with self.tracker.enter_phase("burst"), self.tracker.enter_phase("inner", self.attributes()) as phase:
+                pass
             ended.append([*self.facts(phase), phase._status.value, phase._ended_ns])
         self.report.say("burst", ended)
 
@@ -146,18 +145,8 @@ class Actor:
 
     def act(self):
         """Do one of these."""
-        kinds = (
-            self.burst,
-            self.burst,
-            self.bulk,
-            self.bulk,
-            self.bulk,
-            self.nest,
-            self.fail,
-            self.pause,
-            self.retry,
-            self.new_name,
-        )
+        often = (self.burst, self.bulk)
+        kinds = (*often, *often, *often, self.nest, self.fail, self.pause, self.retry, self.new_name)
         self.chance.choice(kinds)()
 
 
@@ -241,7 +230,8 @@ def zygote():
                 victim(directory, int(seed))
             finally:
                 os._exit(9)
-        print(pid, flush=True)
+        sys.stdout.write(f"{pid}\n")
+        sys.stdout.flush()
         os.waitpid(pid, 0)
 
 
@@ -285,7 +275,7 @@ class Killer:
 def _lines(fd, pid, chance):
     """Read until so many bytes have come, kill, and read the rest."""
     # Kills come between two bytes of a report and, by the moment the scheduler lets pass, anywhere after them.
-    limit = int(2 ** chance.uniform(6, 19))
+    limit = int(2 ** chance.uniform(6, 18))
     data = bytearray()
     is_killed = False
     while True:

@@ -3,6 +3,8 @@
 Needs the package and its extra `test`. Ends with 1 and the seed at the first journal that does not tell the truth.
 """
 
+# ruff: noqa: T201, TID251 - prints figures, and measures
+
 from __future__ import annotations
 
 import importlib.util

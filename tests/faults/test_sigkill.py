@@ -8,7 +8,7 @@ KILLS = 50
 
 
 def test_whatever_instant_a_process_is_killed_at_its_journal_tells_the_truth(tmp_path):
-    """What was confirmed open is open, what was confirmed ended has ended, nothing is told twice, nothing is invented."""
+    """What was confirmed open is open, what was confirmed ended has ended; nothing is told twice, or invented."""
     found = kills.run(tmp_path, range(KILLS))
     assert KILLS == found["kills"] + found.get("before the first phase", 0)
     assert found["open"] > KILLS
