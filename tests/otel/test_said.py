@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry._logs import NoOpLoggerProvider, SeverityNumber
+from opentelemetry.sdk.trace import TracerProvider
 
 from stormphase.capture import CapturedLine
 from stormphase.otel import OTelBridge
@@ -39,8 +40,8 @@ def test_lines_stand_in_the_span_of_their_phase(make_tracker: MakeTracker) -> No
     """Each with its time, text, stream and severity, and the ids of the phase's span; the same as in the store."""
     provider, exporter = logs_to_memory()
     store = MemoryStore()
-    tracker = make_tracker(bridge=OTelBridge(logger_provider=provider), capture=True, store=store)
-    with tracker, tracker.enter_phase("train"):
+    bridge = OTelBridge(TracerProvider(), provider)
+    with make_tracker(bridge=bridge, capture=True, store=store) as tracker, tracker.enter_phase("train"):
         tracker.set_step(7)
         with contextlib.suppress(ValueError), tracker.enter_phase("step") as step:
             print("on stdout")
