@@ -187,11 +187,14 @@ def _awaited(wait: Wait, missing: Missing, place: Place) -> str:
     else:
         short = f"it is not in {point}"
     others = counted(len(wait.ranks), "rank")
+    verb = "waited" if wait.is_over else "wait" if len(wait.ranks) > 1 else "waits"
     if place.sync is not None:
-        return f"{short}, where {others} wait for {span(wait.for_ns)}; it waits itself"
-    verb = "wait" if len(wait.ranks) > 1 else "waits"
+        return (
+            f"{short}, where {others} {verb} for {span(wait.for_ns)}; it {'waited' if wait.is_over else 'waits'} itself"
+        )
     who = "the others" if len(wait.ranks) > 1 and len(wait.missing) == 1 else others
-    return f"{short}, and is what {who} {verb} for ({span(wait.for_ns)} so far)"
+    until = ", until they died" if wait.is_over else " so far"
+    return f"{short}, and is what {who} {verb} for ({span(wait.for_ns)}{until})"
 
 
 def _ordinal(number: int | None) -> str:

@@ -44,6 +44,7 @@ class Wait:
         for_ns: the median of how long they are in it.
         missing: the ranks of the attempt that have not entered it so often.
         is_hung: whether it lasts far longer than usual, or waits for a rank that is dead while others live.
+        is_over: whether they are all dead.
     """
 
     path: tuple[str, ...]
@@ -53,6 +54,7 @@ class Wait:
     for_ns: int
     missing: tuple[Missing, ...]
     is_hung: bool
+    is_over: bool
 
 
 def waits_of(ranks: Mapping[int, RankReport], places: Mapping[int, Place], hang_ns: int) -> tuple[Wait, ...]:
@@ -100,6 +102,7 @@ def _wait(
         missing=tuple(sorted(missing, key=lambda each: each.rank)),
         # Of most of them: one rank with a history of its own must not speak for all.
         is_hung=waits_for_dead or 2 * sum(is_overdue(phase, hang_ns) for phase in phases) > len(phases),
+        is_over=not has_living,
     )
 
 

@@ -48,6 +48,16 @@ def test_the_one_that_never_came_is_what_the_others_wait_for(job: Any) -> None:
     assert (True, False) == (postmortem.is_hung, postmortem.is_well)
 
 
+def test_who_is_dead_waits_no_more(job: Any) -> None:
+    """Once all were ended it is told in the past, for whom they had waited until then."""
+    waiting(job, 0, 1, 3, verdict="dead")
+    job.rank(2, "train,4000", "train / step,316", "train / step / data_loading,315", usual=USUAL, verdict="dead")
+    (suspect,) = [suspect for suspect in job.diagnose().suspects if suspect.rank == 2]
+    assert suspect.reason.endswith(
+        "it never entered that step's all_reduce, and is what the others waited for (312 s, until they died)"
+    )
+
+
 def test_a_rank_that_is_a_step_behind_is_told_so(job: Any) -> None:
     """It need not be in the same step."""
     waiting(job, 0, 1, 3)
