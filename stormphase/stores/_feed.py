@@ -10,12 +10,14 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from stormphase import _errors
 from stormphase._bell import Bell
 from stormphase._clock import SystemClock
 from stormphase._liveness import own_process
 from stormphase._phase import FINAL
-from stormphase._record import OutputLine
+from stormphase._record import OutputLine, PhaseRecord
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores._owners import Owners
 from stormphase.stores._phase_records import ended_record, open_record
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
-    from stormphase._record import PhaseRecord
     from stormphase.stores._owners import SessionFacts
     from stormphase.typing import RecordStore
 
@@ -39,6 +40,16 @@ TRIES_ALONE: Final = 3
 _SWEEP_ABOVE: Final = 16_384
 
 _log = logging.getLogger("stormphase")
+
+
+@attrs.frozen
+class _Waiting:
+    """One record that waits: as begun or as ended, for how many entries, and whose enter it is, if it is one."""
+
+    begun: list[PhaseRecord]
+    ended: list[PhaseRecord]
+    entries: int
+    sequence: int | None
 
 
 def open_store(store: RecordStore) -> None:
@@ -274,28 +285,44 @@ class StoreFeed:
         """Hand over one record at a time; those that the store refuses while it takes others are given up.
 
         Returns:
-            Whether nothing is left: False if the store takes none at all.
+            Whether nothing is left: False if the store takes none at all, or says that it may work later.
         """
-        refused, taken = 0, 0
-        waiting = [
-            *(([record], [], 0) for record in ([] if self._has_begun_owners else self._owners_now().begun())),
-            *(([self._open_record(phase)], [], 1) for phase in self._fresh.values()),
-            *(([], [record], weight) for record, weight in self._ended),
-        ]
-        for tried, (begun, ended, weight) in enumerate(waiting):
+        taken: list[_Waiting] = []
+        refused: list[_Waiting] = []
+        is_done = False
+        for tried, waiting in enumerate(self._one_by_one(), 1):
+            if self.is_over():
+                break
             try:
-                self._hand_over(begun, ended)
+                self._hand_over(waiting.begun, waiting.ended)
             except BaseException as error:  # noqa: BLE001 - as in `_try`
                 self._note_failure(error)
-                refused += weight
-                if not taken and tried + 1 >= TRIES_ALONE:
-                    return False
+                refused.append(waiting)
+                if getattr(error, "may_pass", False) or (not taken and tried >= TRIES_ALONE):
+                    break
             else:
-                taken += 1
-        if not taken:
-            return False
-        self._counts["refused"] += refused
-        return True
+                taken.append(waiting)
+        else:
+            is_done = bool(taken)
+        if is_done:
+            self._counts["refused"] += sum(waiting.entries for waiting in refused)
+            return True
+        # What was taken does not wait any more; the rest is tried again.
+        for waiting in taken:
+            self._unwritten -= waiting.entries
+            if waiting.sequence is not None:
+                self._begun[waiting.sequence] = self._fresh.pop(waiting.sequence)
+        stored = {id(record) for waiting in taken for record in waiting.ended}
+        self._ended = [each for each in self._ended if id(each[0]) not in stored]
+        return False
+
+    def _one_by_one(self) -> list[_Waiting]:
+        owners = [] if self._has_begun_owners else self._owners_now().begun()
+        return [
+            *(_Waiting([record], [], 0, None) for record in owners),
+            *(_Waiting([self._open_record(phase)], [], 1, sequence) for sequence, phase in self._fresh.items()),
+            *(_Waiting([], [record], entries, None) for record, entries in self._ended),
+        ]
 
     def _note_failure(self, error: BaseException) -> None:
         self._failures += 1

@@ -67,6 +67,7 @@ OWNER_COLUMNS: Final = (
     "pid_namespace",
 )
 
+# `step` has no type, since SQLite would make a number of a text in a typed column, and of 2**70 + 1 an inexact one.
 _VERSION_1: Final = (
     """
     CREATE TABLE stored_owner (
@@ -102,7 +103,7 @@ _VERSION_1: Final = (
         path_id INTEGER NOT NULL REFERENCES stored_path (id),
         attempt INTEGER NOT NULL,
         retry_of_scope_id TEXT,
-        step INTEGER,
+        step,
         status TEXT NOT NULL,
         reason TEXT,
         evidence TEXT,

@@ -129,6 +129,25 @@ def test_a_table_is_for_people(ask):
     assert "2027-01-15 08:00:00.000            active        0  evaluate" == lines[6]
 
 
+def test_a_long_table_is_shown_as_it_is_read(ask, database):
+    """A page at a time; a time that no calendar has is shown as the number that it is."""
+    store = SqliteStore(database)
+    store.begin([example_record(entered_ns=(1 << 62) + number, process=own_process()) for number in range(450)])
+    store.begin([example_record(entered_ns=(1 << 63) - 1, path=("late",), process=own_process())])
+    store.close()
+    _, out, _ = ask("--status", "active")
+    assert 453 == len(out.splitlines())
+    assert "2262-04-11 23:47:16.854" in out
+
+
+def test_a_person_is_told_that_there_is_nothing(ask, monkeypatch):
+    """On a terminal; a pipe gets nothing."""
+    import sys
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "no records" in ask("--session", "other")[1]
+
+
 def test_csv_has_a_row_a_record(ask):
     """Lists as people read them, the rest as JSON."""
     _, out, _ = ask("--format", "csv")

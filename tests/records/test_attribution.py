@@ -257,6 +257,18 @@ def test_a_session_is_to_blame_for_its_ranks():
     assert [1] == [other.rank for other in found.blame_of(session).others]
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_several_ranks_the_first_to_fail_is_the_sessions_cause(order):
+    """In whatever order they come."""
+    session = record("", kind=RecordKind.SESSION)
+    ranks = [
+        record("", session, kind=RecordKind.RANK, rank=number, status=FAILED, ended_ns=50 - number)
+        for number in range(2)
+    ]
+    found = attribute([session, *(ranks[index] for index in order)])
+    assert 1 == found.blame_of(session).record.rank
+
+
 def test_restarts_of_a_session_are_apart():
     """The same scope ids under another attempt of the session are other phases."""
     first = record("train", status=FAILED)

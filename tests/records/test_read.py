@@ -135,6 +135,8 @@ with PhaseTracker("job", **options) as tracker:
         with tracker.retry(load):
             pass
         with tracker.enter_phase("step", sync=True):
+            if sys.argv[3] == "fail":
+                raise RuntimeError("broken")
             if sys.argv[3] == "kill":
                 assert tracker.flush(30)
                 print("ready", flush=True)
@@ -167,7 +169,7 @@ def run_story(tmp_path, how):
     return tmp_path / "journals", tmp_path / "runs.db"
 
 
-@pytest.mark.parametrize("how", ["end", "kill"])
+@pytest.mark.parametrize("how", ["end", "fail", "kill"])
 def test_a_journal_tells_the_same_story_as_a_store(tmp_path, how):
     """The same records from both, of a program that ended and of one that was killed; and the same one is to blame."""
     journals, database = run_story(tmp_path, how)
@@ -186,9 +188,52 @@ def test_a_journal_tells_the_same_story_as_a_store(tmp_path, how):
         if fields["kind"] != "phase":
             fields["entered_ns"] = fields["entered_monotonic_ns"] = fields["process"] = None
     assert from_store == from_journal
-    assert ["load"] + ["step"] * (how == "kill") == sorted(
+    assert ["load"] + ["step"] * (how != "end") == sorted(
         failure.record.name for failure in attribute(read_records(journals)).failures
     )
+
+
+FORKING = """
+import os, sys
+from stormphase import PhaseTracker
+
+with PhaseTracker(session_id="s", bridge=None, journal=sys.argv[1]) as tracker:
+    with tracker.enter_phase("train"):
+        child = os.fork()
+        if child == 0:
+            tracker.enter_phase("in child").close()
+            tracker.stop()
+            os._exit(0)
+        os.waitpid(child, 0)
+    if sys.argv[2] == "fail":
+        raise RuntimeError("outside of all phases")
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("end", "succeeded"), ("fail", "failed")])
+def test_a_forked_process_has_a_record_of_its_own(run_python, tmp_path, how, status):
+    """The same each time it is read; an exception outside of all phases is the rank's own."""
+    run_python(FORKING, str(tmp_path), how, check=False)
+    records = list(read_records(tmp_path))
+    assert records == list(read_records(tmp_path))
+    by_name = {record.name: record for record in records}
+    assert {"session", "rank", "process", "train", "in child"} == set(by_name)
+    assert [status] * 2 == [by_name[name].status.value for name in ("session", "rank")]
+    assert by_name["process"].process == by_name["in child"].process != by_name["rank"].process
+    if how == "fail":
+        assert ("RuntimeError", by_name["rank"].scope_id) == (
+            by_name["rank"].error_type,
+            by_name["rank"].root_cause_scope_id,
+        )
+
+
+def test_only_so_many_names_are_kept(monkeypatch):
+    """A list of records may have a path each: near names are then of the first ones."""
+    monkeypatch.setattr("stormphase.records._read._MAX_NAMES", 1)
+    with pytest.raises(UnknownNameError, match="'train'"):
+        list(read_records(RECORDS, path="trian"))
+    with pytest.raises(UnknownNameError, match="epoch"):
+        list(read_records(RECORDS, where={"epcoh": 1}))
 
 
 def test_a_killed_ranks_journal_has_lost_records(tmp_path):

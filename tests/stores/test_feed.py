@@ -297,6 +297,71 @@ def test_one_bad_record_does_not_keep_the_others(make_feed, lanes):
         assert (3, 0) == (feed.refused, feed.unwritten)
 
 
+def test_a_bad_record_alone_waits(make_feed, lanes):
+    """Nobody can say whether it is the record or the store; with the next good one it is known."""
+    store = Unreliable(lambda record: record.name == "bad")
+    feed = make_feed(store)
+    assert feed.flush(0)
+    lanes.enter_phase("bad").close()
+    for _ in range(_feed.TRIES_TOGETHER + 2):
+        assert not feed.flush(0)
+    assert (0, 2) == (feed.refused, feed.unwritten)
+    lanes.enter_phase("good").close()
+    assert feed.flush(0)
+    assert (2, 0) == (feed.refused, feed.unwritten)
+
+
+def test_what_was_taken_one_by_one_is_not_counted_as_lost(make_feed, lanes):
+    """Until the store says that it may work later, or the session is over: the counts stay exact."""
+
+    class Filling(Unreliable):
+        """Takes one record a call, and only so many."""
+
+        room = 2
+
+        def _check(self, name, records):
+            super()._check(name, records)
+            if len(records) > 1 or self.room == 0:
+                raise StoreError("Full.", path="here", fix="Wait.", may_pass=self.room == 0)
+            self.room -= 1
+
+    store = Filling()
+    feed = make_feed(store)
+    for _ in range(_feed.TRIES_TOGETHER):
+        assert not feed.flush(0)
+    assert feed.flush(0)  # The session and its rank.
+    for _ in range(5):
+        lanes.enter_phase("step").close()
+    store.room = 3
+    for _ in range(_feed.TRIES_TOGETHER + 3):
+        assert not feed.flush(0)
+    assert (3, 4, 0) == (len(phases_of(store)), feed.unwritten, feed.refused)
+    store.room = 1
+    feed.is_over = lambda: store.room == 0
+    assert not feed.flush(0)
+    assert (4, 2, 0) == (len(phases_of(store)), feed.unwritten, feed.refused)
+
+
+def test_an_open_phase_that_was_taken_alone_is_ended_later(make_feed, lanes):
+    """It is known to have begun."""
+    store = Unreliable(lambda record: record.name == "bad" or len(store.calls[-1:]) == 0)
+    feed = make_feed(store)
+    assert feed.flush(0)
+    outer = lanes.enter_phase("outer")
+    with lanes.enter_phase("bad"):
+        store.refuses = lambda record: record.name != "outer"
+        for _ in range(_feed.TRIES_TOGETHER):
+            assert not feed.flush(0)
+        feed.is_over = lambda: ("outer", "active") in phases_of(store)
+        assert not feed.flush(0)
+        feed.is_over = lambda: False
+        store.refuses = lambda record: False
+    outer.close()
+    assert feed.flush(0)
+    assert [("outer", "succeeded"), ("bad", "succeeded")] == phases_of(store)
+    assert (0, 0, 0) == (feed.unwritten, feed.refused, feed.stats()["unknown_begins"])
+
+
 def test_a_store_that_takes_nothing_keeps_all_waiting(make_feed, lanes):
     """Then it is the store and not the records: nothing is given up."""
     store = Unreliable()

@@ -30,6 +30,12 @@ def test_the_oldest_ends_are_forgotten_and_counted():
     assert 1 == store.forgotten
 
 
+def test_who_forgets_to_make_a_store_is_told():
+    """The suite says what is missing."""
+    with pytest.raises(NotImplementedError, match="Override make_store"):
+        RecordStoreConformance().make_store()
+
+
 @pytest.mark.parametrize("bound", [0, -1, 1.5, True, "5"])
 def test_a_bound_that_cannot_be_is_refused(bound):
     """With what to write instead."""

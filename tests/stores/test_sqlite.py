@@ -131,8 +131,9 @@ def test_it_knows_its_paths_and_keys(store):
 
 def test_a_step_beyond_64_bits_is_kept(store):
     """A step may be any integer of Python's."""
-    store.begin([example_record(step=1 << 70)])
-    assert [1 << 70] == [record.step for record in store.query()]
+    steps = [(1 << 70) + 1, -(1 << 70), 5, None]
+    store.begin([example_record(step=step) for step in steps])
+    assert steps == [record.step for record in store.query()]
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -172,6 +173,40 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"nowhere/runs\.db cannot be used.*directory that exists") as raised:
         SqliteStore(tmp_path / "nowhere" / "runs.db").open()
     assert str(tmp_path / "nowhere" / "runs.db") == raised.value.path
+
+
+def test_a_file_system_without_hard_links_will_do(store, monkeypatch):
+    """The file gets its name all the same; and where another process was first, its file is the one."""
+
+    def link(_draft, _path):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    store.begin([example_record()])
+    assert ["runs.db"] == [path.name for path in store.path.parent.iterdir() if "-" not in path.name]
+
+
+@pytest.mark.parametrize("error", [FileExistsError, OSError])
+def test_of_two_that_make_the_file_one_is_first(store, monkeypatch, error):
+    """Whoever comes second uses what the first one has made, and leaves no draft."""
+    first = SqliteStore(store.path)
+
+    def link(_draft, _path):
+        monkeypatch.undo()
+        first.begin([example_record()])
+        raise error("another process was here")
+
+    monkeypatch.setattr(os, "link", link)
+    store.begin([example_record()])
+    assert 2 == sum(1 for _ in store.query())
+    assert ["runs.db"] == [path.name for path in store.path.parent.iterdir() if "-" not in path.name]
+
+
+def test_an_old_sqlite_says_what_is_needed(store, monkeypatch):
+    """Before it fails on some statement."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 31, 1))
+    with pytest.raises(StoreError, match=r"needs SQLite 3.33.0 or newer"):
+        store.open()
 
 
 def test_another_programs_database_is_left_alone(tmp_path):

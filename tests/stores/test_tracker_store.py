@@ -17,6 +17,7 @@ import pytest
 from stormphase import ConfigurationError
 from stormphase._attribution import attribute
 from stormphase._record import RecordKind
+from stormphase.exceptions import StoreError
 from stormphase.stores import MemoryStore, SqliteStore
 
 LONG_S = 30
@@ -104,6 +105,30 @@ def test_a_store_that_can_never_work_fails_at_the_start(make_tracker, tmp_path):
     with tracker:
         tracker.enter_phase("a").close()
     assert 1 == tracker.stats()["sinks"]["store"]["offered"] - 1
+
+
+def test_a_store_that_may_work_later_is_waited_for(make_tracker):
+    """What is busy at the start is no reason not to train."""
+
+    class Store(MemoryStore):
+        def open(self):
+            """Fail, for now."""
+            raise StoreError("Busy.", path="here", fix="Wait.", may_pass=True)
+
+    store = Store()
+    with make_tracker(store=store) as tracker:
+        tracker.enter_phase("a").close()
+    assert [("a", "succeeded")] == told(store)
+
+
+def test_only_rank_0_writes_the_sessions_record(make_tracker):
+    """It stands above all ranks, and one of them is there to write it."""
+    store = MemoryStore()
+    for rank in (1, 0):
+        with make_tracker(session_id="s", rank=rank, world_size=2, store=store):
+            pass
+    assert [("rank", 1), ("session", None), ("rank", 0)] == [(record.name, record.rank) for record in store.query()]
+    assert 1 == len({record.parent_scope_id for record in store.query(kind="rank")})
 
 
 def test_a_locked_database_loses_nothing(make_tracker, path):
@@ -276,7 +301,7 @@ def test_a_killed_worker_is_the_cause_of_what_broke(make_tracker, path, is_known
 
 
 FULL = """
-import json, resource, sys
+import json, resource, sys, threading
 from pathlib import Path
 from stormphase import PhaseTracker
 from stormphase.stores import SqliteStore
@@ -293,6 +318,10 @@ with PhaseTracker(bridge=None, store=SqliteStore(path)) as tracker:
     if sys.argv[2] == "room":
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     tracker.stop(30 if sys.argv[2] == "room" else 0.5)
+for thread in threading.enumerate():
+    if thread.name == "stormphase-store":  # It may be in the middle of one more try.
+        thread.join(30)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # coverage has a file, too
 print(json.dumps(tracker.stats()))
 """
 
