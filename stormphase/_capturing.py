@@ -34,15 +34,15 @@ class SessionCapture:
         self._lock = threading.Lock()
         self._is_over = False
         self._takers: list[OutputTaker] = []
-        self._on_begin: Callable[[], object] | None = None
+        self._on_begin: Callable[[CaptureSession], object] | None = None
         self.session: CaptureSession | None = None
 
-    def start(self, lanes: LaneSet, *, on_begin: Callable[[], object] | None = None) -> None:
+    def start(self, lanes: LaneSet, *, on_begin: Callable[[CaptureSession], object] | None = None) -> None:
         """Begin, if the tracker asks for it, and listen to phases that do.
 
         Args:
             lanes: the session's.
-            on_begin: called once, before the first text is captured.
+            on_begin: called once with what captures, before the first text is captured.
 
         Raises:
             ConfigurationError: if descriptors are to be captured, and another session of this process does that.
@@ -59,7 +59,7 @@ class SessionCapture:
         assert self._lanes is not None  # noqa: S101 - called after `start`
         session = CaptureSession(self._lanes, options, captures_all=captures_all, environ=self._environ)
         if self._on_begin is not None:
-            self._on_begin()
+            self._on_begin(session)
         session.install()
         self.session = session
 

@@ -14,6 +14,7 @@ from stormphase.exceptions import ConfigurationError
 from stormphase.journal._directory import attempt_of, make_directory
 from stormphase.journal._journal import end_note_of
 from stormphase.journal._options import open_journal, options_of
+from stormphase.journal._said import said_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,6 +124,10 @@ class SessionJournal:
     def put_stacks(self, stacks: Mapping[str, Any]) -> bool:
         """Store every thread's stack; False if there is no journal, or no room in it."""
         return self._open is not None and self._open.put_stacks(stacks)
+
+    def said_path(self) -> Path | None:
+        """Return where what this process says last is to stand, or None while there is no journal."""
+        return None if self._open is None else said_path(self._open.file.path)
 
     def note_step(self, step: int | None) -> None:
         """Write the step that was set."""

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     from stormphase._bridge import Bridge
     from stormphase._configuration import Settings
+    from stormphase._last_words import LastWords
     from stormphase._model import RankIdentity
     from stormphase._recorder import PhaseRecorder
+    from stormphase.capture import CaptureSession
 
 STOP_TIMEOUT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 0.02
@@ -87,6 +89,7 @@ class Session:
         self._stopped = Latch()
         self._stopping_thread: int | None = None
         self.capture = SessionCapture(settings.capture, environ)
+        self._last_words: LastWords | None = None
         self._process = ProcessWatch(self._stop_at_exit, self._after_fork_in_child)
         self._sinks: SinkSet | None = None
         try:
@@ -139,11 +142,20 @@ class Session:
         self.journal.open(lanes, name=settings.name, bridge=bridge, started_ns=started_ns)
         self._process.install()
         self._sinks.connect()
-        self.capture.start(lanes, on_begin=lambda: _bridge.give_output(bridge, self.capture.taker))
+        self.capture.start(lanes, on_begin=self._on_capture_begin)
         lanes.on_first_sight = self._at_first_sight
         lanes.on_timed = self._watch.start
         if self._sigterm is not None:
             self._sigterm.install()
+
+    def _on_capture_begin(self, capture: CaptureSession) -> None:
+        """Have what is captured sent by the bridge, and its last lines kept beside the journal."""
+        _bridge.give_output(self.bridge, self.capture.taker)
+        if self.journal.said_path() is not None:
+            from stormphase._last_words import LastWords  # noqa: PLC0415 - only programs that capture load capture
+
+            self._last_words = LastWords(self.journal.said_path, self.lanes.anchor.to_wall_ns)
+            self._last_words.listen(capture)
 
     def _store_feed(self, settings: Settings, environ: Mapping[str, str], started_ns: int) -> StoreFeed | None:
         """Return what feeds the store, which can be used by then.
@@ -299,6 +311,8 @@ class Session:
             self.bridge.after_fork_in_child()
         self.sinks.after_fork_in_child()
         self.capture.after_fork_in_child()
+        if self._last_words is not None:
+            self._last_words.after_fork_in_child()
         self.journal.after_fork_in_child()
         self._watch.after_fork_in_child()
         self._summary = None  # The parent prints it.

@@ -34,7 +34,7 @@ ROOMS = """
     _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
     capture, journal, stores
     _claims, _configuration, _logging_sink, _sinks + _overdue, _summary + _table + _render + _rich_view + _terminal
-    _tracker + _session + _capturing + _journaling
+    _tracker + _session + _capturing + _journaling + _last_words
     otel, analysis, export, records, testing + _store_conformance
     integrations, cli
     __init__

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from stormphase._derived_ids import rank_span_id, root_span_id, session_trace_id
 from stormphase._ids import to_hex
 from stormphase._liveness import Liveness
 from stormphase._model import PhaseStatus
-from stormphase._record import PhaseRecord, RecordKind
+from stormphase._record import OutputLine, PhaseRecord, RecordKind
 from stormphase._status import TABLE
+from stormphase.journal._said import read_said
 from stormphase.stores import as_lost
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ def records_of_image(image: JournalImage, verdict: Verdict) -> Iterator[PhaseRec
         verdict: whether its process lives.
     """
     owners = list(_owners(image))
-    opened = [_record(image, phase) for phase in image.open]
+    said = _said(image) if image.open else {}
+    opened = [attrs.evolve(_record(image, phase), output=tuple(said.get(phase.sequence, ()))) for phase in image.open]
     if image.end_note is None and verdict.state is Liveness.DEAD:
         alive_ns = image.anchor.to_wall_ns(image.heartbeat_ns)
         yield from as_lost([*owners, *opened], evidence=verdict.evidence, ended_ns=alive_ns)
@@ -48,6 +52,14 @@ def records_of_image(image: JournalImage, verdict: Verdict) -> Iterator[PhaseRec
     paths = {phase.scope_id: phase.path for phase in image.ended}
     for phase in image.ended:
         yield _record(image, phase, paths)
+
+
+def _said(image: JournalImage) -> dict[int, list[OutputLine]]:
+    """Return the last lines of open phases, by the phase's number."""
+    found: dict[int, list[OutputLine]] = {}
+    for line in read_said(image.file):
+        found.setdefault(line.sequence, []).append(OutputLine(line.time_ns, line.stream, line.text))
+    return found
 
 
 def _owners(image: JournalImage) -> Iterator[PhaseRecord]:
