@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     from stormphase._phase import PhaseHandle
 
-ROOM: Final = 262_144
-"""How much a thread may put into one feed before it must make room; each piece counts `PIECE_BYTES` more."""
-PIECE_BYTES: Final = 16
+ROOM: Final = 131_072
+"""How many characters a thread may put into one feed before it must make room; each piece counts for one more."""
 NEWLINE: Final = "\n"
 _MANY_ENTRIES: Final = 256
 _FEW_PIECES: Final = 1_024
@@ -81,15 +80,18 @@ class Feed:
             lines += self.builder.end()
         return lines
 
-    def is_full(self) -> bool:
-        """Whether it holds more than it may, by what was added on either way."""
-        pieces = self.pieces
-        count = len(pieces)
-        if count - self.measured < _FEW_PIECES:
-            return False
-        self.size += sum(map(len, pieces[self.measured : count]))
-        self.measured = count
-        return self.size + PIECE_BYTES * count > ROOM
+    def is_full(self, added: int) -> bool:
+        """Whether it holds more than it may, with so many characters added on the slow way.
+
+        What was added on the fast way is looked at now and then: a thread whose writes take turns with other threads'
+        gets to the bound of one way only after a while.
+        """
+        self.size += added + 1
+        count = len(self.pieces)
+        if count - self.measured >= _FEW_PIECES:
+            self.size += sum(map(len, self.pieces[self.measured : count]))
+            self.measured = count
+        return self.size > ROOM
 
 
 class PhaseOutput:
@@ -142,7 +144,7 @@ class PhaseOutput:
         if text == NEWLINE:
             feed.pieces.append("")  # A lone newline has no time of its own, and this may be an empty line.
         feed.pieces.append(text)
-        if len(text) > ROOM or feed.is_full():
+        if feed.is_full(len(text)):
             self.make_room(feed)
 
     def add_lines(self, when_ns: int, stream: str, level: int, text: str) -> None:

@@ -112,7 +112,8 @@ class HookedStream:
     def install(self) -> bool:
         """Hook into the stream; False if it takes no attributes."""
         stream = self._stream
-        is_plain = type(stream) in _PLAIN_TYPES
+        # With a `write` of its own, which another library may have put there, it is like any other.
+        is_plain = type(stream) in _PLAIN_TYPES and "write" not in stream.__dict__
         buffer = _buffer_of(stream)
         flush = getattr(stream, "flush", None)
         original = stream.write

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stormphase._model import PhaseStatus
 from stormphase.capture._cells import NO_CELL, NO_LINE, Cell, Line
-from stormphase.capture._output import PIECE_BYTES, ROOM
+from stormphase.capture._output import ROOM
 from stormphase.capture._state import STATE
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def plain_write(board: Board, name: str, original: Any) -> tuple[Any, Callable[[
                 stamp(now())
                 add(text)
                 line = own_line
-                room -= len(text) + PIECE_BYTES
+                room -= count + 1  # The length of the text, and one so that empty ones do not grow for ever.
                 if room < 0:
                     room = ROOM
                     make_room()

@@ -147,6 +147,25 @@ BUDGETS = (
         ),
         "x without",
     ),
+    Budget(
+        "capture",
+        "capture on, nothing printed: more per phase",
+        2,
+        lambda found: (
+            (
+                found["capture"]["stormphase, at the root, capture on"]["best_ns"]
+                - found["capture"]["stormphase, at the root"]["best_ns"]
+            )
+            / found["capture"]["floor"]["best_ns"]
+        ),
+    ),
+    Budget(
+        "print",
+        "a captured `print` of one argument, to the same file",
+        3,
+        _ratio("print", "print to a file, captured", "print to a file"),
+        "x plain",
+    ),
     Budget("disabled", "disabled", 1.2, _ratio("disabled", "stormphase, disabled", "floor")),
     Budget(
         "depth",

@@ -73,6 +73,8 @@ PANELS: dict[str, Panel] = {
     "tail_journal": Panel(
         "tail", ("ours:PlainStep", "ours_journaled:BridgedAndJournaledStep"), rounds=12, operations=1_000
     ),
+    "capture": _cost("ours:Root", "ours_captured:Silent", rounds=1_500),
+    "print": _cost("ours_captured:PlainPrint", "ours_captured:CapturedPrint"),
     "disabled": _cost("ours:Disabled", STORMPHASE_DISABLED="1"),
     "depth": _cost("ours:Shallow", "ours:Deep"),
     # Longer samples: a thread keeps the GIL for 5 ms, and each of the sixteen should have lost it to another.

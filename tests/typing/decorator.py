@@ -18,6 +18,9 @@ def blocks(source: PhaseSource) -> int:
     """A block has the handle, and swallows nothing: what follows a return in it is known not to run."""
     late = phase(source, "load", attributes={"rows": 3}, sync=True)
     assert_type(late, LatePhase)
+    phase(source, "load", capture=True)
+    phase(source, "load", capture="fd")
+    phase(source, "load", capture="stdout")  # type: ignore[call-overload]
     with late as handle:
         assert_type(handle, PhaseHandle)
     with ambient_phase("tokenize"):
