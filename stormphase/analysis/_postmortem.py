@@ -166,10 +166,12 @@ def rank_to_dict(report: RankReport) -> dict[str, Any]:
                 "state": str(process.state),
                 "evidence": process.evidence,
                 "alive_until_ns": process.alive_until_ns,
+                "said": list(process.said),
             }
             for process in report.processes
         ],
         "stack": list(own.stack),
+        "said": list(own.said),
         "damage": [note for process in report.processes for note in process.damage],
     }
 

@@ -168,6 +168,7 @@ class ProcessReport:
         ended_phases: how many phases ended in all.
         stack: the main thread's innermost Python frames when a phase had been open too long, innermost last.
         stack_for_ns: how long before `alive_until_ns` that stack was taken; None without one.
+        said: what it said last, oldest first, if that was captured.
         damage: what of its journal could not be read.
     """
 
@@ -190,6 +191,7 @@ class ProcessReport:
     kept_by: str = ""
     stack: tuple[str, ...] = ()
     stack_for_ns: int | None = None
+    said: tuple[str, ...] = ()
     damage: tuple[str, ...] = ()
 
     @property

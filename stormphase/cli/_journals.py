@@ -13,11 +13,13 @@ import attrs
 from stormphase._clock import SystemClock
 from stormphase._liveness import judge, own_process
 from stormphase.analysis._ranks import LAST_ENDED, Past, ProcessReport, report_process
+from stormphase.analysis._words import MAX_MESSAGE, shown
 from stormphase.exceptions import JournalError, JournalIncompleteError, StormphaseError
 from stormphase.journal import _format
 from stormphase.journal._damage import Damage
 from stormphase.journal._header import check, parse_header
 from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_journal
+from stormphase.journal._said import read_said
 from stormphase.journal._source import FileSource
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from stormphase.journal._image import JournalImage
     from stormphase.typing import Clock
 
+MAX_SAID: Final = 8  # lines of each process
 _MAX_NAMED: Final = 5
 _AHEAD: Final = 16  # files
 _AHEAD_BYTES: Final = 2 * 1024 * 1024  # of each: what comes after is mostly not in use
@@ -188,7 +191,9 @@ def read_report(
     Raises:
         JournalError: as `read_journal`.
     """
-    return report_of(read_journal(file, ended_limit=last), clock, this, last=last, paths=paths)
+    report = report_of(read_journal(file, ended_limit=last), clock, this, last=last, paths=paths)
+    said = [shown(line.text, MAX_MESSAGE) for line in read_said(file)[-MAX_SAID:]]
+    return attrs.evolve(report, said=tuple(said))
 
 
 def report_of(

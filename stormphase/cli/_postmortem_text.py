@@ -107,6 +107,10 @@ def _write_rank(page: Page, rank: RankReport) -> None:
             page.line(f"  Python stack of its main thread when a phase was open too long{taken}:")
             for frame in process.stack:
                 page.line(f"    {frame}", style=DIM)
+        if process.said:
+            page.line("  said last:")
+            for line in process.said:
+                page.line(f"    {line}", style=DIM)
         for note in process.damage:
             page.wrapped(f"damage: {shown(note, MAX_ATTRIBUTES)}", first="  ", style=YELLOW)
 

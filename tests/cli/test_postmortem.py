@@ -286,3 +286,26 @@ def test_an_output_that_cannot_be_written_is_no_death(
     child = subprocess.run(["/bin/sh", "-c", line, sys.executable, runs], capture_output=True, text=True, check=False)
     assert (2 if said else 0, "Traceback" in child.stderr) == (child.returncode, False)
     assert said in child.stderr
+
+
+def test_what_a_killed_process_said_last_is_told(
+    run_python: RunPython, runs: Path, command: Command, command_json: Callable[..., Any]
+) -> None:
+    """Its newest lines, harmless in a terminal, in the text and in JSON."""
+    killed = """
+import os, signal, sys
+from stormphase import PhaseTracker
+
+tracker = PhaseTracker(session_id="job-1", bridge=None, journal=sys.argv[1], capture=True).start()
+tracker.enter("train")
+for line in range(9):
+    print("line", line, "\x1b]0;evil\x07", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert -9 == run_python(killed, str(runs), check=False).returncode
+    _, found = command_json()
+    assert [f"line {line}" for line in range(1, 9)] == [line.strip() for line in found["ranks"][0]["said"]]
+    _, out, _ = command("postmortem")
+    assert "  said last:\n    line 1" in out
+    assert "line 0" not in out
+    assert "\x1b" not in out
