@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 BROKEN_IMAGES = 3
 RATES = (0.1, 0.5, 2.0)
-EPOCHS = 100
+EPOCHS = 4
+BATCH = 32
 PROMISED = 0.8
 FLUSH_S = 20.0
 SAID_LINES = 2
@@ -124,10 +125,11 @@ def clean(tracker: stormphase.PhaseTracker, digits: Digits) -> Digits:
 def fit(digits: Digits, rate: float) -> Array:
     """Return the weights of a softmax regression."""
     weights = np.zeros((65, 10))
-    inputs = with_bias(digits.images)
-    wanted = np.eye(10)[digits.labels]
-    for _ in range(EPOCHS):
-        weights -= rate * inputs.T @ (probabilities(inputs, weights) - wanted) / len(inputs)
+    inputs, wanted = with_bias(digits.images), np.eye(10)[digits.labels]
+    for start in [*range(0, len(inputs), BATCH)] * EPOCHS:
+        batch = inputs[start : start + BATCH]
+        error = probabilities(batch, weights) - wanted[start : start + BATCH]
+        weights -= rate * batch.T @ error / len(batch)
     return weights
 
 
