@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -9,9 +10,11 @@ import sys
 from types import ModuleType
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 from stormphase import ConfigurationError
 from stormphase.capture import CaptureOptions, _descriptors
+from stormphase.otel import OTelBridge
 from stormphase.stores import MemoryStore
 
 # ruff: noqa: PT012, T201 - prints are what it is about
@@ -39,6 +42,23 @@ def test_a_store_has_each_phase_with_its_output(make_tracker):
     assert ("traceback", "ValueError: password=[redacted]") == found["parse"][-1]
     assert [] == found["silent"]
     assert ModuleType is type(sys)
+
+
+def test_phases_in_opentelemetrys_context_are_found(make_tracker):
+    """With the bridge a phase is in OpenTelemetry's context; a span of the program's own inside it hides nothing."""
+    provider = TracerProvider()
+    with make_tracker(capture=True, bridge=OTelBridge(provider)) as tracker:
+        with tracker.enter_phase("outer") as outer:
+            print("before")
+            with provider.get_tracer("mine").start_as_current_span("own"):
+                print("within")
+                with tracker.enter_phase("inner") as inner:
+                    print("inner")
+            asyncio.run(asyncio.to_thread(print, "thread"))
+        assert ["before", "within", "thread"] == [
+            line.text for line in tracker.capture.take(outer).lines if line.stream == "stdout"
+        ]
+        assert "inner\n" == tracker.capture.take(inner).text
 
 
 def test_without_capture_nothing_is_hooked(make_tracker):

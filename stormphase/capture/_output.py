@@ -230,9 +230,11 @@ class PhaseOutput:
         del pieces[:cut]
         del feed.stamps[: cut - gone.count(NEWLINE)]
         feed.measured = feed.size = 0
+        # A line whose begin was kept before ends in what is left out: it is one line, and that one is kept.
+        goes_on = feed.builder.is_open
         self._keep_all(feed, feed.builder.end())
         text = "".join(gone)
-        self._cut_lines += text.count(NEWLINE)
+        self._cut_lines += text.count(NEWLINE) - goes_on
         self._cut_bytes += _size(text)
         return True
 

@@ -100,6 +100,11 @@ class LineBuilder:
         self._row = 0
         self._last_ns = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last line has no newline yet."""
+        return self._row < len(self._rows)
+
     def add(self, when_ns: int, text: str) -> list[tuple[int, str]]:
         """Take one piece and return the lines that are complete, each with the time it began."""
         if "\x1b" not in text:

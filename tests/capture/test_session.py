@@ -440,6 +440,24 @@ def test_the_rate_is_bounded_and_the_last_line_stays(
     assert ["x"] == texts(capture, later)
 
 
+def test_a_phase_that_prints_for_long_is_bounded(lanes: LaneSet, capture_on: Make, terminal) -> None:
+    """What the fast way has put aside never grows beyond its room, and every line is kept or counted."""
+    capture = capture_on(max_bytes=1_000)
+    most = 0
+    with lanes.enter_phase("phase") as phase:
+        for number in range(30_000):
+            print("line", number)
+            if number % 1_000 == 0:
+                feeds = capture._outputs[phase._sequence]._feeds.values()
+                most = max(most, *(sum(map(len, feed.pieces)) for feed in feeds))
+    output = capture.take(phase)
+    kept = [line.text for line in output.lines if line.stream != "cut"]
+    assert ("line 0", "line 29999") == (kept[0], kept[-1])
+    assert 30_000 == len(kept) + output.cut_lines
+    assert 200_000 > most
+    assert 30_000 == shown(terminal).count("\n")
+
+
 def test_what_nobody_takes_is_bounded(lanes: LaneSet, capture_on: Make, terminal, monkeypatch) -> None:
     """The oldest outputs of ended phases go, and are counted; one that is still open stays."""
     monkeypatch.setattr(session_module, "MAX_OUTPUTS", 128)

@@ -198,6 +198,24 @@ def test_a_stream_that_hands_on_to_another_is_seen_once(phase, terminal) -> None
     assert "teed\nstraight to the tee\n" == shown(terminal) == "".join(tee.copy)
 
 
+def test_a_stream_of_bytes_or_with_a_flush_of_its_own_is_seen(phase, terminal) -> None:
+    """Jupyter's and others' streams are classes of their own; what their `write` takes is kept."""
+
+    class Loud(io.TextIOWrapper):
+        def write(self, text) -> int:
+            """Take bytes as well."""
+            return super().write(text if isinstance(text, str) else bytes(text).decode())
+
+    loud = Loud(io.BytesIO(), encoding="utf-8")
+    with phase() as said, contextlib.redirect_stdout(loud):
+        print("text")
+        sys.stdout.write(b"bytes\n")
+        sys.stdout.flush()
+        sys.stdout.write("open")
+    assert ["bytes", "open", "text"] == sorted(said.texts())
+    assert "text\nbytes\nopen" == shown(loud)
+
+
 class Slotted:
     """A stream that takes no attributes."""
 
