@@ -106,6 +106,8 @@ def test_what_dictconfig_puts_in_place_later_changes_nothing(logged) -> None:
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     early = logging.getLogger("stormphase-test.early")
+    known = [logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    disabled = {logger.name: logger.disabled for logger in known}
     try:
 
         def log() -> None:
@@ -119,7 +121,8 @@ def test_what_dictconfig_puts_in_place_later_changes_nothing(logged) -> None:
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
-        early.disabled = False
+        for name, was_disabled in disabled.items():  # dictConfig disables every logger there is.
+            logging.getLogger(name).disabled = was_disabled
 
 
 def test_a_program_that_asks_gets_the_truth(logger, logged) -> None:
