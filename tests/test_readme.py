@@ -44,9 +44,10 @@ PROGRAMS = {
     ),
     "phase.release()": ("", "phase.close()", {("moved",): Shown(1, 0)}),
     "configure(": ("", "", {}),
+    "store=SqliteStore": ("", "", {}),
 }
 MISUSE = 'reduce = tracker.enter("all_reduce")'
-OWN_TRACKER = ("enumerate(loader)", "configure(")
+OWN_TRACKER = ("enumerate(loader)", "configure(", "store=SqliteStore")
 IMPORTS = "import asyncio, contextvars, threading\nimport stormphase\n"
 
 
@@ -66,7 +67,7 @@ def test_the_first_two_commands_are_the_newcomers() -> None:
 def test_every_script_that_is_named_exists() -> None:
     """Each Python file of a command, in a block or in a sentence, is there, and so is each extra that is installed."""
     scripts = set(re.findall(r"python (\w\S*\.py)", README))
-    examples = {"examples/train_digits.py", "examples/ranks.py", "examples/crash.py"}
+    examples = {"examples/train_digits.py", "examples/ranks.py", "examples/crash.py", "examples/failures.py"}
     assert {*examples, "tests/benchmarks/run.py"} == scripts
     assert [] == [script for script in scripts if not (ROOT / script).is_file()]
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
