@@ -149,11 +149,13 @@ def give_output(bridge: Bridge | None, taker: Callable[..., Callable[[PhaseHandl
     """Let a bridge have what phases said, if it can do something with that.
 
     Args:
-        bridge: any, or none; one that can has `output_of` to be set, and `takes_output` to be asked.
+        bridge: any, or none; one that can has `use_output`, called on the thread that begins to capture, and perhaps
+            `takes_output` to be asked.
         taker: makes what it takes output with; called with `wants`.
     """
-    if bridge is not None and hasattr(bridge, "output_of"):
-        bridge.output_of = taker(wants=lambda: bool(getattr(bridge, "takes_output", True)))
+    use = getattr(bridge, "use_output", None)
+    if use is not None:
+        use(taker(wants=lambda: bool(getattr(bridge, "takes_output", True))))
 
 
 def recover_with(bridge: Bridge | None, directory: Path) -> None:

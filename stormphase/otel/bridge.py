@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from stormphase.capture import CapturedLine
     from stormphase.otel._background import BackgroundRecovery
     from stormphase.otel._provider import SdkTracer
+    from stormphase.otel._said import OutputLog
 
 _NO_BOUNDARIES: Final = (False, False)
 _BOTH_BOUNDARIES: Final = (True, True)
@@ -68,7 +69,6 @@ class OTelBridge:
             phase has anything to say. Set by `attach`.
         on_handed_over: called on the worker with each ended phase that was handed over, or deliberately not sent.
         on_finished: called on the worker once the rank's and the session's spans were handed over.
-        output_of: returns what an ended phase said, which is sent as log records; None where nothing is captured.
 
     Raises:
         ConfigurationError: if an argument cannot work.
@@ -112,7 +112,7 @@ class OTelBridge:
         self.phase_trace_facts: Callable[[PhaseHandle], Mapping[str, Any] | None] | None = None
         self.on_handed_over: Callable[[PhaseHandle], object] | None = None
         self.on_finished: Callable[[], object] | None = None
-        self.output_of: Callable[[PhaseHandle], Sequence[CapturedLine]] | None = None
+        self._output: OutputLog | None = None
         self._session: BridgeSession | None = None
         self._way = Way.NONE
         self._sdk: SdkTracer | None = None
@@ -255,8 +255,8 @@ class OTelBridge:
             return
         try:
             self._take(phase)
-            if self.output_of is not None and self.takes_output and isinstance(phase, PhaseSpan):
-                self._send_output(phase, self.output_of(phase))
+            if self._output is not None and self.takes_output:
+                self._output(phase)
         finally:
             # Also where a processor raised: it has been given the phase, and nothing is handed over twice.
             if self.on_handed_over is not None:
@@ -267,11 +267,13 @@ class OTelBridge:
         """Whether what phases say can be sent, as log records."""
         return self._events is not None and self._events.has_logger
 
-    def _send_output(self, phase: PhaseSpan, lines: Sequence[CapturedLine]) -> None:
-        if lines and self._events is not None and self._facts is not None:
-            from stormphase.otel._said import send_output  # noqa: PLC0415 - only programs that capture load capture
+    def use_output(self, output_of: Callable[[PhaseHandle], Sequence[CapturedLine]]) -> None:
+        """Send what ended phases said, as log records; called on the thread that begins to capture."""
+        # Loaded only by programs that capture; and here, as a fork beside an import leaves the child its lock.
+        from stormphase.otel._said import OutputLog  # noqa: PLC0415
 
-            send_output(self._events, self._facts, phase, lines)
+        if self._events is not None and self._facts is not None:
+            self._output = OutputLog(self._events, self._facts, output_of)
 
     def _announce_overdue(self, notice: OverdueNotice) -> None:
         if self._events is not None and self._lanes is not None and isinstance(notice.phase, PhaseSpan):

@@ -25,6 +25,8 @@ from .conftest import logs_to_memory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from conftest import RunPython
+
     from stormphase import PhaseTracker
 
     MakeTracker = Callable[..., PhaseTracker]
@@ -144,3 +146,17 @@ def test_a_sink_that_is_far_behind_gets_all_of_it(make_tracker: MakeTracker) -> 
     expected = [f"step {number}" for number in range(600)]
     assert expected == [line.text for record in store.query(path="step") for line in record.output]
     assert expected == [record.body for record in lines_of(exporter)]
+
+
+def test_no_worker_imports_what_sends_lines(run_python: RunPython) -> None:
+    """It is loaded where capturing begins: a fork beside an import would leave the child a lock that nobody opens."""
+    child = run_python("""
+import sys, stormphase
+from stormphase.otel import OTelBridge
+
+with stormphase.PhaseTracker(bridge=OTelBridge(), session_id="s", capture=True):
+    print("stormphase.otel._said" in sys.modules)
+with stormphase.PhaseTracker(bridge=OTelBridge(), session_id="t"):
+    pass
+""")
+    assert "True\n" == child.stdout
