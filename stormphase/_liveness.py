@@ -19,6 +19,9 @@ from stormphase._model import ProcessIdentity
 # A heartbeat is written about once a second, by a thread that a busy process may keep waiting.
 FRESH_NS: Final = 10 * 1_000_000_000
 
+# The one that Linux boots with, outside of all containers (PROC_PID_INIT_INO in include/linux/proc_ns.h).
+MACHINE_PID_NAMESPACE: Final = 0xEFFFFFFC
+
 # Names that machines have which nobody named: two of them need not be the same machine.
 _NAMELESS: Final = frozenset({"", "localhost", "localhost.localdomain", "unknown"})
 _DOINGS: Final = {"T": "stopped by a signal", "t": "held by a debugger", "D": "waiting in the kernel"}
@@ -95,8 +98,8 @@ def judge(
     """Return whether `process` lives. Asks the kernel only about a process of this machine and pid namespace.
 
     Proof of death is: the same boot and pid namespace, and the pid is gone, is a zombie or started at another time;
-    or the same host's name with another boot, which began after the last heartbeat. Otherwise a fresh heartbeat
-    speaks for life, and an old one for nothing but silence.
+    or the same host's name with another boot, which began after the last heartbeat, both outside of containers.
+    Otherwise a fresh heartbeat speaks for life, and an old one for nothing but silence.
 
     Args:
         process: who is asked about.
@@ -141,8 +144,11 @@ def _judge_here(process: ProcessIdentity, this: ProcessIdentity) -> Verdict | No
 def _judge_reboot(process: ProcessIdentity, this: ProcessIdentity, heartbeat_wall_ns: int | None) -> Verdict | None:
     """Judge a process of another boot: dead if it was this machine's and this boot began after its last heartbeat.
 
-    Two machines may have one name. If this boot was there while the process still lived, it is another machine's.
+    Two machines may have one name. If this boot was there while the process still lived, it is another machine's; and
+    names of containers move from machine to machine, so both processes have to be outside of any.
     """
+    if process.pid_namespace != MACHINE_PID_NAMESPACE or this.pid_namespace != MACHINE_PID_NAMESPACE:
+        return None
     if process.boot_id is None or this.boot_id is None or heartbeat_wall_ns is None:
         return None
     if process.host != this.host or this.host in _NAMELESS:

@@ -27,6 +27,11 @@ LONG_AGO = SECOND  # in 1970: before any
 ELSEWHERE = ProcessIdentity(host="node7", boot_id="another", pid=os.getpid(), started=1, pid_namespace=1)
 
 
+def on_the_machine_itself() -> ProcessIdentity:
+    """Return who this process would be outside of all containers."""
+    return attrs.evolve(own_process(), pid_namespace=_liveness.MACHINE_PID_NAMESPACE)
+
+
 @contextmanager
 def child(source: str = "input()") -> Iterator[tuple[subprocess.Popen[bytes], ProcessIdentity]]:
     """Start a Python that tells who it is, and then waits; it is gone at the end."""
@@ -140,17 +145,31 @@ def test_a_clock_that_is_ahead_proves_nothing() -> None:
 
 def test_a_machine_that_booted_since_took_its_processes_along() -> None:
     """The same host with another boot, which began after the last heartbeat, is proof."""
-    before = attrs.evolve(own_process(), boot_id="another")
-    verdict = judge(before, heartbeat_wall_ns=LONG_AGO, now_wall_ns=NOW)
+    this = on_the_machine_itself()
+    before = attrs.evolve(this, boot_id="another")
+    verdict = judge(before, heartbeat_wall_ns=LONG_AGO, now_wall_ns=NOW, this=this)
     assert (Liveness.DEAD, True) == (verdict.state, verdict.is_host_gone)
     assert "has booted since, at 20" in verdict.evidence
 
 
+@pytest.mark.parametrize("inside", ["process", "this"])
+def test_containers_of_one_name_are_two(inside: str) -> None:
+    """A pod that comes back on another machine keeps its name: that machine's boot proves nothing of the first."""
+    this = before = on_the_machine_itself()
+    if inside == "this":
+        this = attrs.evolve(this, pid_namespace=7)
+    else:
+        before = attrs.evolve(before, pid_namespace=7)
+    before = attrs.evolve(before, boot_id="another")
+    assert Liveness.UNKNOWN is judge(before, heartbeat_wall_ns=LONG_AGO, now_wall_ns=NOW, this=this).state
+
+
 def test_two_machines_of_one_name_are_two() -> None:
     """Who had a heartbeat while this machine was up already was on another one, or nobody knows."""
-    before = attrs.evolve(own_process(), boot_id="another")
-    nameless = attrs.evolve(own_process(), host="localhost")
-    assert Liveness.UNKNOWN is judge(before, heartbeat_wall_ns=NOW - 60 * SECOND, now_wall_ns=NOW).state
+    this = on_the_machine_itself()
+    before = attrs.evolve(this, boot_id="another")
+    nameless = attrs.evolve(this, host="localhost")
+    assert Liveness.UNKNOWN is judge(before, heartbeat_wall_ns=NOW - 60 * SECOND, now_wall_ns=NOW, this=this).state
     assert (
         Liveness.UNKNOWN
         is judge(
