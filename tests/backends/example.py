@@ -228,6 +228,16 @@ def phases_by_path(spans: Iterable[ReceivedSpan]) -> dict[PathNames, list[Receiv
     return found
 
 
+def once(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:
+    """Return spans as a backend shows them that keeps one of each id, and see that all copies of one are the same.
+
+    OTLP is at least once: an exporter whose collector answers too late, on a busy machine, sends a batch again.
+    """
+    kept = {span.span_id: span for span in reversed(spans)}
+    assert [] == [span.name for span in spans if kept[span.span_id] != span]
+    return [span for span in spans if kept.pop(span.span_id, None) is not None]
+
+
 def check_one_trace(spans: Sequence[ReceivedSpan], trace_id: str, ranks: int) -> None:
     """Compare ids and parents with those of one whole trace of so many ranks."""
     assert {trace_id} == {span.trace_id for span in spans}

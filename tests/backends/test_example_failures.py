@@ -14,7 +14,7 @@ from attrs import frozen
 
 from stormphase.cli import main
 
-from .example import check_one_trace, phases_by_path, run_example
+from .example import check_one_trace, once, phases_by_path, run_example
 from .received import ReceivedLog, ReceivedSpan
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, _shared_collector: Collector) 
     _shared_collector.clear()
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": _shared_collector.http_endpoint, "OTEL_METRICS_EXPORTER": "none"}
     output = run_example("failures.py", cwd=folder, environ=environ)
-    return Ran(folder, output, _shared_collector.spans(), _shared_collector.logs())
+    return Ran(folder, output, once(_shared_collector.spans()), _shared_collector.logs())
 
 
 def test_the_report_names_the_true_causes(ran: Ran) -> None:
