@@ -134,20 +134,22 @@ def make_enter_phase(lanes: LaneSet) -> EnterPhase:  # noqa: C901, PLR0915 - one
         try:
             handle._context_token = put(handle)
             if (writer := lane.writer) is not None:
-                last_slot = -1
                 if not (has_more or is_special or writer.traces_phases) and path.number:
-                    # No call or jump before the store, so that a signal handler's phases get other slots.
+                    step_word = NO_STEP if step is None else step
+                    # No call, and no jump that is taken, before the store, so that a signal handler's phases get other
+                    # slots, and this one's segment is not folded meanwhile.
                     slot = writer.slot
                     last_slot = writer.last_slot
                     writer.slot = slot + SLOT_BYTES
-                if last_slot < 0 or slot > last_slot:
-                    writer.enter(handle)
+                    if slot <= last_slot:
+                        handle._slot = slot
+                        writer.write_enter(
+                            slot, entered_ns, below._sequence, step_word, path.number, lane.number, 0, 0, number
+                        )
+                    else:
+                        writer.enter(handle)
                 else:
-                    handle._slot = slot
-                    step_word = NO_STEP if step is None else step
-                    writer.write_enter(
-                        slot, entered_ns, below._sequence, step_word, path.number, lane.number, 0, 0, number
-                    )
+                    writer.enter(handle)
         except BaseException:
             _exits.take_back(lanes, lane, handle)
             raise

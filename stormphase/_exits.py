@@ -119,10 +119,12 @@ def _end_on_top(
             phase._ended_ns = ended_ns
             phase._status = status
             lane.ended_count += offered
-            if lanes.journal is not None:
-                lanes.journal.end(phase)
-            for append in queues:
-                append(phase)
+            try:
+                if lanes.journal is not None:
+                    lanes.journal.end(phase)
+            finally:  # Also when a signal handler raises there.
+                for append in queues:
+                    append(phase)
             return
         # A signal handler's phases came and went since the clock was read.
         spent_ns = phase._children_ns
@@ -234,10 +236,12 @@ def _abandon(lanes: LaneSet, lane: Lane, phase: PhaseHandle, why: str) -> None:
             phase._status = _ON_ABANDON
             extra.status_text = why
             lane.ended_count += offered
-            if lanes.journal is not None:
-                lanes.journal.end(phase)
-            for append in queues:
-                append(phase)
+            try:
+                if lanes.journal is not None:
+                    lanes.journal.end(phase)
+            finally:  # Also when a signal handler raises there.
+                for append in queues:
+                    append(phase)
             return
 
 
@@ -282,10 +286,12 @@ def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus, why: 
         phase._ended_ns = ended_ns
         phase._status = status
         lanes.retired_counts[1] += offered  # Its lane's thread may have ended, and what that had counted been added up.
-        if lanes.journal is not None:
-            lanes.journal.end(phase)
-        for append in queues:
-            append(phase)
+        try:
+            if lanes.journal is not None:
+                lanes.journal.end(phase)
+        finally:  # Also when a signal handler raises there.
+            for append in queues:
+                append(phase)
 
 
 def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | None) -> None:
@@ -325,10 +331,12 @@ def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Bas
         phase._ended_ns = ended_ns
         phase._status = status
         lane.ended_count += offered
-        if lanes.journal is not None:
-            lanes.journal.end(phase)
-        for append in queues:
-            append(phase)
+        try:
+            if lanes.journal is not None:
+                lanes.journal.end(phase)
+        finally:  # Also when a signal handler raises there.
+            for append in queues:
+                append(phase)
 
 
 def take_back(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> None:

@@ -144,12 +144,14 @@ class PhaseHandle:
                 self._ended_ns = ended_ns
                 self._status = _ON_SUCCESS
                 self._context_token = None
-                if (write_exit := lane.write_exit) is not None:
-                    write_exit(self._slot, ended_ns, spent_ns, self._sequence)
-                if queues := lane.lanes.exit_queues:
-                    lane.ended_count += 1
-                    for append in queues:
-                        append(self)
+                try:
+                    if (write_exit := lane.write_exit) is not None:
+                        write_exit(self._slot, ended_ns, spent_ns, self._sequence)
+                finally:  # Also when a signal handler raises once that is stored.
+                    if queues := lane.lanes.exit_queues:
+                        lane.ended_count += 1
+                        for append in queues:
+                            append(self)
                 return
         lane.lanes.leave(self, exc, is_unwinding=True)
 

@@ -8,6 +8,7 @@ that raises or for want of memory, the next one to have the lock puts in order.
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 import threading
 import time
@@ -33,6 +34,7 @@ ORPHAN_TICKS: Final = 50
 # A segment in which most phases are open is looked at more and more seldom, at last every so many ticks.
 _LONGEST_PATIENCE: Final = 64
 _MAX_NOTES: Final = 4_096
+_TRIES: Final = 8
 _SLOTS_AT_ONCE: Final = 64
 _ALL_AT_ONCE: Final = 1_024
 
@@ -87,6 +89,7 @@ class Folder:
         self._owner = 0
         self._is_settled = True
         self._tick = 0
+        self._fruitless_tick = -1
         self._folding: int | None = None
         self._orphans: dict[int, tuple[int, int]] = {}  # by slot: the phase's number, and the tick then
         self._patience: dict[int, tuple[int, int]] = {}  # by segment: when to look again, and how long that is
@@ -130,10 +133,18 @@ class Folder:
         if self.clear_oldest_folded():
             return True
         segment = full()
-        for candidate in (*(() if segment is None else (segment,)), *self._segments.in_use):
-            if self._locked(self._discard, candidate, self._open_now(candidate)):
-                return True
+        if segment is not None and self._make_room_of(segment):
+            return True
+        if self._fruitless_tick == self._tick:  # Training must not look for room all the time.
+            return False
+        others = itertools.islice(filter(self._is_due, tuple(self._segments.in_use)), _TRIES)
+        if any(map(self._make_room_of, others)):
+            return True
+        self._fruitless_tick = self._tick
         return False
+
+    def _make_room_of(self, segment: int) -> bool:
+        return bool(self._locked(self._discard, segment, self._open_now(segment)))
 
     def note_handed_over(self, phase: PhaseHandle) -> None:
         """Note on the record of an ended phase that the bridge has it."""
@@ -210,11 +221,12 @@ class Folder:
             patience = min(_LONGEST_PATIENCE, 2 * self._patience.get(segment, (0, 0))[1] or 1)
             self._patience[segment] = (self._tick + patience, patience)
             return False
+        moved = [now_open is not None and self._move(slot, now_open) for slot in look.open_slots]  # Each is tried.
+        if not all(moved):
+            self._patience[segment] = (self._tick + 1, 0)
+            return False
         self._patience.pop(segment, None)
-        if now_open is None:
-            return not look.open_slots
-        moved = [self._move(slot, now_open) for slot in look.open_slots]  # Each is tried.
-        return all(moved)
+        return True
 
     def _discard(self, segment: int, now_open: _OpenPhases | None) -> bool:
         """Clear a full segment that was not folded, and count what has ended in it."""

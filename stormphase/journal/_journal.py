@@ -291,7 +291,8 @@ class OpenJournal:
     def _make_room(self) -> None:
         while (free := len(self._segments)) < _ENOUGH:
             if self._segments.folded_count > self._history:
-                self._folder.clear_oldest_folded()
+                if not self._folder.clear_oldest_folded():
+                    return
             elif not self._grow():
                 # What ended last is worth as much as room for what comes.
                 is_enough = free >= self.file.segments // _FREE_SHARE

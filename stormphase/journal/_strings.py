@@ -102,13 +102,15 @@ class StringTable:
 
     def _store(self) -> None:
         """Store all that waits, in order, also what a signal handler found half done: the same bytes once more."""
-        waiting = self._waiting
         words = self._file.words
-        for segment, start, entry in waiting:
+        while self._waiting:
+            waiting = self._waiting
+            segment, start, entry = waiting[0]
             self._file.put_bytes(segment + start, entry)
             length_at = (segment + _format.TEXT_LENGTH) >> 3
             length = start + len(entry) - _format.FIRST_SLOT
-            if words[length_at] < length:  # noqa: PLR1730 - no call between the two: a handler's may go further
+            # No call from here to the last store: a handler's may have gone further.
+            if words[length_at] < length:  # noqa: PLR1730 - see above
                 words[length_at] = length
-        if self._waiting is waiting:
-            self._waiting = ()
+            if self._waiting is waiting:
+                self._waiting = waiting[1:]

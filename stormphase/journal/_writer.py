@@ -91,7 +91,11 @@ class SegmentWriter:
         attributes = phase._attributes
         blob = dumps(attributes, _MARSHAL_VERSION) if attributes else b""
         length = len(blob)
-        # As in `_take`.
+        if length > _MAX_BLOB:
+            self._enter_with_facts(phase)
+            return
+        step = _NO_STEP if phase._step is None else phase._step
+        # As in `_take`; and no jump that is taken, before the store.
         slot = self.slot
         last_slot = self.last_slot - length
         blobs_from = self._blobs_from
@@ -99,26 +103,25 @@ class SegmentWriter:
         self.slot = slot + _SLOT
         self.last_slot = last_slot
         self._blobs_from = start
-        if slot > last_slot or length > _MAX_BLOB:
+        if slot <= last_slot:
+            phase._slot = slot
+            offset = start & _OFFSET_MASK
+            # First where blobs begin, so that no reader takes one for a slot.
+            self._words[(slot & _SEGMENT_MASK | _BLOBS_FROM) >> 3] = offset
+            self._buffer[start:blobs_from] = blob
+            self.write_enter(
+                slot,
+                phase._entered_ns,
+                parent,
+                step,
+                path,
+                lane.number,
+                offset | length << 16,
+                0,
+                phase._sequence,
+            )
+        else:
             self._enter_with_facts(phase)
-            return
-        phase._slot = slot
-        offset = start & _OFFSET_MASK
-        # First where blobs begin, so that no reader takes one for a slot.
-        self._words[(slot & _SEGMENT_MASK | _BLOBS_FROM) >> 3] = offset
-        self._buffer[start:blobs_from] = blob
-        step = phase._step
-        self.write_enter(
-            slot,
-            phase._entered_ns,
-            parent,
-            _NO_STEP if step is None else step,
-            path,
-            lane.number,
-            offset | length << 16,
-            0,
-            phase._sequence,
-        )
 
     def _enter_with_facts(self, phase: PhaseHandle) -> None:
         flags, blob = entered_facts(phase, self._journal.phase_trace)

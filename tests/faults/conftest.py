@@ -8,6 +8,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _SHARED = {
+    "interrupts": _HERE.parent / "test_interrupts.py",
     "journal_sample": _HERE.parent / "journal" / "sample.py",
     "journal_writing": _HERE.parent / "journal" / "writing.py",
     "faults_stores": _HERE / "stores.py",

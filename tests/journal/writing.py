@@ -69,9 +69,9 @@ class Writing:
             with enter_phase(name):
                 pass
 
-    def read(self):
+    def read(self, ended_limit=None):
         """Return what the journal says."""
-        return read_journal(self.path)
+        return read_journal(self.path, ended_limit=ended_limit)
 
 
 def count_of(image):
