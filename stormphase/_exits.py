@@ -18,6 +18,8 @@ from stormphase._status import TABLE, outcome_of
 from stormphase.exceptions import Misuse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stormphase._lanes import Lane, LaneSet, Publish
 
 _ACTIVE = PhaseStatus.ACTIVE
@@ -122,9 +124,12 @@ def _end_on_top(
             try:
                 if lanes.journal is not None:
                     lanes.journal.end(phase)
-            finally:  # Also when a signal handler raises there.
                 for append in queues:
                     append(phase)
+            except BaseException:  # A signal handler raised: who is left is told all the same.
+                for append in queues:
+                    append(phase)
+                raise
             return
         # A signal handler's phases came and went since the clock was read.
         spent_ns = phase._children_ns
@@ -189,15 +194,16 @@ def forget_ended(lanes: LaneSet, lane: Lane) -> None:
         phase = carrier.current_phase()
 
 
-def _receivers(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus) -> tuple[tuple[Publish, ...], int]:
+def _receivers(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus) -> tuple[Iterator[Publish], int]:
     """Return who is told that the phase has ended, and how many exits the sinks are thereby offered.
 
-    Asked before the phase ends, so that between its end and the sinks' queues a signal handler cannot raise.
+    Asked before the phase ends, so that where a signal handler raises after that, it is known who has not been told.
     """
     extra = phase._extra
     if extra is not None and extra.is_quiet and status is PhaseStatus.SUCCEEDED:
-        return (functools.partial(_publish_quietly, lanes),), 0
-    return lanes.exit_queues, 1 if lanes.exit_queues else 0
+        return iter((functools.partial(_publish_quietly, lanes),)), 0
+    queues = lanes.exit_queues
+    return iter(queues), 1 if queues else 0
 
 
 def _publish_quietly(lanes: LaneSet, phase: PhaseHandle) -> None:
@@ -239,10 +245,22 @@ def _abandon(lanes: LaneSet, lane: Lane, phase: PhaseHandle, why: str) -> None:
             try:
                 if lanes.journal is not None:
                     lanes.journal.end(phase)
-            finally:  # Also when a signal handler raises there.
                 for append in queues:
                     append(phase)
+            except BaseException:  # A signal handler raised: who is left is told all the same.
+                for append in queues:
+                    append(phase)
+                raise
             return
+
+
+def tell_rest(lanes: LaneSet, phase: PhaseHandle, told: int) -> None:
+    """Tell of a phase's end the queues that come after the first `told`, since a signal handler raised before them."""
+    queues = lanes.exit_queues
+    if queues and not told:
+        phase._lane.ended_count += 1
+    for append in queues[told:]:
+        append(phase)
 
 
 def abandon_lane(lanes: LaneSet, lane: Lane, why: str) -> None:
@@ -289,9 +307,12 @@ def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus, why: 
         try:
             if lanes.journal is not None:
                 lanes.journal.end(phase)
-        finally:  # Also when a signal handler raises there.
             for append in queues:
                 append(phase)
+        except BaseException:  # A signal handler raised: who is left is told all the same.
+            for append in queues:
+                append(phase)
+            raise
 
 
 def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | None) -> None:
@@ -334,9 +355,12 @@ def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Bas
         try:
             if lanes.journal is not None:
                 lanes.journal.end(phase)
-        finally:  # Also when a signal handler raises there.
             for append in queues:
                 append(phase)
+        except BaseException:  # A signal handler raised: who is left is told all the same.
+            for append in queues:
+                append(phase)
+            raise
 
 
 def take_back(lanes: LaneSet, lane: Lane, phase: PhaseHandle) -> None:

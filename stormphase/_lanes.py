@@ -15,9 +15,9 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stormphase import _exits, _misuse, _moves, _tasks
-from stormphase._attributes import AttributeCounts
+from stormphase._attributes import AttributeCounts, take
 from stormphase._counts import Counts
-from stormphase._enter import make_enter_phase
+from stormphase._enter import enter_phase, take_or_count
 from stormphase._ids import new_base
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._paths import UNNAMED
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from contextvars import Token
 
     from stormphase._clock import ClockAnchor
-    from stormphase._enter import EnterPhase
     from stormphase._paths import PathNode, PathTable
     from stormphase.exceptions import PhaseProtocolError
     from stormphase.typing import Clock
@@ -114,6 +113,7 @@ class Lane:
         top: the innermost open phase, or the lane itself when none is open.
         is_plain: whether being in the same context is proof enough of being its owner: a living thread's own lane.
         is_inherited: whether this lane belongs to the process that this one was forked from.
+        local: what each thread knows: see `LaneSet`.
         number: tells this lane from all others of the process.
         writer: writes what this lane's thread enters into the journal, if there is one.
         write_exit: writes the plain end of a phase there: its slot's second half, and the three numbers that go in.
@@ -131,6 +131,7 @@ class Lane:
         "is_inherited",
         "is_plain",
         "lanes",
+        "local",
         "now",
         "number",
         "reset",
@@ -154,6 +155,7 @@ class Lane:
         self.is_inherited = False
         self.is_plain = task is None
         self.lanes = lanes
+        self.local = lanes.local
         self.now: Callable[[], int] = lanes.now
         self.number = next(lanes.lane_numbers) & 0xFFFFFFFF
         self.reset: Callable[[Any], None] = lanes.carrier.variable.reset
@@ -188,14 +190,6 @@ class Lane:
         return found
 
 
-class _ThreadLocal(threading.local):
-    """What one thread knows of one lane set: its own lane, its tasks' lanes, and a guard that dies with it."""
-
-    lane: Lane | None = None
-    tasks: weakref.WeakKeyDictionary[Any, Lane] | None = None
-    guard: _ThreadGuard | None = None
-
-
 class _ThreadGuard:
     """Dies with its thread, before the system can give the thread's ident to another one, and retires the lane."""
 
@@ -215,12 +209,14 @@ class LaneSet:
     """All lanes of one (session, rank) in this process, and all that their phases share.
 
     Thread-, task- and fork-safe. `exit_queues` are called with each phase that ends, `enter_queues` with a 1-tuple of
-    each that is entered, `quiet_queues` with those that a filter keeps from the sinks.
+    each that is entered, `quiet_queues` with those that a filter keeps from the sinks. `local` has what one thread
+    knows, each from its first need on: `lane`, its own; `tasks`, its tasks' lanes; `guard`, which dies with the thread.
     """
 
     __slots__ = (
         "__weakref__",
         "_gone",
+        "_lanes",
         "_lock",
         "_muted",
         "anchor",
@@ -229,9 +225,10 @@ class LaneSet:
         "carrier",
         "clock",
         "counts",
-        "enter_phase",
+        "current_phase",
         "enter_queues",
         "exit_queues",
+        "handle_type",
         "id_base",
         "journal",
         "lane_numbers",
@@ -246,13 +243,16 @@ class LaneSet:
         "open_lanes",
         "parked",
         "paths",
+        "put",
         "quiet_queues",
         "rank",
         "retired_counts",
         "running_loop",
+        "running_tasks",
         "sequence",
         "session_id",
         "step",
+        "taken",
     )
 
     def __init__(
@@ -296,11 +296,17 @@ class LaneSet:
         self.notice_count = 0
         self._lock = threading.RLock()  # A signal handler may enter phases, too.
         self._muted = threading.local()
-        self.local = _ThreadLocal()
+        self.local = threading.local()  # Itself, since CPython is slower with classes derived from it.
         self.running_loop = _tasks.running_loop_probe()
+        self.running_tasks = _tasks.running_tasks()
         self.sequence = itertools.count(1)
         self.noop = NOOP
-        self.enter_phase: EnterPhase = make_enter_phase(self)
+        # For `enter_phase`, which should not have to look farther.
+        self._lanes = self
+        self.current_phase = self.carrier.current_phase
+        self.handle_type = self.carrier.handle_type
+        self.put = self.carrier.put
+        self.taken = take if on_misuse == "raise" else take_or_count
 
     def enter_again(
         self, stale: PhaseHandle, name: str, attributes: Any, *, sync: bool, timeout_s: float | None
@@ -354,13 +360,13 @@ class LaneSet:
         if getattr(self._muted, "is_muted", False):
             return None
         local = self.local
-        lane = local.lane
+        lane = self.lane_of_thread()
         if lane is None:
             lane = self._lane_of_new_thread(local)
         task = _tasks.current_task()
         if task is None:
             return lane
-        tasks = local.tasks
+        tasks: weakref.WeakKeyDictionary[Any, Lane] | None = getattr(local, "tasks", None)
         if tasks is None:
             tasks = local.tasks = weakref.WeakKeyDictionary()
         task_lane = tasks.get(task)
@@ -368,7 +374,7 @@ class LaneSet:
             task_lane = tasks[task] = self._lane_of_new_task(lane, task)
         return task_lane
 
-    def _lane_of_new_thread(self, local: _ThreadLocal) -> Lane:
+    def _lane_of_new_thread(self, local: threading.local) -> Lane:
         if self.on_first_sight is not None:
             self.on_first_sight()
         lane = Lane(self, get_ident(), threading.current_thread().name, None)
@@ -378,7 +384,7 @@ class LaneSet:
             lane.write_exit = journal.write_exit
         guard = _ThreadGuard(lane, self._gone)
         self._keep(lane)
-        first = local.lane
+        first = self.lane_of_thread()
         if first is None:  # A signal handler may have been here since, and entered a phase.
             local.guard = guard
             local.lane = first = lane
@@ -495,7 +501,19 @@ class LaneSet:
             self.counts.add(Misuse.BAD_NAME)
             return self.paths.child(parent, UNNAMED)
 
+    def _running_lanes(self, action: str) -> LaneSet:
+        """Return itself: lanes always run."""
+        del action
+        return self
+
+    def lane_of_thread(self) -> Lane | None:
+        """Return the calling thread's own lane, whatever task runs in it; None if it has entered nothing."""
+        lane: Lane | None = getattr(self.local, "lane", None)
+        return lane
+
+    enter_phase = enter_phase
     leave = _exits.leave
+    tell_rest = _exits.tell_rest
     retry = _moves.retry
     add_event = _moves.add_event
     pause = _moves.pause

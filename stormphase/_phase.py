@@ -7,7 +7,6 @@ phase on top of its lane and takes it off in the next statement is the only one 
 
 from __future__ import annotations
 
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from stormphase._attributes import put
@@ -126,8 +125,12 @@ class PhaseHandle:
     ) -> None:
         """End the phase; never swallows the block's exception, nor replaces it."""
         lane = self._lane
-        # The thread is asked for as well: one context may be run in by several threads, one after the other.
-        if exc is None and lane.top is self and self._extra is None and lane.is_plain and lane.thread_id == get_ident():
+        try:
+            # The thread is asked for as well: one context may be run in by several threads, one after the other.
+            is_plain = exc is None and lane.top is self and self._extra is None and lane.local.lane is lane
+        except AttributeError:  # This thread has no lane.
+            is_plain = False
+        if is_plain:
             now = lane.now  # Into a local first: CPython 3.11 is slow to call what a slot holds.
             spent_ns = self._children_ns
             ended_ns = now()
@@ -140,18 +143,24 @@ class PhaseHandle:
             if lane.top is self and self._children_ns is spent_ns:  # No call from here to the last store: see above.
                 below = self._below
                 lane.top = below
-                below._children_ns += ended_ns - self._entered_ns
+                below._children_ns = below._children_ns + (ended_ns - self._entered_ns)
                 self._ended_ns = ended_ns
                 self._status = _ON_SUCCESS
                 self._context_token = None
+                told = 0
                 try:
-                    if (write_exit := lane.write_exit) is not None:
+                    write_exit = lane.write_exit
+                    if write_exit is not None:
                         write_exit(self._slot, ended_ns, spent_ns, self._sequence)
-                finally:  # Also when a signal handler raises once that is stored.
-                    if queues := lane.lanes.exit_queues:
+                    queues = lane.lanes.exit_queues
+                    if queues:
                         lane.ended_count += 1
                         for append in queues:
+                            told += 1
                             append(self)
+                except BaseException:
+                    lane.lanes.tell_rest(self, told)
+                    raise
                 return
         lane.lanes.leave(self, exc, is_unwinding=True)
 

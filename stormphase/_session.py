@@ -266,7 +266,7 @@ class Session:
     def _close_lanes(self) -> None:
         """End what is open, and take it out of the caller's context: what comes later must not hang there."""
         # A thread without a lane has nothing open, and to make it one would take a lock of threading's.
-        lane = None if self.lanes.local.lane is None else self.lanes.lane_of_caller()
+        lane = None if self.lanes.lane_of_thread() is None else self.lanes.lane_of_caller()
         opened_here = [] if lane is None else lane.phases()
         self.lanes.close("the session stopped")
         carrier = self.lanes.carrier

@@ -11,6 +11,7 @@ from stormphase import _ambient, _configuration, _decorator, _misuse
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
 from stormphase._clock import SystemClock
 from stormphase._counts import Counts
+from stormphase._enter import enter_phase
 from stormphase._model import RankIdentity
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._phase import PhaseToken
@@ -115,6 +116,7 @@ class PhaseTracker:
         self._may_start = [True]  # Taken by one C call, `pop`: of two threads one gets it.
         self._session: Session | None = None
         self._is_disabled = False
+        self._lanes: LaneSet  # Those of the session, while it runs; see `enter_phase`.
         self._counts = Counts()  # What was misused before the start.
         self._step: int | None = None
 
@@ -161,15 +163,15 @@ class PhaseTracker:
         session.note_step(self._step)
         self._recorder = recorder
         self._session = session
-        # Looked up on the instance, one call saved a phase; a subclass that overrides a method keeps its own.
-        for method in ("enter_phase", "enter"):
-            if getattr(type(self), method) is getattr(PhaseTracker, method):
-                setattr(self, method, getattr(session.lanes, method))
+        self._lanes = session.lanes
+        if type(self).enter is PhaseTracker.enter:  # A subclass that overrides it keeps its own.
+            # Looked up on the instance: one call saved a phase.
+            self.enter = session.lanes.enter  # type: ignore[method-assign]
         _ambient.push(self)
 
     def _on_stop(self) -> None:
-        for method in ("enter_phase", "enter"):
-            self.__dict__.pop(method, None)
+        for name in ("_lanes", "enter"):
+            self.__dict__.pop(name, None)
         _ambient.pop(self)
 
     def _disable(self) -> None:
@@ -199,29 +201,7 @@ class PhaseTracker:
 
     # Phases
 
-    def enter_phase(
-        self,
-        name: str,
-        attributes: Mapping[str, Any] | None = None,
-        sync: bool = False,
-        timeout_s: float | None = None,
-    ) -> PhaseHandle:
-        """Enter a phase now and return its handle, which a `with` block closes.
-
-        Args:
-            name: one name, not a path; stripped, bounded to 256 characters, unprintable characters escaped.
-            attributes: copied and bounded now.
-            sync: whether ranks wait for each other in it, as in a collective.
-            timeout_s: how many seconds it may be open; if it is for longer, the sinks and the log are told once, the
-                journal gets every thread's stack, and the phase goes on.
-
-        Raises:
-            PhaseProtocolError: if the tracker does not run.
-            PhaseNameError: if the name is blank or not a string.
-            TypeError: if `attributes` is not a mapping.
-        """
-        lanes = self._running_lanes("enter")
-        return NOOP if lanes is None else _seen_from(2, lanes.enter_phase(name, attributes, sync, timeout_s))
+    enter_phase = enter_phase
 
     def enter(
         self,

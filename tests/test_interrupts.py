@@ -183,6 +183,11 @@ def nest_in_rooms_known_before(lanes):
             pass
 
 
+def nest_with_a_journal(lanes):
+    """The same while all is written down."""
+    nest_in_rooms_known_before(lanes)
+
+
 def set_attributes(lanes):
     """Leave a block whose phase is out of the ordinary, so that it ends the slow way."""
     with lanes.enter_phase("a"):
@@ -279,6 +284,7 @@ def finalise_elsewhere(lanes):
 SCENARIOS = [
     nest,
     nest_in_rooms_known_before,
+    nest_with_a_journal,
     set_attributes,
     fail,
     use_tokens,
@@ -298,16 +304,66 @@ def no_trio(monkeypatch):
     monkeypatch.setattr(_enter, "_modules", {})
 
 
+class Journal:
+    """Keeps the numbers of the phases whose end was written, and is its own writer."""
+
+    traces_phases = False
+    slot = 0
+    last_slot = 1_000_000
+
+    def __init__(self):
+        self.ended = []
+
+    def new_writer(self, lane):
+        """Write for every thread."""
+        del lane
+        return self
+
+    def write_enter(self, *numbers):
+        """Keep nothing."""
+
+    def enter(self, phase):
+        """Give it a place."""
+        phase._slot = 0
+
+    def write_exit(self, slot, ended_ns, spent_ns, word):
+        """Keep the number of what ends the plain way."""
+        del slot, ended_ns, spent_ns
+        self.ended.append(word)
+
+    def end(self, phase):
+        """Keep the number of what ends in another way."""
+        self.ended.append(phase._sequence)
+
+    def take_back(self, phase):
+        """Keep nothing."""
+
+
+class TwoQueues(list):
+    """What the first of two exit queues was given, beside what the second was."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = []
+
+
 def new_lanes(scenario):
     """Return lanes on a clock that ticks, with the lists of what was entered and of what has ended."""
     recorder = PhaseRecorder(clock=TickingClock())
     lanes = recorder.lane_set("s", 0)
-    if scenario is nest_in_rooms_known_before:
+    if scenario is nest_with_a_journal:
+        lanes.journal = Journal()
+    is_known = scenario in (nest_in_rooms_known_before, nest_with_a_journal)
+    if is_known:
         scenario(lanes)
-    entered, ended = [], []
+    if lanes.journal is not None:
+        for path in (lanes.paths.root.children["warm"], lanes.paths.root.children["warm"].children["warm"]):
+            path.number = 1
+        lanes.journal.ended.clear()
+    entered, ended = [], TwoQueues()
     lanes.enter_queues = (entered.append,)
-    lanes.exit_queues = (ended.append,)
-    lane = lanes.lane_of_caller() if scenario is nest_in_rooms_known_before else None
+    lanes.exit_queues = (ended.append, ended.second.append)
+    lane = lanes.lane_of_caller() if is_known else None
     return lanes, entered, ended, 0 if lane is None else lane._children_ns
 
 
@@ -319,8 +375,12 @@ def check_all_is_right(lanes, entered, ended, before_ns, place):
     assert None is lanes.carrier.current_phase(), place
     assert [] == list(lanes.open_phases()), place
     assert {1} == {ended.count(phase) for phase in ended}, f"{place}: ended twice"
+    assert {*map(id, ended)} == {*map(id, ended.second)}, f"{place}: one queue was told, and the other not"
+    assert len(ended) == len(ended.second), f"{place}: one queue was told twice"
     numbers = [phase._sequence for phase in ended]
     assert sorted(set(numbers)) == sorted(numbers), f"{place}: ended twice, by two handles"
+    if lanes.journal is not None:
+        assert sorted(numbers) == sorted(lanes.journal.ended), f"{place}: not as the journal has it"
     assert set() == {phase[0]._sequence for phase in entered} - set(numbers), f"{place}: never ended"
     assert {True} == {phase.status in FINAL for phase in ended}, place
     assert {True} == {self_ns(phase) >= 0 for phase in ended}, place

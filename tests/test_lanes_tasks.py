@@ -8,6 +8,7 @@ import contextvars
 import gc
 import sys
 import threading
+import types
 
 import anyio
 import anyio.from_thread
@@ -483,3 +484,21 @@ def test_a_loop_that_is_closed_in_between_has_no_task(monkeypatch):
             return _tasks.current_task()
 
     assert None is asyncio.run(main())
+
+
+def test_a_running_task_shows_in_what_is_looked_at_before_the_loop_is_asked_for():
+    """Empty while no task runs in any thread; if CPython stops keeping it so, phases in tasks are misplaced."""
+    seen = []
+
+    async def look():
+        seen.append(bool(_tasks.running_tasks()))
+
+    asyncio.run(look())
+    assert [True, sys.version_info >= (3, 14)] == [*seen, bool(_tasks.running_tasks())]
+
+
+@pytest.mark.parametrize("accelerator", [None, types.SimpleNamespace(), types.SimpleNamespace(_current_tasks=5)])
+def test_where_running_tasks_are_not_shown_the_loop_is_always_asked_for(monkeypatch, accelerator):
+    """A later CPython, or another Python, may keep them elsewhere: then every phase asks for the loop."""
+    monkeypatch.setitem(sys.modules, "_asyncio", accelerator)
+    assert _tasks.running_tasks()

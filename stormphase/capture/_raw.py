@@ -76,7 +76,7 @@ class RawCapture:
         self._is_started = True
         BOARD.use_descriptors(self._descriptors)
         lanes = self._lanes
-        mine = lanes.local.lane
+        mine = lanes.lane_of_thread()
         for lane in lanes.lanes():
             if isinstance(top := lane.top, PhaseHandle):
                 self._tops[lane] = top

@@ -55,4 +55,4 @@ def is_captured(phase: PhaseHandle, *, by_default: bool) -> bool:
 
 def _lane_here(lanes: LaneSet) -> Lane | None:
     # Never made: a thread that only prints needs none.
-    return None if lanes.local.lane is None else lanes.lane_of_caller()
+    return None if lanes.lane_of_thread() is None else lanes.lane_of_caller()

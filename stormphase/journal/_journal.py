@@ -188,7 +188,7 @@ class OpenJournal:
         self.file.put_word(_format.STEP, _format.NO_STEP if step is None else step)
 
     def _writer_here(self) -> SegmentWriter | None:
-        lane = self.lanes.local.lane
+        lane = self.lanes.lane_of_thread()
         writer = None if lane is None else lane.writer
         return writer if isinstance(writer, SegmentWriter) else None
 

@@ -365,7 +365,7 @@ def test_a_fold_of_many_paths_fits_into_the_redo_log(write):
     for number in range(2 * SLOTS):
         writing.lanes.enter_phase(f"path {number}")
         writing.lanes.now.__self__.now_ns += 10 ** (number % 12)
-        lane = writing.lanes.local.lane
+        lane = writing.lanes.lane_of_thread()
         lane.writer, kept = None, lane.writer  # As another thread would abandon it.
         writing.lanes.close("over")
         lane.writer = kept
