@@ -12,11 +12,15 @@ import itertools
 import mmap
 import os
 import struct
+import sys
 import time
 import zlib
 from typing import TYPE_CHECKING, Final
 
 from stormphase.journal import _format
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +49,8 @@ class JournalFile:
 
     Args:
         path: where; must not exist.
-        max_bytes: how long the file may become, at least `MIN_BYTES`; rounded down to whole segments.
+        max_bytes: how long the file may become, at least `MIN_BYTES`; rounded down to whole segments, and to what the
+            process may write.
 
     Raises:
         OSError: if it cannot be created, or there is no room for the first `MIN_BYTES`; nothing is left behind then.
@@ -54,7 +59,7 @@ class JournalFile:
     def __init__(self, path: Path, max_bytes: int) -> None:
         """Create, allocate and map it; `complete` makes it valid."""
         self.path = path
-        self._max_segments = max_bytes // _format.SEGMENT
+        self._max_segments = _within_limit(max_bytes) // _format.SEGMENT
         self.segments = 0
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), _MODE)
         try:
@@ -213,6 +218,14 @@ class JournalFile:
             for offset in range(start, min(end, start + _PAGES_AT_ONCE * _PAGE), _PAGE):
                 words[offset >> 3] = 0
             time.sleep(0)  # noqa: TID251 - waits for nothing: training may want the GIL
+
+
+def _within_limit(max_bytes: int) -> int:
+    """Return how long the file may become under this process's limit (RLIMIT_FSIZE), if that leaves room for one."""
+    if sys.platform == "win32":
+        return max_bytes
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return min(max_bytes, limit) if limit >= MIN_BYTES else max_bytes
 
 
 def _allocate(fd: int, offset: int, length: int) -> None:

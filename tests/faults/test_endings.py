@@ -1,0 +1,279 @@
+"""All the ways in which a process ends: what its journal says of it, of what was open and of what had ended."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from stormphase._model import PhaseStatus
+from stormphase.journal import read_directory
+
+BEGIN = """
+import ctypes, os, resource, signal, sys, threading, time
+from stormphase import PhaseTracker
+
+def wait():
+    threading.Event().wait(50)
+
+tracker = PhaseTracker(
+    session_id="s", rank=0, world_size=1, bridge=None, summary=False, journal=sys.argv[1],
+    stop_on_sigterm=sys.argv[2:] == ["stop_on_sigterm"],
+)
+"""
+
+# What is open where the program ends.
+OPEN = """
+tracker.start()
+tracker.set_step(7)
+for _ in range(3):
+    tracker.enter_phase("done").close()
+tracker.enter_phase("train", {"epochs": 3})
+tracker.enter_phase("step").pause()
+tracker.enter_phase("load")
+is_open = threading.Event()
+
+def load():
+    tracker.enter_phase("prefetch", {"worker": 1})
+    is_open.set()
+    wait()
+
+threading.Thread(target=load, name="loader", daemon=True).start()
+is_open.wait(10)
+"""
+
+
+def journals(directory):
+    """Return the journals, by whether their process was forked, and then by pid."""
+    found = list(read_directory(directory))
+    return sorted(found, key=lambda image: (image.facts["forked_from"] is not None, image.process.pid))
+
+
+def open_as(image):
+    """Return what is open, as those who look for it want it."""
+    return [(each.path, each.status.value, each.step, dict(each.attributes), each.thread_name) for each in image.open]
+
+
+KEPT_OPEN = [
+    (("train",), "active", 7, {"epochs": 3}, "MainThread"),
+    (("train", "step"), "paused", 7, {}, "MainThread"),
+    (("train", "load"), "active", 7, {}, "MainThread"),
+    (("prefetch",), "active", 7, {"worker": 1}, "loader"),
+]
+
+
+@pytest.mark.parametrize(
+    ("ending", "returncode"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+        ("os.abort()", -signal.SIGABRT),
+        ("ctypes.string_at(0)", -signal.SIGSEGV),
+        ("os._exit(3)", 3),
+    ],
+)
+def test_a_process_that_says_nothing_any_more_leaves_what_was_open(run_python, tmp_path, ending, returncode):
+    """Killed, crashed, or gone without a word: the open stack of every thread, and what had ended."""
+    done = run_python(BEGIN + OPEN + ending, str(tmp_path / "runs"), check=False)
+    assert returncode == done.returncode
+    (image,) = journals(tmp_path / "runs")
+    assert KEPT_OPEN == open_as(image)
+    assert (None, None, 7, ()) == (image.end_note, image.stop_signal, image.step, image.damage)
+    assert 3 == image.totals["done",].count
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "said"),
+    [
+        ("", "clean", None),
+        ("raise ValueError('no more data')", "exception", "no more data"),
+        ("sys.exit(4)", "clean", None),
+        ("os.kill(os.getpid(), signal.SIGINT); wait()", "signal", signal.SIGINT),
+    ],
+)
+def test_an_interpreter_that_shuts_down_says_how(run_python, tmp_path, ending, kind, said):
+    """Phases that nobody ended are ABANDONED, and the end note has the exception, if one ended the program."""
+    run_python(BEGIN + OPEN + ending, str(tmp_path / "runs"), check=False)
+    (image,) = journals(tmp_path / "runs")
+    assert () == image.open
+    assert kind == image.end_note.kind
+    assert said in (None, image.end_note.error_message, image.end_note.signal)
+    statuses = {phase.path: phase.status for phase in image.ended if phase.path != ("done",)}
+    assert dict.fromkeys((path for path, *_ in KEPT_OPEN), PhaseStatus.ABANDONED) == statuses
+    assert {"loader"} == {phase.thread_name for phase in image.ended if phase.path == ("prefetch",)}
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "status"),
+    [
+        ("raise ValueError('no more data')", "exception", PhaseStatus.FAILED),
+        ("sys.exit(4)", "exit", PhaseStatus.CANCELLED),
+        ("os.kill(os.getpid(), signal.SIGINT); wait()", "signal", PhaseStatus.CANCELLED),
+    ],
+)
+def test_what_ends_a_with_block_is_the_outcome(run_python, tmp_path, ending, kind, status):
+    """The phases that it unwound say so, and the journal has it as well."""
+    source = f"{BEGIN}\nwith tracker, tracker.enter_phase('train'), tracker.enter_phase('step'):\n    {ending}\n"
+    run_python(source, str(tmp_path / "runs"), check=False)
+    (image,) = journals(tmp_path / "runs")
+    assert (kind, ()) == (image.end_note.kind, image.open)
+    assert [status, status] == [phase.status for phase in image.ended]
+
+
+def test_sigterm_is_told_if_the_session_was_asked_to_stop_by_it(run_python, tmp_path):
+    """With stop_on_sigterm the journal has the signal, when it came, and an ordered end."""
+    ending = "os.kill(os.getpid(), signal.SIGTERM)\nwait()"
+    done = run_python(BEGIN + OPEN + ending, str(tmp_path / "runs"), "stop_on_sigterm", check=False)
+    assert -signal.SIGTERM == done.returncode
+    (image,) = journals(tmp_path / "runs")
+    assert (signal.SIGTERM, ("signal", signal.SIGTERM)) == (
+        image.stop_signal,
+        (image.end_note.kind, image.end_note.signal),
+    )
+    assert image.started_ns < image.stop_asked_ns <= image.end_note.ended_ns
+    assert () == image.open
+
+
+def test_a_thread_that_exits_ends_its_own_phases_alone(run_python, tmp_path):
+    """`sys.exit` in a thread: its block is unwound, the others go on."""
+    ending = """
+def leave():
+    with tracker.enter_phase("leaving"):
+        sys.exit(5)
+
+thread = threading.Thread(target=leave, name="leaver")
+thread.start()
+thread.join()
+os._exit(0)
+"""
+    run_python(BEGIN + OPEN + ending, str(tmp_path / "runs"))
+    (image,) = journals(tmp_path / "runs")
+    assert KEPT_OPEN == open_as(image)
+    (left,) = [phase for phase in image.ended if phase.path == ("leaving",)]
+    assert ("leaver", "SystemExit") == (left.thread_name, left.error.type.rpartition(".")[2])
+
+
+FORKED = """
+reads, writes = os.pipe()
+if not (child := os.fork()):
+    with tracker.enter_phase("in the child", {"k": 1}):
+        tracker.enter_phase("new name").close()
+        tracker.enter_phase("open in the child")
+        os.write(writes, b"!")
+        wait()
+os.read(reads, 1)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+for _ in range(500):
+    tracker.enter_phase("after").close()
+os._exit(0)
+"""
+
+
+def test_a_forked_child_that_is_killed_costs_its_parent_nothing(run_python, tmp_path):
+    """Each has a journal of its own: the child's phases are in the child's, and the parent goes on."""
+    run_python(BEGIN + OPEN + FORKED, str(tmp_path / "runs"))
+    parent, child = journals(tmp_path / "runs")
+    assert KEPT_OPEN == open_as(parent)
+    assert {"done": 3, "after": 500} == {path[-1]: totals.count for path, totals in parent.totals.items()}
+    assert parent.process.pid == child.facts["forked_from"]
+    assert ["in the child", "open in the child"] == [phase.path[-1] for phase in child.open]
+    assert {"k": 1} == child.open[0].attributes
+    assert ["new name"] == [phase.path[-1] for phase in child.ended]
+    assert {phase.scope_id for phase in (*parent.open, *parent.ended)}.isdisjoint(
+        phase.scope_id for phase in (*child.open, *child.ended)
+    )
+
+
+FORKED_AT_WORK = """
+tracker.start()
+stopping = threading.Event()
+counts = []
+
+def work(number):
+    count = 0
+    with tracker.enter_phase(f"worker {number}"):
+        while not stopping.is_set():
+            with tracker.enter_phase("step", {"n": count}):
+                count += 1
+    counts.append(count)
+
+threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+for thread in threads:
+    thread.start()
+children = []
+for number in range(6):
+    if not (child := os.fork()):
+        for name in ("child", f"only {number}"):
+            with tracker.enter_phase(name):
+                pass
+        os.kill(os.getpid(), signal.SIGKILL) if number % 2 else os._exit(0)
+    children.append(child)
+if not os.fork():
+    os._exit(0)  # without a phase
+for child in (*children, -1):
+    os.waitpid(child, 0)
+stopping.set()
+for thread in threads:
+    thread.join()
+tracker.stop()
+print(sum(counts))
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forks_while_threads_work_disturb_no_journal(run_python, tmp_path):
+    """Whatever the threads were doing in the moment of the fork; a child without phases leaves no file."""
+    done = run_python(BEGIN + FORKED_AT_WORK, str(tmp_path / "runs"), env={"PYTHONWARNINGS": "ignore"})
+    parent, *children = journals(tmp_path / "runs")
+    steps = sum(totals.count for path, totals in parent.totals.items() if path[-1] == "step")
+    assert int(done.stdout) == steps + parent.unfolded + parent.unwritten
+    assert ((), (), "clean") == (parent.open, parent.damage, parent.end_note.kind)
+    assert 6 == len(children)
+    assert {("child",)} == {child.ended[0].path for child in children}
+    assert {f"only {number}" for number in range(6)} == {child.ended[1].path[-1] for child in children}
+    assert {((), (), 0)} == {(child.open, child.damage, child.unwritten) for child in children}
+
+
+WITHOUT_MEMORY = """
+tracker.start()
+with tracker.enter_phase("warm"):
+    pass
+
+def mapped_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes() + (24 << 20), resource.RLIM_INFINITY))
+failed = ended = entered = 0
+kept = []
+for number in range(4_000):
+    try:
+        with tracker.enter_phase(f"path {number % 300}", {"n": number, "text": "x" * 300}) as phase:
+            entered += 1
+            kept.append(bytearray(20_000 + number))
+            phase.set_attribute("late", "y" * 500)
+        ended += 1
+    except MemoryError:
+        failed += 1
+        if failed > 1_500:
+            del kept[:]
+os.write(1, b"%d %d %d\\n" % (entered, ended, failed))
+last = tracker.enter_phase("last", {"n": 1})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_out_of_memory_the_journal_goes_on(run_python, tmp_path):
+    """Under a limit of address space nothing can be allocated for a while: counts are right, what is open is open."""
+    done = run_python(BEGIN + WITHOUT_MEMORY, str(tmp_path / "runs"), check=False)
+    assert -signal.SIGKILL == done.returncode, done.stderr
+    entered, ended, failed = map(int, done.stdout.split())
+    assert ended + failed == 4_000
+    assert failed > 1_000
+    (image,) = journals(tmp_path / "runs")
+    assert [("last",)] == [phase.path for phase in image.open]
+    total = sum(totals.count for totals in image.totals.values()) + image.unfolded + image.unwritten
+    assert () == image.damage
+    # An enter that failed may have been counted for want of memory to take it back.
+    assert entered + 1 <= total <= 4_001
