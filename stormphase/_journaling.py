@@ -51,6 +51,8 @@ class SessionJournal:
         self._open: OpenJournal | None = None
         self._forked_from: int | None = None
         self._must_open = False
+        self._is_opening = False
+        self._opening = threading.RLock()  # A signal handler may enter a phase, too.
         self._end_note: dict[str, Any] | None = None
 
     def place(self, identity: RankIdentity) -> RankIdentity:
@@ -61,6 +63,7 @@ class SessionJournal:
         """
         if self._options is not None:
             self._directory = make_directory(self._options.directory, identity.session_id)
+        if self._directory is not None:
             identity = attrs.evolve(identity, attempt=attempt_of(self._directory, identity))
         self._identity = identity
         return identity
@@ -103,13 +106,20 @@ class SessionJournal:
 
     def open_in_child(self) -> None:
         """Make a forked child's own file, with its first phase; one that has none leaves no file."""
-        if not self._must_open:
+        if self._must_open:
+            with self._opening:  # Of two threads the second one waits, or its phases would not be written.
+                self._open_once()
+
+    def _open_once(self) -> None:
+        if self._is_opening or not self._must_open:  # The former in a signal handler.
             return
-        self._must_open = False
+        self._is_opening = True
         try:
             self._make()
         except ConfigurationError:
             _log.warning("stormphase: a forked child goes on without a journal, as none could be made", exc_info=True)
+        finally:
+            self._must_open = self._is_opening = False
         if self._open is not None:
             self._open.start()
 
@@ -119,6 +129,8 @@ class SessionJournal:
         if journal is not None:
             journal.forget()
         self._forked_from = os.getppid()
+        self._opening = threading.RLock()
+        self._is_opening = False
         self._must_open = self._options is not None
 
     def put_stacks(self, stacks: Mapping[str, Any]) -> bool:

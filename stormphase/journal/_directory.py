@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import struct
 import zlib
@@ -22,7 +24,11 @@ if TYPE_CHECKING:
 
     from stormphase._model import RankIdentity
 
+# What the machine has too little of: nothing is wrong with the directory, and training must not fail for it.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _DIRECTORY_MODE: Final = 0o700
+
+_log = logging.getLogger("stormphase")
 
 
 @attrs.frozen
@@ -42,24 +48,39 @@ def file_name(identity: RankIdentity, pid: int, number: int) -> str:
     return f"rank-{identity.rank:05d}.attempt-{identity.attempt}.pid-{pid}.{number}{_format.SUFFIX}"
 
 
-def make_directory(directory: Path, session_id: str) -> Path:
-    """Return the session's directory, made if need be.
+def make_directory(directory: Path, session_id: str) -> Path | None:
+    """Return the session's directory, made if need be; None, after a warning, if there is no room for it.
+
+    It is absolute, since a program may go elsewhere before it forks.
 
     Raises:
-        ConfigurationError: if it cannot be.
+        ConfigurationError: if it cannot be made, and waiting would not help.
     """
-    path = directory / session_id  # It names a directory everywhere: `_session_id` sees to that.
+    path = (directory / session_id).absolute()  # It names a directory everywhere: `_session_id` sees to that.
     try:
         path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", str(path))
     except OSError as error:
+        if error.errno in NO_ROOM:
+            warn_of_no_room(path, error)
+            return None
         raise ConfigurationError(
             f"The journal's directory {str(path)!r} cannot be used: {error.strerror or error}.",
             setting="journal",
             fix="Give a directory in which this process may make files, or journal=None for no journal.",
         ) from error
     return path
+
+
+def warn_of_no_room(directory: Path, error: OSError) -> None:
+    """Say that there is no journal, why not, and what to do."""
+    _log.warning(
+        "stormphase: no room for a journal in %s (%s); the session goes on without one. Make room there, or set "
+        "another directory.",
+        directory,
+        error.strerror,
+    )
 
 
 def attempt_of(path: Path, identity: RankIdentity) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +11,7 @@ import attrs
 from stormphase._liveness import own_process
 from stormphase._version import __version__
 from stormphase.exceptions import ConfigurationError
-from stormphase.journal._directory import file_name
+from stormphase.journal._directory import NO_ROOM, file_name, warn_of_no_room
 from stormphase.journal._file import MIN_BYTES
 from stormphase.journal._journal import OpenJournal
 
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 DIRECTORY_VARIABLE: Final = "STORMPHASE_DIR"
 MAX_BYTES: Final = 64 * 1024 * 1024
 _MAX_LENGTH: Final = 1 << 32
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-_log = logging.getLogger("stormphase")
 
 
 def _checked_directory(directory: Any) -> Path:
@@ -131,13 +126,8 @@ def open_journal(
         except FileExistsError:
             number += 1
         except OSError as error:
-            if error.errno in _NO_ROOM:
-                _log.warning(
-                    "stormphase: no room for a journal in %s (%s); the session goes on without one. Make room there, "
-                    "or set another directory.",
-                    directory,
-                    error.strerror,
-                )
+            if error.errno in NO_ROOM:
+                warn_of_no_room(directory, error)
                 return None
             raise ConfigurationError(
                 f"No journal can be made in {str(directory)!r}: {error.strerror or error}.",
