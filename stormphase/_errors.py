@@ -7,6 +7,7 @@ ancestor of that phase, so an exception object that is raised again elsewhere co
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import traceback
 from typing import TYPE_CHECKING, Any, Final
@@ -130,8 +131,9 @@ def format_traceback(exception: BaseException) -> str:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # noqa: BLE001 - formatting calls the user's __str__ and reads source files
-        text = "".join(traceback.format_tb(frames, limit=-MAX_TRACEBACK_FRAMES))
-        text += f"{type_name(exception)}: {text_of(exception)}\n"
+        text = f"{type_name(exception)}: {text_of(exception)}\n"
+        with contextlib.suppress(Exception):  # There may be no memory for that, either.
+            text = "".join(traceback.format_tb(frames, limit=-MAX_TRACEBACK_FRAMES)) + text
     if len(text) > MAX_TRACEBACK_CHARS:
         half = MAX_TRACEBACK_CHARS // 2
         text = f"{text[:half]}\n... {len(text) - 2 * half} characters cut ...\n{text[-half:]}"

@@ -6,6 +6,7 @@ its owner ends it, the lane stays a stack, the user's exception wins, and no nan
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from threading import get_ident
@@ -147,7 +148,8 @@ def settle(phase: PhaseHandle, error: BaseException | None) -> PhaseStatus:
     status = outcome_of(error)
     if status is not PhaseStatus.FAILED:
         policy = _errors.REFERENCE
-    extra.error = _errors.describe(error, phase, policy)
+    with contextlib.suppress(Exception):  # No memory: the phase ends without details, and the user's exception wins.
+        extra.error = _errors.describe(error, phase, policy)
     return status
 
 

@@ -477,6 +477,24 @@ def test_a_traceback_that_cannot_be_formatted_is_told_by_its_frames(monkeypatch)
     assert text.endswith("ValueError: x\n")
 
 
+def test_without_memory_a_failure_is_told_with_what_there_is(lanes, ended, monkeypatch):
+    """No traceback, or no details at all: the phase ends, and the user's own exception surfaces."""
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as context:
+        context.setattr(_errors.traceback, "TracebackException", no_memory)
+        context.setattr(_errors.traceback, "format_tb", no_memory)
+        with pytest.raises(ValueError, match="bad"), lanes.enter_phase("a"):
+            raise ValueError("bad batch")
+    assert "ValueError: bad batch\n" == ended[0]._extra.error.traceback
+    monkeypatch.setattr(_errors, "describe", no_memory)
+    with pytest.raises(ValueError, match="bad"), lanes.enter_phase("b"):
+        raise ValueError("bad batch")
+    assert (PhaseStatus.FAILED, None) == (ended[1].status, ended[1]._extra.error)
+
+
 def test_a_traceback_always_encodes():
     """A lone surrogate in a message becomes its escape."""
     assert "ValueError: lone \\ud800\n" == format_traceback(ValueError("lone \ud800"))

@@ -230,11 +230,13 @@ class OpenJournal:
 
     def finish(self, timeout_s: float) -> None:
         """End the worker; what comes later is still stored, and nobody looks."""
-        self._worker.wait(self._worker.ask(timeout_s, is_last=True), timeout_s)
-        self._worker.give_up()
-        clock = self.lanes.clock
-        self.file.beat(clock.monotonic_ns(), clock.wall_ns())
-        self.file.close()
+        try:
+            self._worker.wait(self._worker.ask(timeout_s, is_last=True), timeout_s)
+        finally:  # Also when an impatient KeyboardInterrupt ends the wait.
+            self._worker.give_up()
+            clock = self.lanes.clock
+            self.file.beat(clock.monotonic_ns(), clock.wall_ns())
+            self.file.close()
 
     def forget(self) -> None:
         """Leave the file to the process that made it: this one is its forked child."""

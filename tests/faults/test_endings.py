@@ -247,17 +247,18 @@ def mapped_bytes():
 resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes() + (24 << 20), resource.RLIM_INFINITY))
 failed = ended = entered = 0
 kept = []
-for number in range(4_000):
+for number in range(6_000):
     try:
         with tracker.enter_phase(f"path {number % 300}", {"n": number, "text": "x" * 300}) as phase:
             entered += 1
             kept.append(bytearray(20_000 + number))
             phase.set_attribute("late", "y" * 500)
         ended += 1
-    except MemoryError:
+    except (MemoryError, SystemError):  # CPython itself sometimes raises the latter, where it has no memory.
         failed += 1
-        if failed > 1_500:
+        if failed % 30 == 0:
             del kept[:]
+del kept[:]
 os.write(1, b"%d %d %d\\n" % (entered, ended, failed))
 last = tracker.enter_phase("last", {"n": 1})
 os.kill(os.getpid(), signal.SIGKILL)
@@ -269,11 +270,11 @@ def test_out_of_memory_the_journal_goes_on(run_python, tmp_path):
     done = run_python(BEGIN + WITHOUT_MEMORY, str(tmp_path / "runs"), check=False)
     assert -signal.SIGKILL == done.returncode, done.stderr
     entered, ended, failed = map(int, done.stdout.split())
-    assert ended + failed == 4_000
-    assert failed > 1_000
+    assert ended + failed == 6_000
+    assert failed > 100
     (image,) = journals(tmp_path / "runs")
     assert [("last",)] == [phase.path for phase in image.open]
     total = sum(totals.count for totals in image.totals.values()) + image.unfolded + image.unwritten
     assert () == image.damage
     # An enter that failed may have been counted for want of memory to take it back.
-    assert entered + 1 <= total <= 4_001
+    assert entered + 1 <= total <= 6_001
