@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from stormphase._record import PhaseRecord
+    from stormphase.journal import JournalImage
     from stormphase.typing import RecordStore
 
     Source: TypeAlias = "str | os.PathLike[str] | RecordStore | Iterable[PhaseRecord]"
 
 _MAX_NAMES = 65_536
+_FIX = "Give the file of a SqliteStore, or the directory that was given as `journal`, or as STORMPHASE_DIR."
 
 
 def read_records(
@@ -44,7 +47,7 @@ def read_records(
             `where={"epoch": 1}`, ...
 
     Raises:
-        StoreError: if there is nothing at that path, or it cannot be read.
+        StoreError: if there is nothing at that path, no journal in that directory, or the database cannot be read.
         JournalError: if the directory cannot be read.
         UnknownNameError: if no record has such a path or attribute; of a database at once, else when all was read.
     """
@@ -90,20 +93,24 @@ def _opened(
     path: Path, on_unreadable: Callable[[UnreadableJournal], object] | None
 ) -> SqliteStore | Iterator[PhaseRecord]:
     if path.is_dir():
-        return _of_journals(path, on_unreadable)
+        images = read_directory(path)
+        first = next(images, None)
+        if first is None:
+            raise StoreError(f"No journal in {str(path)!a}.", path=str(path), fix=_FIX)
+        return _of_journals(itertools.chain((first,), images), on_unreadable)
     if not path.exists():
-        raise StoreError(
-            f"There is nothing at {str(path)!a}.",
-            path=str(path),
-            fix="Give the file of a SqliteStore, or the directory of journals.",
-        )
+        raise StoreError(f"There is nothing at {str(path)!a}.", path=str(path), fix=_FIX)
+    if path.is_file() and path.stat().st_size == 0:
+        raise StoreError(f"{str(path)!a} is an empty file.", path=str(path), fix=_FIX)
     return SqliteStore(path)
 
 
-def _of_journals(path: Path, on_unreadable: Callable[[UnreadableJournal], object] | None) -> Iterator[PhaseRecord]:
+def _of_journals(
+    images: Iterable[JournalImage | UnreadableJournal], on_unreadable: Callable[[UnreadableJournal], object] | None
+) -> Iterator[PhaseRecord]:
     this = own_process()
     now_wall_ns = SystemClock.wall_ns()
-    for image in read_directory(path):
+    for image in images:
         if isinstance(image, UnreadableJournal):
             if on_unreadable is not None:
                 on_unreadable(image)

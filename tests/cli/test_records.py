@@ -226,7 +226,17 @@ def test_what_makes_no_sense_is_one_line(ask, arguments, problem):
 def test_nothing_there_is_one_line(capsys, tmp_path):
     """Exit code 2, and what to give."""
     assert 2 == main(["records", str(tmp_path / "nowhere.db")])
-    assert "Give the file of a SqliteStore, or the directory of journals." in capsys.readouterr().err
+    assert "Give the file of a SqliteStore, or the directory that was given as `journal`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["table", "json"])
+def test_a_directory_without_journals_is_one_line(capsys, tmp_path, how):
+    """As `postmortem`, `top` and `recover` say it: exit code 2, and nothing that a program could take for an answer."""
+    assert 2 == main(["records", str(tmp_path), "--format", how])
+    said = capsys.readouterr()
+    assert ("", 1) == (said.out, said.err.count("\n"))
+    assert "No journal in" in said.err
+    assert "STORMPHASE_DIR" in said.err
 
 
 def test_no_records_are_no_error(ask):

@@ -92,6 +92,16 @@ def test_nothing_at_a_path_is_an_error(tmp_path):
         read_records(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(("name", "problem"), [("empty", "is an empty file"), ("", "No journal in")])
+def test_a_place_without_any_records_is_an_error(tmp_path, name, problem):
+    """An empty directory and an empty file are another place than the one that was meant: no empty answer."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "notes.txt").write_text("not ours")
+    (tmp_path / "empty").touch()
+    with pytest.raises(StoreError, match=f"{problem}.*Give the file of a SqliteStore, or the directory"):
+        read_records(tmp_path / (name or "runs"))
+
+
 def test_what_is_no_database_is_an_error(tmp_path):
     """And nothing is written into it."""
     file = tmp_path / "notes.txt"
