@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import resource
 import select
 import signal
 import subprocess
@@ -30,6 +31,8 @@ DEEP = 40
 BURST = 60
 BULK = 700
 LARGE_BULK = 30_000
+# By whatever ends a process at once: the kernel delivers them alike, and none of them runs any code of the victim's.
+SIGNALS = (signal.SIGKILL,) * 5 + (signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT)
 ACTORS = 2 + WORKERS + TASKS
 
 
@@ -220,6 +223,7 @@ def zygote():
     import stormphase._tracker
     import stormphase.journal._options  # noqa: F401 - so that victims need not
 
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
         directory, seed = line.split()
         pid = os.fork()
@@ -267,12 +271,17 @@ class Killer:
             self._zygote.stdin.write(f"{directory} {seed}\n")
             self._zygote.stdin.flush()
             pid = int(self._zygote.stdout.readline())
-            return _lines(fd, pid, random.Random(seed))
+            return _lines(fd, pid, random.Random(seed), signal_of(seed))
         finally:
             os.close(fd)
 
 
-def _lines(fd, pid, chance):
+def signal_of(seed):
+    """Return the signal that ends the victim of a seed."""
+    return SIGNALS[seed % len(SIGNALS)]
+
+
+def _lines(fd, pid, chance, number):
     """Read until so many bytes have come, kill, and read the rest."""
     # Kills come between two bytes of a report and, by the moment the scheduler lets pass, anywhere after them.
     limit = int(2 ** chance.uniform(6, 18))
@@ -285,7 +294,7 @@ def _lines(fd, pid, chance):
         data += piece
         if not is_killed and len(data) >= limit:
             select.select([], [], [], chance.random() * 0.002)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
             is_killed = True
         if not piece and is_killed:
             break
@@ -382,25 +391,38 @@ def check(lines, file, where):
         "folded": total - image.unfolded - len(ended),
         "unfolded": image.unfolded,
         "unwritten": image.unwritten,
+        "amid an exit": bool(confirmed.ending),
     }
 
 
-def run(directory, seeds, say=None):
-    """Kill a victim for each seed, and return what was compared, added up."""
+def run(directory, seeds, say=None, on_mismatch=None):
+    """Kill a victim for each seed, and return what was compared, added up.
+
+    Args:
+        directory: where.
+        seeds: what chance is made of.
+        say: called after each with its seed and what was compared so far.
+        on_mismatch: called with what is wrong, instead of raising it.
+    """
     sums = {}
     with Killer() as killer:
         for seed in seeds:
             place = directory / f"seed-{seed}"
             lines = killer.kill_one(place, seed)
             files = list((place / SESSION).glob("*.journal"))
-            where = f"seed {seed}"
+            found = {"kills": 1, f"by {signal_of(seed).name}": 1}
             if lines:
-                assert 1 == len(files), where
-                found = check(lines, files[0], where)
-                for name, value in {"kills": 1, **found}.items():
-                    sums[name] = sums.get(name, 0) + value
+                try:
+                    assert 1 == len(files), f"seed {seed}: {len(files)} journals"
+                    found |= check(lines, files[0], f"seed {seed}")
+                except Exception as error:
+                    if on_mismatch is None:
+                        raise
+                    on_mismatch(f"seed {seed}: {error!r}")
             else:
-                sums["before the first phase"] = sums.get("before the first phase", 0) + 1
+                found["before the first phase"] = 1
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0) + value
             for file in (*files, place / "report"):
                 file.unlink()
             if say is not None:

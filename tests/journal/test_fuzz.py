@@ -11,9 +11,18 @@ import importlib.util
 import random
 import struct
 import sys
+import zlib
 from pathlib import Path
 
+if __name__ == "__main__" and sys.argv[1:2] == ["atheris"]:  # Before they are imported, or it would see no coverage.
+    import atheris
+
+    with atheris.instrument_imports(include=["stormphase.journal", "stormphase._clock", "stormphase._model"]):
+        import stormphase.journal._glance  # with all that reads
+
 from stormphase.exceptions import JournalError
+from stormphase.journal import _format
+from stormphase.journal._glance import Glance
 from stormphase.journal._image import JournalImage
 from stormphase.journal._source import BytesSource
 from stormphase.journal._story import read_source
@@ -28,6 +37,7 @@ from journal_sample import SEGMENT
 
 FILE = Path("x.journal")
 MUTATIONS = 100_000
+GLANCED_AT = 0.1  # of them
 WORDS = (0, 1, 2, 0xFF, 0x7FFF, 0xFFFF, 2**31, 2**32 - 1, 2**56, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 
 
@@ -39,6 +49,20 @@ def read(source, ended_limit=3):
         )
     except JournalError:
         return None
+    check(image)
+    return image
+
+
+def glance(source):
+    """Look at a journal as `top` does; what comes is checked alike."""
+    try:
+        check(Glance(FILE)._look(source))
+    except JournalError:
+        return
+
+
+def check(image):
+    """See that whoever takes an image may rely on its types."""
     assert isinstance(image, JournalImage)
     for phase in (*image.open, *image.ended):
         assert 0 < phase.sequence < 2**56
@@ -46,7 +70,6 @@ def read(source, ended_limit=3):
         assert all(type(name) is str for name in phase.path)
     for totals in image.totals.values():
         assert totals.count > 0
-    return image
 
 
 def places(data):
@@ -82,6 +105,13 @@ class Mutant(BytesSource):
             at, data = self._mend.pop()
             self._data[at : at + len(data)] = data
 
+    def seal(self):
+        """Have the checksums fit, as whoever forges a journal would."""
+        for at, start, most in ((88, _format.FACTS_AT, _format.MAX_FACTS), (208, _format.END_NOTE_AT, 4_096)):
+            length = min(struct.unpack("<I", self.read(at, 4))[0], most)
+            checksum = zlib.crc32(self.read(start, length))
+            self.put(at, struct.pack("<II", length, checksum))
+
     def mutate(self, random_, interesting):
         """Change a few bytes, words or regions."""
         for _ in range(random_.choice((1, 1, 1, 2, 5))):
@@ -100,6 +130,8 @@ class Mutant(BytesSource):
             else:
                 (word,) = struct.unpack("<Q", self.read(at & ~7, 8))
                 self.put(at & ~7, struct.pack("<Q", (word + random_.choice((-1, 1, 72, 1 << 32))) % 2**64))
+        if random_.random() < 0.5:
+            self.seal()
 
 
 def fuzz(mutations, seed):
@@ -112,6 +144,8 @@ def fuzz(mutations, seed):
     for _ in range(mutations):
         mutant.mutate(random_, interesting)
         could_be_read += read(mutant, random_.choice((0, 0, 1, 3))) is not None
+        if random_.random() < GLANCED_AT:
+            glance(mutant)
         mutant.mend()
     assert data == mutant.read(0, len(data))
     return could_be_read
@@ -160,18 +194,18 @@ def test_a_flipped_byte_costs_only_what_it_hits():
 
 
 def _with_atheris():
-    import atheris
-
-    with atheris.instrument_imports(include=["stormphase.journal"]):
-        pass
-    seed = bytes(sample.tiny())
+    mutant = Mutant(sample.tiny())
 
     def one_input(data):
         # Pairs of an offset and a byte, upon the sample: a fuzzer would take ages to find 100 kB by itself.
-        copy = bytearray(seed)
-        for index in range(0, len(data) - 3, 4):
-            copy[int.from_bytes(data[index : index + 3], "little") % len(copy)] = data[index + 3]
-        read(bytes(copy))
+        for index in range(1, len(data) - 3, 4):
+            mutant.put(int.from_bytes(data[index : index + 3], "little") % mutant.size(), data[index + 3 : index + 4])
+        if data[:1] >= b"@":
+            mutant.seal()
+        read(mutant)
+        if data[:1] >= b"\x80":
+            glance(mutant)
+        mutant.mend()
 
     atheris.Setup([sys.argv[0], *sys.argv[2:]], one_input)
     atheris.Fuzz()
