@@ -151,10 +151,10 @@ class SessionJournal:
         if self._open is not None:
             self._open.note_stop_signal(number)
 
-    def note_end(self, outcome: BaseException | None, ended_ns: int) -> None:
+    def note_end(self, outcome: BaseException | None, ended_ns: int, *, is_known: bool = True) -> None:
         """Take note of how the session ended; written once the bridge has the rank's span, else at `finish`."""
         # Its text, since an exception holds its frames.
-        self._end_note = end_note_of(outcome, ended_ns, _described)
+        self._end_note = end_note_of(outcome, ended_ns, _described, is_known=is_known)
 
     def finish(self, timeout_s: float) -> None:
         """Write how the session ended, if that has been noted and not been written, and close the file."""

@@ -18,12 +18,13 @@ class ProcessWatch:
     """Tells one session of this process's forks and of its exit, from `install` to `remove`.
 
     Args:
-        stop: stops the session in order; called at interpreter exit with the exception that ended the program, if any.
+        stop: stops the session in order; called at the process's exit with the exception that ended the program, if
+            any, and whether that is known: what `sys.exit` was given is nowhere to be found at interpreter exit.
         after_fork_in_child: called first in every forked child.
     """
 
     def __init__(
-        self, stop: Callable[[BaseException | None], object], after_fork_in_child: Callable[[], object]
+        self, stop: Callable[[BaseException | None, bool], object], after_fork_in_child: Callable[[], object]
     ) -> None:
         """Watch nothing yet."""
         self._stop = stop
@@ -61,18 +62,30 @@ class ProcessWatch:
     def _finalize_with_multiprocessing(self) -> None:
         """Have the session stopped by multiprocessing, whose children leave by `os._exit` and run no `atexit`."""
         util = sys.modules["multiprocessing.util"]
-        self._finalizer = util.Finalize(None, self._at_exit, exitpriority=0)
+        self._finalizer = util.Finalize(None, self._at_child_exit, exitpriority=0)
 
     def _at_exit(self) -> None:
-        self._stop(_exception_at_exit())
+        error = _exception_at_exit()
+        self._stop(error, error is not None)
+
+    def _at_child_exit(self) -> None:
+        # What the child's function raised, `SystemExit` as well, is just passing through multiprocessing.
+        self._stop(sys.exc_info()[1], True)  # noqa: FBT003 - the protocol of `stop`
 
 
 def _exception_at_exit() -> BaseException | None:
-    """Return the uncaught exception that ends the program; an interactive one has shown others before, and lives on."""
-    if hasattr(sys, "ps1"):
-        return None
+    """Return the uncaught exception that ends the program, if that is what the interpreter has shown last.
+
+    Also shown are those of an interactive session, of a test runner, or of a callback from C: the program goes on after
+    them. One that ends it has come out of the main module, or out of `runpy`, which runs it for `python -m`.
+    """
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    return error if isinstance(error, BaseException) else None
+    if hasattr(sys, "ps1") or not isinstance(error, BaseException) or error.__traceback__ is None:
+        return None
+    outermost = error.__traceback__.tb_frame
+    module = outermost.f_globals.get("__name__")
+    is_main = module == "__main__" and outermost.f_code.co_name == "<module>"
+    return error if is_main or module == "runpy" else None
 
 
 def _after_fork_in_child() -> None:

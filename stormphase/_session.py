@@ -203,7 +203,7 @@ class Session:
         """Whether it has not been stopped."""
         return bool(self._may_stop)
 
-    def stop(self, outcome: BaseException | None, timeout_s: float) -> None:
+    def stop(self, outcome: BaseException | None, timeout_s: float, *, is_known: bool = True) -> None:
         """End it, or wait for the one who does; on a sink's own thread return at once, and end it on another one.
 
         Args:
@@ -213,7 +213,10 @@ class Session:
         if self.sinks.is_own_thread():
             if self.is_running:
                 # Here it would wait for itself.
-                threading.Thread(target=self.stop, args=(outcome, timeout_s), name="stormphase-stop").start()
+                named = {"is_known": is_known}
+                threading.Thread(
+                    target=self.stop, args=(outcome, timeout_s), kwargs=named, name="stormphase-stop"
+                ).start()
             return
         try:
             self._may_stop.pop()
@@ -223,7 +226,7 @@ class Session:
             return
         self._stopping_thread = threading.get_ident()
         try:
-            self._end(outcome, timeout_s)
+            self._end(outcome, timeout_s, is_known=is_known)
         except Exception:  # noqa: BLE001 - see below
             # The exception of the user's `with` block must pass, and no other one replace it.
             _log.warning("stormphase: the session could not be stopped in order", exc_info=True)
@@ -231,7 +234,7 @@ class Session:
             self._stopping_thread = None
             self._stopped.open()
 
-    def _end(self, outcome: BaseException | None, timeout_s: float) -> None:
+    def _end(self, outcome: BaseException | None, timeout_s: float, *, is_known: bool) -> None:
         is_delivered = False
         try:
             self._on_stop()
@@ -241,8 +244,9 @@ class Session:
             # One time for all, so that the summary and the session's span say the same.
             ended_ns = self.lanes.now()
             if self._summary is not None:
+            is_known: whether no outcome means that all went well; else nobody can tell how the program ended.
                 self._summary.note_end(ended_ns)
-            self.journal.note_end(outcome, ended_ns)
+            self.journal.note_end(outcome, ended_ns, is_known=is_known)
             is_delivered = self.sinks.finish(timeout_s, outcome, ended_ns)
         finally:
             # Also when an impatient KeyboardInterrupt ends the wait.
@@ -279,8 +283,8 @@ class Session:
         if self._sigterm is not None:
             self._sigterm.remove()
 
-    def _stop_at_exit(self, outcome: BaseException | None) -> None:
-        self.stop(outcome, STOP_TIMEOUT_S)
+    def _stop_at_exit(self, outcome: BaseException | None, is_known: bool) -> None:  # noqa: FBT001 - a callback
+        self.stop(outcome, STOP_TIMEOUT_S, is_known=is_known)
 
     def _at_first_sight(self) -> None:
         """Before a thread's first phase: in a forked child there are no workers and no journal yet."""

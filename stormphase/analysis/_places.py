@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from stormphase.analysis._ranks import OpenPhase, RankReport, RankState, Usual
+from stormphase.analysis._ranks import IN_ORDER, OpenPhase, RankReport, RankState, Usual
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -106,7 +106,7 @@ def groups_of(places: Iterable[Place]) -> tuple[Group, ...]:
     groups = []
     for (state, path), members in alike.items():
         by_step: dict[int | None, list[Place]] = {}
-        if state is not RankState.CLEAN:
+        if state not in IN_ORDER:
             for member in members:
                 by_step.setdefault(member.step, []).append(member)
         parts = list(by_step.values()) if 0 < len(by_step) <= MAX_STEPS else [members]

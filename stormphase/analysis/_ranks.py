@@ -34,6 +34,7 @@ class RankState(str, enum.Enum):
     EXIT = "exit"
     EXCEPTION = "exception"
     SIGNAL = "signal"
+    ENDED = "ended"
     KILLED = "killed"
     HOST_GONE = "host gone"
     SILENT = "silent"
@@ -45,7 +46,8 @@ class RankState(str, enum.Enum):
 
 SAID_SO: Final = frozenset({RankState.EXIT, RankState.EXCEPTION, RankState.SIGNAL})
 DEAD: Final = SAID_SO | {RankState.KILLED, RankState.HOST_GONE}
-WELL: Final = frozenset({RankState.RUNNING, RankState.CLEAN})
+IN_ORDER: Final = frozenset({RankState.CLEAN, RankState.ENDED})
+WELL: Final = IN_ORDER | {RankState.RUNNING}
 
 
 @attrs.frozen(kw_only=True)
@@ -321,6 +323,8 @@ def signal_name(number: int | None) -> str:
     """Return `SIGTERM` for 15; whatever a file says, never raises."""
     try:
         return signal.Signals(number or 0).name
+    if note.kind == "ended":
+        return RankState.ENDED, f"ended {at}, when its interpreter did, with an exit status that is not known{asked}"
     except ValueError:
         return f"signal {number}"
 

@@ -9,7 +9,7 @@ import attrs
 
 from stormphase._liveness import utc
 from stormphase.analysis._places import LEAST_COUNT, SECOND_NS, Place, is_overdue
-from stormphase.analysis._ranks import DEAD, SAID_SO, OpenPhase, ProcessReport, RankReport, RankState, Usual
+from stormphase.analysis._ranks import DEAD, IN_ORDER, SAID_SO, OpenPhase, ProcessReport, RankReport, RankState, Usual
 from stormphase.analysis._words import counted, path_text, shown, span
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _is_behind(place: Place, leading_step: int | None) -> bool:
         leading_step is not None
         and place.step is not None
         and place.step < leading_step
-        and place.state is not RankState.CLEAN
+        and place.state not in IN_ORDER
     )
 
 

@@ -16,7 +16,7 @@ from stormphase._render import columns, cut, padded
 from stormphase._table import printable
 from stormphase.analysis._places import Group, Place, is_overdue
 from stormphase.analysis._postmortem import title_text
-from stormphase.analysis._ranks import DEAD, OpenPhase, RankState, Usual
+from stormphase.analysis._ranks import DEAD, IN_ORDER, OpenPhase, RankState, Usual
 from stormphase.analysis._words import counted, path_text, ranks_text, span
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def _median_text(usual: Usual | None) -> str:
 def _style(state: RankState, phases: Sequence[OpenPhase], hang_ns: int, *, is_suspect: bool) -> str:
     if state in DEAD or is_suspect:
         return RED
-    if state is RankState.CLEAN:
+    if state in IN_ORDER:
         return DIM
     # Of most of a group: one slow rank among many is seen in its own row once it is a suspect.
     if state is RankState.SILENT or 2 * sum(is_overdue(phase, hang_ns) for phase in phases) > len(phases):

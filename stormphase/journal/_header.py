@@ -22,7 +22,7 @@ _U64: Final = struct.Struct("<Q")
 _I64: Final = struct.Struct("<q")
 _STATE: Final = struct.Struct("<qQQQQQqQ")  # from STEP to CLEARED_UNSENT
 _SHORTEST: Final = _format.STEP + _STATE.size
-_END_KINDS: Final = ("clean", "exception", "signal", "exit")
+_END_KINDS: Final = ("clean", "ended", "exception", "signal", "exit")
 _NOT_OURS: Final = "Nothing can be learnt from it; look at the other ranks' journals."
 
 

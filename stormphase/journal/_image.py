@@ -111,7 +111,7 @@ class EndNote:
     """How a process said that its session ended.
 
     Attributes:
-        kind: "clean", "exception", "signal" or "exit".
+        kind: "clean", "exception", "signal", "exit", or "ended": at interpreter exit, with a status that nobody knows.
         ended_ns: when, on its monotonic clock.
         error_type: the exception's type, for an exception.
         error_message: its text, for an exception.

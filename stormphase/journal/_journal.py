@@ -345,7 +345,11 @@ def encoded_note(note: Mapping[str, Any]) -> bytes:
 
 
 def end_note_of(
-    outcome: BaseException | None, ended_ns: int, describe: Callable[[BaseException], tuple[str, str]]
+    outcome: BaseException | None,
+    ended_ns: int,
+    describe: Callable[[BaseException], tuple[str, str]],
+    *,
+    is_known: bool = True,
 ) -> dict[str, Any]:
     """Return what a journal says of how its session ended.
 
@@ -353,10 +357,11 @@ def end_note_of(
         outcome: the exception that ended it, or None.
         ended_ns: when, monotonic.
         describe: returns an exception's type and text, and never raises.
+        is_known: whether no outcome means that all went well.
     """
     note: dict[str, Any] = {"ended_ns": ended_ns}
     if outcome is None:
-        return {"kind": "clean", **note}
+        return {"kind": "clean" if is_known else "ended", **note}
     if isinstance(outcome, KeyboardInterrupt):
         return {"kind": "signal", "signal": 2, **note}
     if isinstance(outcome, SystemExit):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # How a process said that it ended, and what that is for its rank.
 _STATUSES: Final = {
     "clean": PhaseStatus.SUCCEEDED,
+    "ended": PhaseStatus.SUCCEEDED,  # as far as is known, and as a store has it
     "exception": PhaseStatus.FAILED,
     "signal": PhaseStatus.CANCELLED,
     "exit": PhaseStatus.CANCELLED,

@@ -26,6 +26,7 @@ SECOND = jobs.SECOND
         (None, "unknown", "silent", "silent since 2027-01-15"),
         (jobs.said("clean"), "dead", "clean", "ended in order at 2027-01-16"),
         (jobs.said("clean"), "alive", "clean", "ended in order"),
+        (jobs.said("ended"), "dead", "ended", "with an exit status that is not known"),
         (jobs.said("signal", signal=15), "dead", "signal", "as SIGTERM asked"),
         (jobs.said("exit", error_type="SystemExit", error_message="3"), "dead", "exit", "SystemExit: 3, at"),
         (

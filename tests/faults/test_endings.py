@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -85,14 +87,16 @@ def test_a_process_that_says_nothing_any_more_leaves_what_was_open(run_python, t
 @pytest.mark.parametrize(
     ("ending", "kind", "said"),
     [
-        ("", "clean", None),
+        ("", "ended", None),
         ("raise ValueError('no more data')", "exception", "no more data"),
-        ("sys.exit(4)", "clean", None),
+        ("sys.exit(4)", "ended", None),
         ("os.kill(os.getpid(), signal.SIGINT); wait()", "signal", signal.SIGINT),
     ],
 )
 def test_an_interpreter_that_shuts_down_says_how(run_python, tmp_path, ending, kind, said):
-    """Phases that nobody ended are ABANDONED, and the end note has the exception, if one ended the program."""
+    """Phases that nobody ended are ABANDONED; the end note has the exception that ended the program, and claims nothing
+    where there is none: what `sys.exit` was given is nowhere to be found by then.
+    """
     run_python(BEGIN + OPEN + ending, str(tmp_path / "runs"), check=False)
     (image,) = journals(tmp_path / "runs")
     assert () == image.open
@@ -101,6 +105,88 @@ def test_an_interpreter_that_shuts_down_says_how(run_python, tmp_path, ending, k
     statuses = {phase.path: phase.status for phase in image.ended if phase.path != ("done",)}
     assert dict.fromkeys((path for path, *_ in KEPT_OPEN), PhaseStatus.ABANDONED) == statuses
     assert {"loader"} == {phase.thread_name for phase in image.ended if phase.path == ("prefetch",)}
+
+
+OWN_HOOK = """
+def hook(*exc_info):
+    os.write(1, b"mine")
+
+sys.excepthook = hook
+raise ValueError("bad")
+"""
+
+
+def test_a_programs_own_excepthook_is_left_alone(run_python, tmp_path):
+    """It shows the exception that ends the program, and the journal has it as well."""
+    done = run_python(BEGIN + OPEN + OWN_HOOK, str(tmp_path / "runs"), check=False)
+    assert (1, "mine", "") == (done.returncode, done.stdout, done.stderr)
+    (image,) = journals(tmp_path / "runs")
+    assert ("exception", "bad") == (image.end_note.kind, image.end_note.error_message)
+
+
+SHOWN_AND_SURVIVED = """
+def show():
+    try:
+        raise ValueError("a test has failed")
+    except ValueError as error:
+        sys.last_exc = sys.last_value = error  # As a runner of tests does, or a callback from C.
+
+show()
+"""
+
+
+def test_an_exception_that_was_shown_and_survived_ended_nothing(run_python, tmp_path):
+    """Whoever shows exceptions leaves them where the interpreter leaves the one that ends a program."""
+    run_python(BEGIN + OPEN + SHOWN_AND_SURVIVED, str(tmp_path / "runs"))
+    (image,) = journals(tmp_path / "runs")
+    assert ("ended", None) == (image.end_note.kind, image.end_note.error_type)
+
+
+def test_a_module_that_ends_by_an_exception_says_so(tmp_path):
+    """`python -m` runs the program inside `runpy`."""
+    (tmp_path / "job.py").write_text(BEGIN + "tracker.start()\nraise ValueError('bad')\n", encoding="utf-8")
+    command = [sys.executable, "-m", "job", str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=100, check=False)
+    assert 1 == done.returncode
+    (image,) = journals(tmp_path / "runs")
+    assert ("exception", "bad") == (image.end_note.kind, image.end_note.error_message)
+
+
+IN_CHILDREN = """
+import multiprocessing, os, sys
+from stormphase import PhaseTracker
+
+def work(ending):
+    options = {"bridge": None, "summary": False, "journal": sys.argv[1]}
+    PhaseTracker(session_id=ending, rank=0, world_size=1, **options).start().enter_phase("train")
+    sys.stderr = open(os.devnull, "w")
+    if ending == "raises":
+        raise ValueError("bad")
+    if ending != "returns":
+        sys.exit(int(ending))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[2])
+    for ending in ("returns", "raises", "0", "3"):
+        child = context.Process(target=work, args=(ending,))
+        child.start()
+        child.join()
+        print(child.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_child_of_multiprocessing_says_how_its_function_ended(tmp_path, method):
+    """Without a `with` block: it returned, raised, or asked for an exit status, which is known there."""
+    script = tmp_path / "job.py"
+    script.write_text(IN_CHILDREN, encoding="utf-8")
+    command = [sys.executable, script, tmp_path / "runs", method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (["0", "1", "0", "3"], "") == (done.stdout.split(), done.stderr)
+    notes = {image.identity.session_id: image.end_note for image in read_directory(tmp_path / "runs")}
+    expected = {"returns": "clean", "raises": "exception", "0": "clean", "3": "exit"}
+    assert expected == {session: note.kind for session, note in notes.items()}
+    assert ("bad", "3") == (notes["raises"].error_message, notes["3"].error_message)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["atheris"]:  # Before they are i
     import atheris
 
     with atheris.instrument_imports(include=["stormphase.journal", "stormphase._clock", "stormphase._model"]):
-        import stormphase.journal._glance  # with all that reads
+        import stormphase.journal._glance  # noqa: F401 - brings all that reads
 
 from stormphase.exceptions import JournalError
 from stormphase.journal import _format

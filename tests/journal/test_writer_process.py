@@ -69,8 +69,9 @@ def test_what_ends_after_the_journal_was_closed_is_still_stored(writing):
     ],
 )
 def test_an_outcome_becomes_an_end_note(outcome, expected):
-    """By what it was that ended the session."""
+    """By what it was that ended the session, if that is known."""
     assert {"ended_ns": 7, **expected} == end_note_of(outcome, 7, lambda error: (type(error).__name__, str(error)))
+    assert "ended" == end_note_of(None, 7, repr, is_known=False)["kind"]
 
 
 def test_facts_and_notes_fit_whatever_they_hold():
