@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import struct
-import zlib
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -16,8 +14,11 @@ from stormphase import _liveness
 from stormphase._clock import SystemClock
 from stormphase._liveness import Liveness
 from stormphase._model import ProcessIdentity
-from stormphase.exceptions import ConfigurationError
+from stormphase.exceptions import ConfigurationError, JournalError
 from stormphase.journal import _format
+from stormphase.journal._damage import Damage
+from stormphase.journal._header import check, int_or_none, parse_header
+from stormphase.journal._source import FileSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # What the machine has too little of: nothing is wrong with the directory, and training must not fail for it.
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _DIRECTORY_MODE: Final = 0o700
+_MAX_ATTEMPTS: Final = 1 << 31  # a forged journal must not have the next attempt begin where no number goes
 
 _log = logging.getLogger("stormphase")
 
@@ -128,38 +130,22 @@ def _journals(path: Path) -> list[_Found]:
 
 
 def _look_at(file: Path) -> _Found | None:
-    """Return what the header of a journal says; None for what is none."""
+    """Return what the header of a journal says; None for what is none, or says what cannot be."""
     try:
-        with file.open("rb") as stream:
-            data = stream.read(_format.END_NOTE_AT)
-        fields = _format.HEADER.unpack_from(data)
-        magic, version, pid, started, namespace, boot_id = fields[0], fields[1], *fields[8:12]
-        length, checksum = fields[12:14]
-        raw = data[_format.FACTS_AT : _format.FACTS_AT + length]
-        if magic != _format.MAGIC or version != _format.VERSION or zlib.crc32(raw) != checksum:
-            return None
-        facts: dict[str, Any] = json.loads(raw)
-        beats = [_format.HEARTBEAT.unpack_from(data, place) for place in _format.HEARTBEATS]
-        return _Found(
-            session_id=str(facts["session_id"]),
-            rank=int(facts["rank"]),
-            attempt=int(facts["attempt"]),
-            forked_from=facts.get("forked_from"),
-            process=ProcessIdentity(
-                host=str(facts["host"]),
-                boot_id=_uuid_text(boot_id),
-                pid=pid,
-                started=started or None,
-                pid_namespace=namespace or None,
-            ),
-            heartbeat_wall_ns=max(beats, key=lambda beat: beat[2])[1],
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, struct.error):
+        with closing(FileSource(file)) as source:
+            data = source.read(0, _format.SEGMENT)
+        check(data, str(file))
+        header = parse_header(data, str(file), Damage())
+    except (JournalError, OSError):
         return None
-
-
-def _uuid_text(data: bytes) -> str | None:
-    if not any(data):
+    identity = header.identity
+    if not 0 <= identity.attempt < _MAX_ATTEMPTS:
         return None
-    text = data.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return _Found(
+        session_id=identity.session_id,
+        rank=identity.rank,
+        attempt=identity.attempt,
+        forked_from=int_or_none(header.facts.get("forked_from")),
+        process=header.process,
+        heartbeat_wall_ns=header.heartbeat_wall_ns,
+    )

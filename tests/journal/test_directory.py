@@ -112,6 +112,32 @@ def test_foreign_and_damaged_files_are_passed_over(tmp_path, put):
     assert 0 == attempt_of(tmp_path / "nowhere", IDENTITY)
 
 
+HOSTILE = [
+    {"rank": float("inf")},
+    {"rank": float("nan")},
+    {"rank": "0" * 5_000},
+    {"attempt": 10**300},
+    {"attempt": -7},
+    {"attempt": 2**63},
+    {"attempt": True},
+    {"host": ["a"]},
+    {"session_id": None},
+]
+
+
+@pytest.mark.parametrize("facts", HOSTILE)
+def test_a_forged_journal_neither_stops_a_session_nor_sends_it_far_away(tmp_path, facts):
+    """Its checksum fits, and what it says of itself cannot be: it is passed over."""
+    (tmp_path / "rank-0.journal").write_bytes(journal(facts={**FACTS, "session_id": "a-session", **facts}))
+    assert 0 == attempt_of(tmp_path, IDENTITY)
+
+
+def test_a_pipe_that_is_called_a_journal_holds_nobody_up(tmp_path):
+    """To open it would be to wait for whoever writes to it."""
+    os.mkfifo(tmp_path / "rank-0.journal")
+    assert 0 == attempt_of(tmp_path, IDENTITY)
+
+
 def test_the_sessions_directory_is_absolute(tmp_path, monkeypatch):
     """A program that goes elsewhere and then forks finds it again."""
     monkeypatch.chdir(tmp_path)
