@@ -49,7 +49,7 @@ def to_arrow(records: Iterable[PhaseRecord]) -> Any:
         ConfigurationError: if pyarrow is not installed.
     """
     pa = _pyarrow()
-    rows = [record.to_dict() for record in records]
+    rows = [_encodable(record.to_dict()) for record in records]
     columns: dict[str, Any] = {}
     for name in FIELDS:
         if name != "attributes":
@@ -80,6 +80,17 @@ def attribute_columns_of(attributes: Iterable[Iterable[str]]) -> list[tuple[str,
     keys = list(dict.fromkeys(key for each in attributes for key in each))
     names = [name for name, _ in attribute_columns(keys)]
     return list(zip(names, keys, strict=True))
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value whose texts Arrow can hold: half of a surrogate pair becomes its escape."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    return value
 
 
 def _cell(name: str, value: Any) -> Any:

@@ -195,6 +195,11 @@ class StoreFeed:
             self._ended += [(record if self._redact is None else self._redact(record), 0) for record in ended]
 
     @property
+    def correlation_id(self) -> str | None:
+        """What else the run is known by, in its records."""
+        return self._facts.correlation_id
+
+    @property
     def unwritten(self) -> int:
         """How many entries were taken and are not stored."""
         return self._unwritten
@@ -336,7 +341,7 @@ class StoreFeed:
                 "dropped and counted",
                 type(self._store).__name__,
                 type(error).__name__,
-                _errors.text_of(error),
+                _errors.text_of(error, self._lanes.redactor),
             )
 
     def _pause_s(self) -> float:

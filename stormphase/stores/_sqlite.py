@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from stormphase._clock import SystemClock
-from stormphase._model import ProcessIdentity
 from stormphase._record import OutputLine, PhaseRecord
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
@@ -24,7 +23,7 @@ from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from stormphase._model import RankIdentity
+    from stormphase._model import ProcessIdentity, RankIdentity
     from stormphase.typing import Clock
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -142,18 +141,23 @@ class SqliteStore:
 
     def paths(self) -> list[tuple[str, ...]]:
         """Return every path that a record has."""
-        return [tuple(rows.loads(names)) for (names,) in self._read("SELECT names FROM stored_path WHERE depth > 0")]
+        found = self._read("SELECT names FROM stored_path WHERE depth > 0")
+        try:
+            return [rows.names_of(names) for (names,) in found]
+        except rows.WrongRowError as error:
+            raise trouble(self.path, error) from error
 
     def attribute_keys(self) -> list[str]:
         """Return every key that a phase's attributes have, in the order of their first sight."""
-        return [key for (key,) in self._read("SELECT key FROM stored_attribute ORDER BY number")]
+        found = self._read("SELECT key FROM stored_attribute ORDER BY number")
+        return [key for (key,) in found if type(key) is str]
 
     def last_seen_ns(self, process: ProcessIdentity) -> int | None:
         """Return when `process` last wrote here, nanoseconds since the Unix epoch; None if never."""
         sql = f"SELECT max(last_seen_ns) FROM stored_owner WHERE {_SAME_PROCESS}"
         place = _place(process)
-        found = [seen_ns for (seen_ns,) in self._read(sql, place) if seen_ns is not None]
-        return int(found[0]) if found else None
+        found = [seen_ns for (seen_ns,) in self._read(sql, place) if type(seen_ns) is int]
+        return found[0] if found else None
 
     def next_attempt(self, identity: RankIdentity) -> int:
         """Return which attempt of its session a rank begins, after those that are here; at least its own.
@@ -162,15 +166,16 @@ class SqliteStore:
             StoreError: if the file cannot be read.
         """
         sql = (
-            "SELECT session_attempt, rank, host, boot_id, pid, pid_started, pid_namespace, last_seen_ns"
-            " FROM stored_owner WHERE session_id = ?"
+            "SELECT session_attempt, rank, last_seen_ns, host, boot_id, pid, pid_started, pid_namespace"
+            " FROM stored_owner WHERE session_id = ? AND typeof(session_attempt) = 'integer'"
         )
-        begun = []
-        for attempt, rank, host, boot_id, pid, started, namespace, seen_ns in self._read(sql, (identity.session_id,)):
-            process = None
-            if host is not None:
-                process = ProcessIdentity(host=host, boot_id=boot_id, pid=pid, started=started, pid_namespace=namespace)
-            begun.append(Begun(attempt, rank, process, seen_ns))
+        try:
+            begun = [
+                Begun(attempt, rank, rows.process_of(process), seen_ns if type(seen_ns) is int else None)
+                for attempt, rank, seen_ns, *process in self._read(sql, (rows.sound(identity.session_id),))
+            ]
+        except rows.WrongRowError as error:
+            raise trouble(self.path, error) from error
         return next_attempt(identity, begun, self._clock.wall_ns())
 
     def note_alive(self, process: ProcessIdentity) -> None:
@@ -249,7 +254,7 @@ class SqliteStore:
         """Return what SQL can say of the question; what it cannot, `RecordQuery.matches` says of each record."""
         conditions, values = ["1"], []
         for column, value, operator in (
-            ("o.session_id", asked.session_id, "="),
+            ("o.session_id", rows.sound(asked.session_id), "="),
             ("o.session_attempt", asked.session_attempt, "="),
             ("o.rank", asked.rank, "="),
             ("r.scope_id", asked.scope_id, "="),
@@ -267,7 +272,7 @@ class SqliteStore:
             conditions.append("r.status <> 'succeeded'")  # So that the partial index serves.
         if asked.path is not None:
             known = connection.execute("SELECT id, names FROM stored_path").fetchall()
-            ids = [str(int(number)) for number, names in known if asked.matches_path(tuple(rows.loads(names)))]
+            ids = [str(int(number)) for number, names in known if asked.matches_path(rows.names_of(names))]
             conditions.append(f"r.path_id IN ({', '.join(ids)})")
         return conditions, values
 
@@ -280,6 +285,8 @@ class SqliteStore:
         )
         found: dict[int, list[OutputLine]] = {}
         for record_id, time_ns, stream, text in connection.execute(sql, ids):
+            if (type(time_ns), type(stream), type(text)) != (int, str, str):
+                raise rows.WrongRowError("a line of output in it is none")
             found.setdefault(record_id, []).append(OutputLine(time_ns, stream, text))
         return found
 
@@ -302,7 +309,7 @@ class SqliteStore:
                     connection = connect(self.path, self._busy_timeout_s)
                     is_new = check(connection, self.path) == 0
             yield None if is_new else connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, rows.WrongRowError) as error:
             raise trouble(self.path, error) from error
         finally:
             if connection is not None:
@@ -319,7 +326,7 @@ class SqliteStore:
                 return call()
             except StoreError:
                 raise
-            except (sqlite3.Error, OSError, OverflowError) as error:
+            except (sqlite3.Error, OSError, OverflowError, rows.WrongRowError) as error:
                 if not isinstance(error, sqlite3.OperationalError):
                     self.close()  # Damaged, or not ours: look at it anew the next time.
                 raise trouble(self.path, error) from error

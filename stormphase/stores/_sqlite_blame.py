@@ -31,31 +31,11 @@ def blame_lost(connection: sqlite3.Connection, lost: Iterable[PhaseRecord]) -> N
     for record in lost:
         sessions.setdefault((record.session_id, record.session_attempt), []).append(record)
     for launch, records in sessions.items():
-        known = {record.scope_id: (0, record) for record in records}
-        known.update(_owners(connection, launch))
-        wanted = {record.parent_scope_id for record in records if record.parent_scope_id} - known.keys()
-        for _ in range(_MAX_LEVELS):
-            if not wanted:
-                break
-            found = _with_ids(connection, launch, sorted(wanted))
-            known.update(found)
-            wanted = {record.parent_scope_id for _, record in found.values() if record.parent_scope_id} - known.keys()
-        found_blames = attribute(record for _, record in known.values())
-        for row_id, record in known.values():
-            blame = found_blames.blame_of(record)
-            if (
-                blame is not None
-                and record.status is PhaseStatus.FAILED
-                and blame.record is not None
-                and blame.scope_id != record.root_cause_scope_id
-            ):
-                path = None if blame.path is None else dumps(blame.path)
-                sql = "UPDATE stored_record SET root_cause_scope_id = ?, root_cause_path = ? WHERE id = ?"
-                connection.execute(sql, (blame.scope_id, path, row_id))
+        _blame(connection, launch, {record.scope_id: (0, record) for record in records})
 
 
 def blame_known(connection: sqlite3.Connection, ended: Iterable[PhaseRecord]) -> None:
-    """Look for the root cause of failures among what is LOST already, within a transaction of the caller's.
+    """Look for the root cause of failures among what is LOST or has failed already, within the caller's transaction.
 
     Args:
         connection: the writer's.
@@ -63,8 +43,32 @@ def blame_known(connection: sqlite3.Connection, ended: Iterable[PhaseRecord]) ->
     """
     failed = [record for record in ended if record.status is PhaseStatus.FAILED and is_of_the_gone(record)]
     for launch in {(record.session_id, record.session_attempt) for record in failed}:
-        sql = f"{rows.SELECT} WHERE r.status = 'lost' AND o.session_id = ? AND o.session_attempt = ?"
-        blame_lost(connection, [record for _, record in _by_scope(connection.execute(sql, launch)).values()])
+        sql = f"{rows.SELECT} WHERE r.status IN ('lost', 'failed') AND o.session_id = ? AND o.session_attempt = ?"
+        _blame(connection, launch, _by_scope(connection.execute(sql, launch)))
+
+
+def _blame(connection: sqlite3.Connection, launch: tuple[str, int], bad: dict[str, tuple[int, PhaseRecord]]) -> None:
+    """Name in the rows above what went wrong, and in its own, what `attribute` says; those that failed may change."""
+    known = {**bad, **_owners(connection, launch)}
+    wanted = {record.parent_scope_id for _, record in bad.values() if record.parent_scope_id} - known.keys()
+    for _ in range(_MAX_LEVELS):
+        if not wanted:
+            break
+        found = _with_ids(connection, launch, sorted(wanted))
+        known.update(found)
+        wanted = {record.parent_scope_id for _, record in found.values() if record.parent_scope_id} - known.keys()
+    found_blames = attribute(record for _, record in known.values())
+    for row_id, record in known.values():
+        blame = found_blames.blame_of(record)
+        if (
+            blame is not None
+            and record.status is PhaseStatus.FAILED
+            and blame.record is not None
+            and blame.scope_id != record.root_cause_scope_id
+        ):
+            path = None if blame.path is None else rows.sound(dumps(blame.path))
+            sql = "UPDATE stored_record SET root_cause_scope_id = ?, root_cause_path = ? WHERE id = ?"
+            connection.execute(sql, (blame.scope_id, path, row_id))
 
 
 def _owners(connection: sqlite3.Connection, launch: tuple[str, int]) -> dict[str, tuple[int, PhaseRecord]]:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import re
+import select
 import sqlite3
 import threading
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+from stormphase._clock import SystemClock
 from stormphase.exceptions import StoreError
 from stormphase.stores import _sqlite_schema as schema
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _WAL_PAGES: Final = 4_000  # 16 MB between checkpoints
 _WAL_LIMIT_BYTES: Final = 64 << 20
 _OLDEST_SQLITE: Final = (3, 33, 0)
+_BESIDE: Final = ("-wal", "-shm")
+_LONGEST_TURN_S: Final = 10.0
+_TURN_PAUSE_S: Final = 0.002
+# What SQLite says of a file that it may not open or write; its other complaints are of what the file holds.
+_DENIED: Final = re.compile("unable to open|readonly|authoriz|permission")
 
 
 def connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
@@ -102,7 +113,7 @@ def trouble(path: Path, error: Exception) -> StoreError:
     elif isinstance(error, sqlite3.OperationalError) and ("full" in text or "I/O" in text):
         fix = "Make room on the disk, or mend it; what was to be written is tried again."
         may_pass = True
-    elif isinstance(error, (sqlite3.OperationalError, OSError)):
+    elif isinstance(error, OSError) or (isinstance(error, sqlite3.OperationalError) and _DENIED.search(text)):
         fix = "Give the store a file in a directory that exists and may be written to."
     else:
         fix = "It is damaged or no SQLite database: move it away, and a new one is made."
@@ -113,7 +124,8 @@ def make_file(path: Path, busy_timeout_s: float) -> None:
     """Make the database, for its owner only, if it is not there.
 
     It is made under another name and then put in its place, so that nobody sees half of it, whoever asks or makes it
-    at the same time. What SQLite puts beside it gets the same mode.
+    at the same time. What SQLite puts beside it gets the same mode. The log of a file that was deleted goes first, as
+    SQLite would take it for the new one's.
 
     Raises:
         OSError: if there is no place for it.
@@ -128,9 +140,40 @@ def make_file(path: Path, busy_timeout_s: float) -> None:
             prepare(connection, draft)
         finally:
             connection.close()
-        _put(draft, path)
+        with _turn(path.parent, busy_timeout_s) as is_ours:
+            if is_ours and not path.exists():
+                for suffix in _BESIDE:
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+            _put(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _turn(directory: Path, timeout_s: float) -> Iterator[bool]:
+    """Give the caller its turn among all that make a database in a directory; False if it has to do without.
+
+    Of two that make one at the same time, the later must not take the log of the earlier for one that was left behind.
+    """
+    fd = os.open(directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    until_ns = SystemClock.monotonic_ns() + int(min(timeout_s, _LONGEST_TURN_S) * 1e9)
+    is_ours = False
+    try:
+        while not is_ours:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_ours = True
+            except BlockingIOError:
+                if SystemClock.monotonic_ns() >= until_ns:
+                    break
+                select.select((), (), (), _TURN_PAUSE_S)
+            except OSError:  # A file system without such locks.
+                break
+        yield is_ours
+    finally:
+        if is_ours:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # A child that was forked meanwhile must not keep it.
+        os.close(fd)
 
 
 def _put(draft: Path, path: Path) -> None:

@@ -30,16 +30,102 @@ SELECT: Final = (
 )
 
 
-loads = json.loads
+# What SQLite must have found in the columns that `SELECT` gives, so that a row makes a record; a crafted or damaged
+# file may have anything anywhere, as its columns' types bind nobody.
+_NONE: Final[frozenset[type]] = frozenset({type(None)})
+_TEXTS: Final[frozenset[type]] = frozenset({str})
+_NUMBERS: Final[frozenset[type]] = frozenset({int})
+_NUMBER_COLUMNS: Final = frozenset(
+    {
+        "attempt",
+        "entered_ns",
+        "ended_ns",
+        "entered_monotonic_ns",
+        "ended_monotonic_ns",
+        "self_ns",
+        "paused_ns",
+        "thread_id",
+        "is_sync",
+        "session_attempt",
+        "rank",
+        "pid",
+        "pid_started",
+        "pid_namespace",
+    }
+)
+_NEVER_NULL: Final = frozenset(
+    {"kind", "scope_id", "path_id", "attempt", "status", "entered_ns", "is_sync", "session_id", "session_attempt"}
+)
+
+
+def _types_of(column: str) -> frozenset[type]:
+    found = _NUMBERS if column in _NUMBER_COLUMNS else _TEXTS
+    if column == "step":
+        found = _NUMBERS | _TEXTS
+    return found if column in _NEVER_NULL else found | _NONE
+
+
+_ALLOWED: Final = tuple(map(_types_of, ("attempt", *RECORD_COLUMNS, *OWNER_COLUMNS)))  # a row's id is a number, too
+_known_types: Final[set[tuple[type, ...]]] = set()
+_MAX_KNOWN: Final = 4_096
+
+
+class WrongRowError(ValueError):
+    """A row says what no record can say: the file is damaged, or somebody else has written into it."""
+
+
+def sound(text: str | None) -> str | None:
+    """Return a text that SQLite can hold: half of a surrogate pair, as a thread's name may have, becomes its escape."""
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def loads(text: str) -> Any:
+    """Return what a JSON text of the file's says.
+
+    Raises:
+        WrongRowError: if it is none.
+    """
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WrongRowError(f"a row of it is no record ({type(error).__name__}: {error})") from None
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Return the names in a path of the file's.
+
+    Raises:
+        WrongRowError: if it has none.
+    """
+    names = loads(text)
+    if type(names) is not list or not _TEXTS.issuperset(map(type, names)):
+        raise WrongRowError("a path in it is no list of names")
+    return tuple(names)
+
+
+def process_of(row: Sequence[Any]) -> ProcessIdentity | None:
+    """Return the process that `host`, `boot_id`, `pid`, `pid_started` and `pid_namespace` tell of, or None.
+
+    Raises:
+        WrongRowError: if those are no process's.
+    """
+    host, boot_id, pid, started, namespace = row
+    if host is None:
+        return None
+    if type(pid) is not int or pid < 0:
+        raise WrongRowError("a process in it has no number")
+    return ProcessIdentity(host=host, boot_id=boot_id, pid=pid, started=started, pid_namespace=namespace)
 
 
 def owner_of(record: PhaseRecord) -> Owner:
     """Return what the rows of one process share, as `OWNER_COLUMNS` has it."""
     process = record.process
-    shared = (record.session_id, record.session_attempt, record.rank, record.correlation_id)
+    shared = (sound(record.session_id), record.session_attempt, record.rank, sound(record.correlation_id))
     if process is None:
         return (*shared, None, None, None, None, None)
-    return (*shared, process.host, process.boot_id, process.pid, process.started, process.pid_namespace)
+    return (*shared, sound(process.host), process.boot_id, process.pid, process.started, process.pid_namespace)
 
 
 def row_of(record: PhaseRecord, owner_id: int, path_id: int) -> tuple[Any, ...]:
@@ -56,8 +142,8 @@ def row_of(record: PhaseRecord, owner_id: int, path_id: int) -> tuple[Any, ...]:
         record.retry_of_scope_id,
         step if step is None or -_MAX_INT <= step <= _MAX_INT else str(step),
         record.status._value_,
-        record.reason,
-        record.evidence,
+        sound(record.reason),
+        sound(record.evidence),
         record.entered_ns,
         record.ended_ns,
         record.entered_monotonic_ns,
@@ -65,15 +151,16 @@ def row_of(record: PhaseRecord, owner_id: int, path_id: int) -> tuple[Any, ...]:
         record.self_ns,
         record.paused_ns,
         record.thread_id,
-        record.thread_name,
-        record.task_name,
+        sound(record.thread_name),
+        sound(record.task_name),
         record.is_sync,
-        dumps(record.attributes) if record.attributes else None,
-        record.error_type,
-        record.error_message,
-        record.traceback,
+        # In JSON the escape is what it stands for, so nothing of these is changed.
+        sound(dumps(record.attributes)) if record.attributes else None,
+        sound(record.error_type),
+        sound(record.error_message),
+        sound(record.traceback),
         record.root_cause_scope_id,
-        None if cause_path is None else dumps(cause_path),
+        None if cause_path is None else sound(dumps(cause_path)),
     )
 
 
@@ -81,31 +168,42 @@ def record_of_row(row: Sequence[Any], output: tuple[OutputLine, ...]) -> PhaseRe
     """Return the record of a row that `SELECT` gave.
 
     Raises:
-        ValueError: if the row says what no record can say.
+        WrongRowError: if the row says what no record can say.
     """
+    types = tuple(map(type, row))
+    if types not in _known_types:
+        _check_types(types)
     values = dict(zip(RECORD_COLUMNS, row[1:], strict=False))
-    session_id, session_attempt, rank, correlation_id, host, boot_id, pid, started, namespace = row[
-        -len(OWNER_COLUMNS) :
-    ]
-    values["path"] = tuple(json.loads(values.pop("path_id")))
-    values["kind"] = _KINDS[values["kind"]]
-    values["status"] = _STATUSES[values["status"]]
+    session_id, session_attempt, rank, correlation_id, *process = row[-len(OWNER_COLUMNS) :]
+    values["path"] = names_of(values.pop("path_id"))
     values["is_sync"] = bool(values["is_sync"])
-    values["attributes"] = {} if values["attributes"] is None else json.loads(values["attributes"])
-    if type(values["step"]) is str:
-        values["step"] = int(values["step"])
     if values["root_cause_path"] is not None:
-        values["root_cause_path"] = tuple(json.loads(values["root_cause_path"]))
-    process = None
-    if host is not None:
-        process = ProcessIdentity(host=host, boot_id=boot_id, pid=pid, started=started, pid_namespace=namespace)
+        values["root_cause_path"] = names_of(values["root_cause_path"])
+    attributes = values["attributes"] = {} if values["attributes"] is None else loads(values["attributes"])
+    try:
+        values["kind"] = _KINDS[values["kind"]]
+        values["status"] = _STATUSES[values["status"]]
+        if type(values["step"]) is str:
+            values["step"] = int(values["step"])
+    except (KeyError, ValueError) as error:
+        raise WrongRowError(f"a row of it is no record ({type(error).__name__}: {error})") from None
+    if type(attributes) is not dict:
+        raise WrongRowError("the attributes in a row of it are no object")
     return PhaseRecord(
         session_id=session_id,
         session_attempt=session_attempt,
         correlation_id=correlation_id,
         rank=rank,
         sequence=row[0] & MAX_SEQUENCE,
-        process=process,
+        process=process_of(process),
         output=output,
         **values,
     )
+
+
+def _check_types(types: tuple[type, ...]) -> None:
+    for column, found, allowed in zip(("id", *RECORD_COLUMNS, *OWNER_COLUMNS), types, _ALLOWED, strict=True):
+        if found not in allowed:
+            raise WrongRowError(f"the column {column} of a row in it holds {found.__name__}")
+    if len(_known_types) < _MAX_KNOWN:
+        _known_types.add(types)

@@ -60,7 +60,8 @@ class RowWriter:
             row = rows.row_of(record, owner_id, self._path_id(record.path))
             if record.output and not self._is_ended(row[0]):
                 lines += (
-                    (row[0], number, line.time_ns, line.stream, line.text) for number, line in enumerate(record.output)
+                    (row[0], number, line.time_ns, line.stream, rows.sound(line.text))
+                    for number, line in enumerate(record.output)
                 )
             made.append(row)
             if len(made) == _ROWS_A_STATEMENT:
@@ -100,11 +101,11 @@ class RowWriter:
     def _path_id(self, path: tuple[str, ...]) -> int:
         found = self._paths.get(path)
         if found is None:
-            names = dumps(path)
+            names = rows.sound(dumps(path))
             row = self._connection.execute("SELECT id FROM stored_path WHERE names = ?", (names,)).fetchone()
             if row is None:
                 sql = "INSERT INTO stored_path (names, text, name, depth) VALUES (?, ?, ?, ?)"
-                shown = (names, " / ".join(path), path[-1] if path else "", len(path))
+                shown = (names, rows.sound(" / ".join(path)), rows.sound(path[-1] if path else ""), len(path))
                 row = (self._connection.execute(sql, shown).lastrowid,)
             found = self._paths[path] = int(row[0])
         return found
@@ -117,7 +118,7 @@ class RowWriter:
             if key not in self._keys:
                 if len(self._keys) < schema.MAX_ATTRIBUTE_COLUMNS:
                     sql = "INSERT INTO stored_attribute (key, number) VALUES (?, ?)"
-                    self._connection.execute(sql, (key, len(self._keys)))
+                    self._connection.execute(sql, (rows.sound(key), len(self._keys)))
                     self._has_new_keys = True
                 self._keys.add(key)
 

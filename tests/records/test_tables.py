@@ -50,6 +50,13 @@ def test_no_records_are_an_empty_table():
     assert (0, len(FIELDS) - 1) == (table.num_rows, table.num_columns)
 
 
+def test_half_a_surrogate_pair_becomes_its_escape():
+    """Names and values may come from files' names, and Arrow's texts are UTF-8."""
+    odd = example_record(path=("a\udcff",), attributes={"k\udcff": ["b\udcff"]}, thread_name="t\udcff")
+    (row,) = to_arrow([odd]).to_pylist()
+    assert (["a\\udcff"], "t\\udcff", '["b\\\\udcff"]') == (row["path"], row["thread_name"], row["attr_k\\udcff"])
+
+
 def test_a_step_beyond_64_bits_is_null():
     """Arrow's whole numbers end there."""
     assert [None] == to_arrow([example_record(step=1 << 70)]).column("step").to_pylist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gc
 import os
 import signal
@@ -10,19 +12,21 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import attrs
 import pytest
 
 from stormphase import ConfigurationError
 from stormphase._liveness import own_process
-from stormphase._model import PhaseStatus
+from stormphase._model import PhaseStatus, RankIdentity
 from stormphase._record import OutputLine, RecordKind
 from stormphase._store_conformance import as_ended, example_record
 from stormphase.exceptions import StoreError
 from stormphase.stores import SqliteStore, _sqlite_schema
 from stormphase.testing import START_WALL_NS, RecordStoreConformance
 
+RANK = RankIdentity("conformance", 0, 0, 0, 1, 1, None, "node-1", "single")
 OUTPUT = (OutputLine(5, "stdout", "hello"), OutputLine(6, "stderr", "oh"))
 
 
@@ -189,7 +193,7 @@ def test_a_file_system_without_hard_links_will_do(store, monkeypatch):
 @pytest.mark.parametrize("error", [FileExistsError, OSError])
 def test_of_two_that_make_the_file_one_is_first(store, monkeypatch, error):
     """Whoever comes second uses what the first one has made, and leaves no draft."""
-    first = SqliteStore(store.path)
+    first = SqliteStore(store.path, busy_timeout_s=0)
 
     def link(_draft, _path):
         monkeypatch.undo()
@@ -267,6 +271,54 @@ def test_a_damaged_file_says_so(store, garbage):
     assert [record] == list(store.query())
 
 
+DAMAGED = {
+    "a path": "UPDATE stored_path SET names = '[\"train'",
+    "a path of numbers": "UPDATE stored_path SET names = '[1, 2]'",
+    "attributes": "UPDATE stored_record SET attributes = '[1]'",
+    "deep attributes": "UPDATE stored_record SET attributes = replace(hex(zeroblob(100000)), '0', '[')",
+    "a status": "UPDATE stored_record SET status = 'done'",
+    "a kind": "UPDATE stored_record SET kind = 'thread'",
+    "a time": "UPDATE stored_record SET entered_ns = 'soon'",
+    "a step": "UPDATE stored_record SET step = 'x'",
+    "a blob": "UPDATE stored_record SET scope_id = x'ff'",
+    "no text": "UPDATE stored_record SET error_message = CAST(x'ff' AS TEXT)",
+    "a process": "UPDATE stored_owner SET pid = NULL",
+    "a process of text": "UPDATE stored_owner SET pid = 'me'",
+    "a session": "UPDATE stored_owner SET session_id = x'00'",
+    "a cause": "UPDATE stored_record SET root_cause_path = '{}'",
+    "a line": "UPDATE stored_output SET text = x'ff'",
+    "no table": "DROP TABLE stored_output",
+}
+
+
+@pytest.mark.parametrize("sql", DAMAGED.values(), ids=DAMAGED)
+def test_what_no_record_can_say_is_no_record(store, sql):
+    """A damaged or crafted file is one error that says so, whoever asks, and never another exception."""
+    store.end([as_ended(example_record(process=own_process()), output=OUTPUT)])
+    connection = sqlite3.connect(store.path)
+    connection.execute(sql)
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match=r"damaged or no SQLite database: move it away"):
+        list(store.query())
+    for call in (store.paths, store.close_lost, store.attribute_keys, lambda: store.next_attempt(RANK)):
+        with contextlib.suppress(StoreError):
+            call()
+
+
+def test_half_a_surrogate_pair_is_stored_as_its_escape(store):
+    """A file's or a thread's name may hold one: the record is kept, and what stands in JSON comes back as it was."""
+    odd = dict.fromkeys(("session_id", "thread_name", "task_name", "error_message", "correlation_id"), "x\udcff")
+    record = example_record(path=("a\udcff",), attributes={"file": "b\udcff", "k\udcff": 1}, **odd)
+    ended = as_ended(record, output=(OutputLine(1, "stdout", "c\udcff"),), root_cause_path=("a\udcff",))
+    store.begin([record])
+    store.end([ended])
+    (found,) = store.query(path=("a\udcff",))
+    assert (record.path, record.attributes, record.path) == (found.path, found.attributes, found.root_cause_path)
+    assert {"x\\udcff"} == {getattr(found, name) for name in odd}
+    assert "c\\udcff" == found.output[0].text
+
+
 def test_a_file_that_was_deleted_is_made_anew(store):
     """What is written to a deleted file is lost, so the store looks before each write."""
     first, second = example_record(path=("a",)), example_record(path=("a",))
@@ -276,6 +328,54 @@ def test_a_file_that_was_deleted_is_made_anew(store):
     store.begin([second])
     store.end([as_ended(first)])
     assert [as_ended(first), second] == list(store.query())
+
+
+def test_what_a_deleted_file_leaves_beside_it_goes_with_it(store):
+    """SQLite would take the log of the file that was deleted for the new one's, and the new one would be damaged."""
+    store.end([as_ended(example_record(attributes={"n": n})) for n in range(500)])
+    answer = store.query()
+    next(answer)  # Somebody reads, so that nobody clears the log up.
+    other = sqlite3.connect(store.path)
+    other.execute("PRAGMA wal_checkpoint(FULL)")
+    store.end([as_ended(example_record(attributes={"n": n})) for n in range(500)])
+    store.path.unlink()
+    assert ["runs.db-shm", "runs.db-wal"] == sorted(path.name for path in store.path.parent.iterdir())
+    records = [as_ended(example_record()) for _ in range(5)]
+    store.end(records)
+    assert records == list(store.query())
+    answer.close()
+    other.close()
+    assert [{"integrity_check": "ok"}] == ask(store, "PRAGMA integrity_check")
+    assert {0o600} == {stat.S_IMODE(path.stat().st_mode) for path in store.path.parent.iterdir()}
+
+
+def test_who_makes_the_file_waits_for_its_turn_and_not_for_ever(tmp_path, monkeypatch):
+    """Whoever finds the directory taken makes the file all the same, but takes nothing away that may be another's."""
+    removed = []
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: removed.append(path.name.lstrip(".").split(".db")[-1]))
+    holder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    for timeout_s in (0, 0.01):
+        SqliteStore(tmp_path / f"{timeout_s}.db", busy_timeout_s=timeout_s).open()
+    assert not {"-wal", "-shm"} & set(removed)
+    patient = SqliteStore(tmp_path / "runs.db", busy_timeout_s=60)
+    opening = threading.Thread(target=patient.open)
+    opening.start()
+    fcntl.flock(holder, fcntl.LOCK_UN)
+    opening.join(60)
+    os.close(holder)
+    assert {"-wal", "-shm"} <= set(removed)
+
+
+def test_a_file_system_without_locks_on_directories_will_do(store, monkeypatch):
+    """The file is made all the same."""
+
+    def flock(_fd, _how):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    store.begin([example_record()])
+    assert 1 == sum(1 for _ in store.query())
 
 
 def test_a_locked_database_keeps_nothing_of_a_call(store):
