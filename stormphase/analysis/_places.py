@@ -29,7 +29,8 @@ class Place:
     Attributes:
         rank: the rank.
         state: how it stands.
-        phase: the innermost phase of the lane that says most of it; None with nothing open.
+        phase: the innermost phase of the lane that says most of it, or the one that the process left by the exception
+            or signal which ended it; None if there is none.
         sync: the innermost synchronisation point on that lane, `phase` itself or one around it; None outside of any.
         step: the step that the phase carries, else the last that the rank set.
     """
@@ -73,7 +74,7 @@ class Group:
 def place_of(rank: RankReport) -> Place:
     """Return what the rank's own process is doing: the main thread's lane, down into a task that runs under it."""
     own = rank.own
-    lane = _telling_lane(own.open)
+    lane = list(own.unwound) or _telling_lane(own.open)
     phase = lane[-1] if lane else None
     sync = next((each for each in reversed(lane) if each.is_sync), None)
     step = own.step if phase is None or phase.step is None else phase.step
@@ -88,13 +89,18 @@ def is_overdue(phase: OpenPhase, hang_ns: int) -> bool:
     `hang_ns`, and another phase never: it may well be meant to last.
     """
     usual = phase.usual
-    if usual is None or usual.count < LEAST_COUNT:
+    if usual is None or not has_usual(phase):
         return phase.is_sync and phase.for_ns > max(hang_ns, 0 if usual is None else TIMES_MAX * usual.max_ns)
     limit = float(TIMES_MAX * usual.max_ns)
     if usual.p99_ns is not None:
         # What one in a thousand takes, while a checkpoint is written, is no hang the next time either.
         limit = min(limit, max(TIMES_P99 * usual.p99_ns, usual.max_ns))
     return phase.for_ns > max(limit, LEAST_OVERDUE_NS)
+
+
+def has_usual(phase: OpenPhase) -> bool:
+    """Whether a phase has been measured often enough to say what is usual."""
+    return phase.usual is not None and phase.usual.count >= LEAST_COUNT
 
 
 def groups_of(places: Iterable[Place]) -> tuple[Group, ...]:

@@ -14,7 +14,7 @@ from stormphase.analysis._waits import Wait, waits_of
 from stormphase.analysis._words import MAX_MESSAGE, counted, path_text, plain, ranks_text, shown, span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +90,7 @@ def diagnose(
         waits=waits,
         suspects=suspects_of(by_rank, places, waits, hang_ns),
         absent=tuple(absent),
-        notes=tuple(_notes(by_rank, waits, absent)),
+        notes=tuple(_notes(by_rank, waits, absent, hang_ns)),
         is_hung=_is_hung(places, waits, hang_ns),
     )
 
@@ -105,20 +105,32 @@ def _is_hung(places: Mapping[int, Place], waits: Iterable[Wait], hang_ns: int) -
     )
 
 
-def _notes(ranks: Mapping[int, RankReport], waits: Iterable[Wait], absent: list[int]) -> Iterable[str]:
+def _notes(ranks: Mapping[int, RankReport], waits: Sequence[Wait], absent: list[int], hang_ns: int) -> Iterable[str]:
     for wait in waits:
         if wait.is_hung and not wait.missing:
             everyone = "all ranks that have a journal" if absent else f"all {counted(len(ranks), 'rank')}"
             who = everyone if len(wait.ranks) == len(ranks) else f"ranks {ranks_text(wait.ranks)}"
+            gone = [rank for rank in wait.ranks if ranks[rank].own.state in DEAD]
+            ended = f", rank {ranks_text(gone)} ended in it" if gone and not wait.is_over else ""
+            verb = "were" if wait.is_over else "others are" if ended else "are"
             yield (
-                f"{who} have entered {path_text(wait.path)} and are in it for {span(wait.for_ns)}: "
+                f"{who} have entered {path_text(wait.path)}{ended} and {verb} in it for {span(wait.for_ns)}: "
                 "no journal shows one that is missing there"
+            )
+        if wait.is_guess:
+            yield (
+                f"how long {path_text(wait.path)} usually takes is not known yet, so more than {span(hang_ns)} "
+                "counted as a hang (--hang-s): a first time that is slow, as while code is compiled, looks the same"
             )
     together = died_together(ranks)
     if together is not None:
         yield together
     if absent:
-        yield f"no journal of rank {ranks_text(absent)}"
+        are_awaited = any(wait.is_hung and not wait.missing for wait in waits)
+        plural = "s" if len(absent) > 1 else ""
+        yield f"no journal of rank{plural} {ranks_text(absent)}" + (
+            ": what has not begun, or writes elsewhere, may be what the others wait for" if are_awaited else ""
+        )
     hosts = {process.process.boot_id for report in ranks.values() for process in report.processes}
     if len(hosts) > 1:
         yield (

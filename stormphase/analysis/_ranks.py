@@ -12,7 +12,7 @@ import attrs
 from stormphase._liveness import Liveness, Verdict, utc
 from stormphase._model import PhaseStatus, ProcessIdentity, RankIdentity
 from stormphase.analysis._words import MAX_MESSAGE, shown
-from stormphase.journal._histogram import quantile
+from stormphase.journal._histogram import GAMMA, bucket_of, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 LAST_ENDED: Final = 16
 MAX_COUNTS: Final = 512
 MAX_USUALS: Final = 64
+# An exception that ends a process passes through its phases at once; the session's own end comes right behind it.
+_UNWOUND_NS: Final = 2_000_000_000
 _MAX_FRAMES: Final = 12
+_MAX_BUCKET: Final = 1_200  # beyond every duration that a journal can hold
 _EMPTY: Final[Mapping[str, Any]] = {}
 
 
@@ -31,10 +34,10 @@ class RankState(str, enum.Enum):
 
     RUNNING = "running"
     CLEAN = "clean"
+    ENDED = "ended"
     EXIT = "exit"
     EXCEPTION = "exception"
     SIGNAL = "signal"
-    ENDED = "ended"
     KILLED = "killed"
     HOST_GONE = "host gone"
     SILENT = "silent"
@@ -44,6 +47,7 @@ class RankState(str, enum.Enum):
         return self.value
 
 
+_UNWOUND: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.CANCELLED, PhaseStatus.ABANDONED})
 SAID_SO: Final = frozenset({RankState.EXIT, RankState.EXCEPTION, RankState.SIGNAL})
 DEAD: Final = SAID_SO | {RankState.KILLED, RankState.HOST_GONE}
 IN_ORDER: Final = frozenset({RankState.CLEAN, RankState.ENDED})
@@ -164,6 +168,9 @@ class ProcessReport:
         measured_to: up to when open phases were measured, "now" or "last sign of life".
         measured_ns: when that was, likewise.
         open: its open phases, outermost first in a lane, the main thread's lane first.
+        unwound: the main thread's phases that it left by what ended it, an exception or a signal, outermost first, each
+            with how long it was open; empty if it did not say that it ended so, or nothing shows where.
+        error_type: the type of the exception that ended it, or None.
         last_ended: its last ended phases, oldest first.
         counts: how often each path ended.
         has_exact_counts: whether nothing that it entered is missing in `counts` and `open`.
@@ -191,6 +198,8 @@ class ProcessReport:
     has_exact_counts: bool
     ended_phases: int
     kept_by: str = ""
+    unwound: tuple[OpenPhase, ...] = ()
+    error_type: str | None = None
     stack: tuple[str, ...] = ()
     stack_for_ns: int | None = None
     said: tuple[str, ...] = ()
@@ -285,6 +294,8 @@ def report_process(
         counts=_counts(image, known) if past is None else past.counts,
         has_exact_counts=_has_all(image) and (past is None or past.is_exact),
         ended_phases=sum(each.count for each in image.totals.values()) if past is None else past.ended_phases,
+        unwound=_unwound(image, known) if state in SAID_SO else (),
+        error_type=None if image.end_note is None else image.end_note.error_type,
         kept_by=verdict.kept_by if state is RankState.RUNNING else "",
         stack=stack,
         stack_for_ns=None if stack_at_ns is None else max(0, until_ns - stack_at_ns),
@@ -312,6 +323,8 @@ def _said(note: EndNote, at: str, asked: str) -> tuple[RankState, str]:
     """Return how a process said that it ended."""
     if note.kind == "clean":
         return RankState.CLEAN, f"ended in order {at}"
+    if note.kind == "ended":
+        return RankState.ENDED, f"ended {at}, when its interpreter did, with an exit status that is not known{asked}"
     if note.kind == "signal":
         return RankState.SIGNAL, f"ended {at}, as {signal_name(note.signal)} asked"
     message = f": {shown(note.error_message, MAX_MESSAGE)}" if note.error_message else ""
@@ -323,8 +336,6 @@ def signal_name(number: int | None) -> str:
     """Return `SIGTERM` for 15; whatever a file says, never raises."""
     try:
         return signal.Signals(number or 0).name
-    if note.kind == "ended":
-        return RankState.ENDED, f"ended {at}, when its interpreter did, with an exit status that is not known{asked}"
     except ValueError:
         return f"signal {number}"
 
@@ -371,6 +382,42 @@ def _open(
         attributes=phase.attributes or _EMPTY,
         usual=usual,
     )
+
+
+def _unwound(image: JournalImage, known: dict[tuple[str, ...], tuple[str, ...]]) -> tuple[OpenPhase, ...]:
+    """Return the phases that the end of the process has unwound, outermost first.
+
+    They are the last ones of the main thread's lane, each a child of the one that ended after it; none ended well.
+    """
+    found: list[JournalPhase] = []
+    for phase in sorted(image.ended, key=lambda each: (each.ended_ns or 0, -len(each.path)), reverse=True):
+        if not phase.is_main_thread or (found and phase.lane != found[-1].lane):
+            continue
+        is_next = not found or (phase.path[:-1] == found[-1].path and phase.entered_ns >= found[-1].entered_ns)
+        if phase.status not in _UNWOUND or not is_next:
+            break
+        found.append(phase)
+    ended_ns = 0 if image.end_note is None else image.end_note.ended_ns
+    if not found or ended_ns - (found[0].ended_ns or 0) > _UNWOUND_NS:
+        return ()
+    return tuple(
+        _open(phase, image, phase.ended_ns or 0, known, _usual_before(phase, image.totals.get(phase.path)))
+        for phase in found
+    )
+
+
+def _usual_before(phase: JournalPhase, totals: PathTotals | None) -> Usual | None:
+    """Return what was usual before a phase that has ended, and is part of the totals."""
+    lasted_ns = (phase.ended_ns or 0) - phase.entered_ns
+    if totals is None or totals.count < 2:  # noqa: PLR2004 - itself, and one before
+        return None
+    buckets = dict(totals.buckets)
+    buckets[bucket_of(lasted_ns)] = buckets.get(bucket_of(lasted_ns), 0) - 1
+    buckets = {bucket: count for bucket, count in buckets.items() if count > 0}
+    max_ns = totals.max_ns
+    if lasted_ns >= max_ns and buckets:  # Then how long the others took at most only their buckets tell.
+        max_ns = min(max_ns, int(GAMMA ** min(max(buckets), _MAX_BUCKET)))
+    return Usual.of(attrs.evolve(totals, count=totals.count - 1, buckets=buckets, max_ns=max_ns))
 
 
 def _usual(path: tuple[str, ...], image: JournalImage, past: Past | None) -> Usual | None:

@@ -54,16 +54,20 @@ def suspects_of(
 ) -> tuple[Suspect, ...]:
     """Return the suspects, the strongest first; none for a rank that nothing speaks against."""
     hung = [wait for wait in waits if wait.is_hung]
-    firsts = _died_first(ranks)
+    firsts = _died_first(ranks, places)
     leading_step = _common_step(places)
     victims = {rank for wait in hung for rank in wait.ranks}
+    sufferers = {rank for rank in victims if ranks[rank].own.unwound or _waits_too_long(places[rank], hang_ns)}
+    excused = {rank for wait in hung if wait.missing for rank in wait.ranks} & sufferers
     found: list[tuple[int, int, int, Suspect]] = []
     for rank, report in ranks.items():
         place = places[rank]
         awaited = [(wait, each) for wait in hung for each in wait.missing if each.rank == rank]
         tier = _tier(report, place, bool(awaited), rank in firsts, hang_ns)
-        if tier is DIED and rank in victims:
+        if (tier is DIED and rank in victims) or (tier is DIED_FIRST and rank in excused):
             continue  # It waited for another one, until something ended them all.
+        if tier is DEAD_AND_AWAITED and rank in sufferers:
+            tier = WAITS_ITSELF
         if tier is None and hung and _is_behind(place, leading_step):
             tier = BEHIND
         if tier is None:
@@ -93,18 +97,26 @@ def _tier(report: RankReport, place: Place, is_awaited: bool, is_first: bool, ha
     return None
 
 
-def _died_first(ranks: Mapping[int, RankReport]) -> dict[int, tuple[int, int]]:
+def _died_first(ranks: Mapping[int, RankReport], places: Mapping[int, Place]) -> dict[int, tuple[int, int]]:
     """Return the ranks that died first, those of one time together, each with what sorts it among them.
 
     If all died at one time there is no first. Among those of one time the odd one out comes first: one that was
-    killed while many saw an exception, or one exception among many that were killed.
+    killed while many saw an exception, or one exception among many that were killed; and of equally odd ones those
+    that were in no synchronisation point, where a rank may fail because of another one.
     """
     died = sorted((each.own.end_ns, rank) for rank, each in ranks.items() if each.own.has_died)
     together = [rank for end_ns, rank in died if end_ns - died[0][0] <= SAME_TIME_NS]
-    states = Counter(ranks[rank].own.state for rank in together)
-    if len(together) == len(ranks) and len(states) == 1 and len(ranks) > 1:
+    ends = Counter((ranks[rank].own.state, ranks[rank].own.error_type) for rank in together)
+    if len(together) == len(ranks) and len(ends) == 1 and len(ranks) > 1:
         return {}
-    return {rank: (states[ranks[rank].own.state], 0) for rank in together}
+    return {
+        rank: (ends[ranks[rank].own.state, ranks[rank].own.error_type], int(places[rank].sync is not None))
+        for rank in together
+    }
+
+
+def _waits_too_long(place: Place, hang_ns: int) -> bool:
+    return place.sync is not None and is_overdue(place.sync, hang_ns)
 
 
 def _common_step(places: Mapping[int, Place]) -> int | None:

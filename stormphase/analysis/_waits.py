@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from stormphase.analysis._places import Place, is_overdue
-from stormphase.analysis._ranks import DEAD, RankReport
+from stormphase.analysis._places import Place, has_usual, is_overdue
+from stormphase.analysis._ranks import DEAD, IN_ORDER, RankReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,8 +43,10 @@ class Wait:
         step: their step; None if they have none or not the same.
         for_ns: the median of how long they are in it.
         missing: the ranks of the attempt that have not entered it so often.
-        is_hung: whether it lasts far longer than usual, or waits for a rank that is dead while others live.
+        is_hung: whether it lasts far longer than usual, waits for a rank that is dead while others live, or failed most
+            of those in it after a rank had ended that never entered it.
         is_over: whether they are all dead.
+        is_guess: whether it is hung only by the limit for what has not been measured yet.
     """
 
     path: tuple[str, ...]
@@ -55,6 +57,7 @@ class Wait:
     missing: tuple[Missing, ...]
     is_hung: bool
     is_over: bool
+    is_guess: bool
 
 
 def waits_of(ranks: Mapping[int, RankReport], places: Mapping[int, Place], hang_ns: int) -> tuple[Wait, ...]:
@@ -93,6 +96,9 @@ def _wait(
     phases = [place.sync for place in waiting if place.sync is not None]
     has_living = any(place.state not in DEAD for place in waiting)
     waits_for_dead = has_living and any(places[each.rank].state in DEAD for each in missing)
+    is_proven = waits_for_dead or _was_broken(waiting, missing, ranks)
+    # Of most of them: one rank with a history of its own must not speak for all.
+    lasts_too_long = 2 * sum(is_overdue(phase, hang_ns) for phase in phases) > len(phases)
     return Wait(
         path=path,
         ranks=tuple(sorted(waiting_ranks)),
@@ -100,10 +106,23 @@ def _wait(
         step=step,
         for_ns=int(median(phase.for_ns for phase in phases)),
         missing=tuple(sorted(missing, key=lambda each: each.rank)),
-        # Of most of them: one rank with a history of its own must not speak for all.
-        is_hung=waits_for_dead or 2 * sum(is_overdue(phase, hang_ns) for phase in phases) > len(phases),
+        is_hung=is_proven or lasts_too_long,
         is_over=not has_living,
+        is_guess=lasts_too_long and not is_proven and 2 * sum(map(has_usual, phases)) <= len(phases),
     )
+
+
+def _was_broken(waiting: Sequence[Place], missing: Sequence[Missing], ranks: Mapping[int, RankReport]) -> bool:
+    """Whether ranks failed in a point since others, that have not entered it, had ended before.
+
+    Those must be fewer than the ones that failed, and show no later sign of life: else they may well have been ended
+    because of one that failed in the point by itself.
+    """
+    failed_ns = [ranks[place.rank].own.end_ns for place in waiting if ranks[place.rank].own.unwound]
+    absent = [ranks[each.rank].own for each in missing]
+    if not absent or len(failed_ns) <= max(len(absent), len(waiting) // 2):
+        return False
+    return all(each.state in DEAD | IN_ORDER and each.end_ns < min(failed_ns) for each in absent)
 
 
 def _missing(  # noqa: PLR0917 - one rank against what the others have in common

@@ -10,7 +10,7 @@ from stormphase._liveness import utc
 from stormphase._render import columns, padded
 from stormphase.analysis._postmortem import Postmortem, group_text, title_text
 from stormphase.analysis._ranks import DEAD, EndedPhase, OpenPhase, ProcessReport, RankReport, RankState
-from stormphase.analysis._suspects import DIED, KINDS, Suspect, since_text, standing_text, usual_text
+from stormphase.analysis._suspects import DIED, DIED_FIRST, KINDS, Suspect, since_text, standing_text, usual_text
 from stormphase.analysis._words import counted, path_text, plain, ranks_text, shown, span
 from stormphase.cli._output import BOLD, DIM, GREEN, RED, YELLOW, Page
 
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 MAX_GROUPS: Final = 12
 MAX_SUSPECTS: Final = 8
 MAX_ALIKE: Final = 2
+MAX_FIRST: Final = 3
 MAX_DETAILED: Final = 4
 MAX_LANE: Final = 24
 MAX_ENDED: Final = 5
 MAX_ATTRIBUTES: Final = 120
 LEAST_TELLING: Final = KINDS[DIED]
+_MOST_OF_A_KIND: Final = {LEAST_TELLING: MAX_ALIKE, KINDS[DIED_FIRST]: MAX_FIRST}
 _MAX_LINES_OF_NOTES: Final = 10
+_SUSPECTS: Final = "suspects, those with the strongest evidence first"
+_ALL_ALIKE: Final = "who died; nothing speaks against one more than against another"
 
 
 def write_postmortem(page: Page, postmortem: Postmortem, now_wall_ns: int, wanted: Collection[int] | None) -> None:
@@ -59,12 +63,13 @@ def _write_suspects(page: Page, suspects: Sequence[Suspect]) -> None:
     if not suspects:
         return
     page.line()
-    page.line("suspects, those with the strongest evidence first", style=BOLD)
+    are_alike = len(suspects) > 1 and all(suspect.kind == LEAST_TELLING for suspect in suspects)
+    page.line(_ALL_ALIKE if are_alike else _SUSPECTS, style=BOLD)
     number = 0
     for kind, alike in groupby(suspects, key=lambda suspect: suspect.kind):
         same = list(alike)
         # Who merely died is a fact, and thousands of the same say no more than one.
-        most = MAX_SUSPECTS - number if kind != LEAST_TELLING else min(MAX_SUSPECTS - number, MAX_ALIKE)
+        most = min(MAX_SUSPECTS - number, _MOST_OF_A_KIND.get(kind, MAX_SUSPECTS))
         for suspect in same[: max(0, most)]:
             number += 1
             page.wrapped(f"rank {suspect.rank}: {suspect.reason}", first=f"{number:3}. ")

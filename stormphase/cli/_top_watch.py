@@ -140,7 +140,8 @@ class _Rank:
         has_moved = self._read_ns < self._moved_ns
         is_due = self._moved_ns < now_ns or now_ns - self._read_ns > RENEWED_NS
         if image.end_note is not None or (may_read and has_moved and is_due):
-            self._read(now_ns, clock, this, paths, last=0)
+            # Of one that has ended, the last phases say where it was then.
+            self._read(now_ns, clock, this, paths, last=0 if image.end_note is None else _FIRST_ENDED)
             return True
         # Counts are as of the last whole reading: exact only if it has not moved since.
         past = past if self._moved_ns <= self._read_ns else attrs.evolve(past, is_exact=False)

@@ -73,6 +73,7 @@ class Job:
         usual: Mapping[str, Sequence[float]] | None = None,
         heartbeat_s: float = 0.5,
         ended: Sequence[str] = (),
+        left: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
         note: EndNote | None = None,
         attempt: int = 0,
@@ -88,6 +89,7 @@ class Job:
             usual: seconds that phases of a path took before.
             heartbeat_s: how many seconds ago the last sign of life was.
             ended: paths of the last ended phases, each of 1 ms, the last one ended at the last sign of life.
+            left: phases that what ended it has unwound, outermost first, each as one of `doing`; with `note`.
             facts: more of the header's facts.
             note: how it said that it ended.
             attempt: of the session.
@@ -123,8 +125,11 @@ class Job:
             stop_asked_ns=None,
             open=tuple(_open(index, text, step) for index, text in enumerate(doing, 1)),
             ended=tuple(
-                _ended(1_000 + index, path, heartbeat_ns - (len(ended) - 1 - index) * 2_000_000)
+                _ended(1_000 + index, path, heartbeat_ns - (len(ended) - 1 - index) * 2_000_000 - bool(left) * SECOND)
                 for index, path in enumerate(ended)
+            )
+            + tuple(
+                _left(index, text, step, 0 if note is None else note.ended_ns) for index, text in enumerate(left, 2_000)
             ),
             totals={path_of(path): totals_of(path, durations) for path, durations in (usual or {}).items()},
             unwritten=0,
@@ -172,6 +177,14 @@ def _open(sequence: int, text: str, step: int | None) -> JournalPhase:
         is_main_thread=thread == MAIN,
         is_sync="sync" in words,
     )
+
+
+def _left(sequence: int, text: str, step: int | None, ended_ns: int) -> JournalPhase:
+    phase = _open(sequence, text, step)
+    lasted_ns = NOW_NS - phase.entered_ns
+    # The innermost first.
+    ended_ns -= len(phase.path) * 1_000
+    return attrs.evolve(phase, status=PhaseStatus.FAILED, entered_ns=ended_ns - lasted_ns, ended_ns=ended_ns)
 
 
 def _ended(sequence: int, path: str, ended_ns: int) -> JournalPhase:

@@ -28,7 +28,7 @@ def test_a_sound_job_is_well(job: Any) -> None:
     job.rank(2, note=jobs.said("clean"))
     postmortem = job.diagnose(other_attempts=[0, 1, 2])
     assert (True, False, ()) == (postmortem.is_well, postmortem.is_hung, postmortem.suspects)
-    assert ((1, 3), ("no journal of rank 1, 3",)) == (postmortem.absent, postmortem.notes)
+    assert ((1, 3), ("no journal of ranks 1, 3",)) == (postmortem.absent, postmortem.notes)
     assert ((), (2, 1)) == (postmortem.older_attempts, postmortem.newer_attempts)
     assert "session job-1, attempt 0, 2 of 4 ranks" == title_text(postmortem)
 
@@ -117,3 +117,43 @@ def test_the_order_of_journals_does_not_matter(job: Any) -> None:
     for rank in range(4):
         job.rank(rank, "train,9", verdict="dead" if rank == 2 else "alive")
     assert job.diagnose() == diagnose(reversed(job.processes))
+
+
+def test_a_first_time_that_is_slow_may_be_no_hang(job: Any) -> None:
+    """While code is compiled in the first step, all of it looks like a hang: so that is said, too."""
+    for rank in (0, 1, 2):
+        job.rank(rank, "train,90", "train / reduce,80,sync")
+    job.rank(3, "train,90", "train / forward,85")
+    postmortem = job.diagnose()
+    assert [3] == [suspect.rank for suspect in postmortem.suspects]
+    assert (
+        "how long train / reduce usually takes is not known yet, so more than 60.0 s counted as a hang (--hang-s): "
+        "a first time that is slow, as while code is compiled, looks the same"
+    ) == postmortem.notes[0]
+
+
+def test_a_rank_without_a_journal_may_be_what_the_others_wait_for(job: Any) -> None:
+    """It is named, and not accused: nothing is known of it."""
+    for rank in (0, 1, 2):
+        job.rank(rank, "rendezvous,80,sync", usual={"rendezvous": [1.0] * 3})
+    postmortem = job.diagnose()
+    assert ((), True) == (postmortem.suspects, postmortem.is_hung)
+    assert (
+        "no journal of rank 3: what has not begun, or writes elsewhere, may be what the others wait for"
+    ) == postmortem.notes[1]
+
+
+def test_a_rank_that_failed_in_the_point_where_others_wait_is_told(job: Any) -> None:
+    """It had entered as often as they, so it is not missing; and it is not in it any more."""
+    usual = {"train / reduce": [0.01] * 9}
+    for rank in (0, 1, 2):
+        job.rank(rank, "train,90", "train / reduce,80,sync", usual=usual)
+    note = jobs.said("exception", 79, error_type="ValueError", error_message="x")
+    after = {"train / reduce": [0.01] * 10}
+    job.rank(3, note=note, left=("train,90", "train / reduce,0.01,sync"), usual=after, verdict="dead", heartbeat_s=79)
+    postmortem = job.diagnose()
+    assert [(3, "died_first")] == [(suspect.rank, suspect.kind) for suspect in postmortem.suspects]
+    assert (
+        "all 4 ranks have entered train / reduce, rank 3 ended in it and others are in it for 80.0 s: "
+        "no journal shows one that is missing there"
+    ) == postmortem.notes[0]

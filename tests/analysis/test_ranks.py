@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import attrs
 import pytest
 
+from stormphase._model import PhaseStatus
 from stormphase.analysis import _ranks
 from stormphase.analysis._ranks import RankState, ranks_of, report_process, signal_name, state_of
-
-if TYPE_CHECKING:
-    from stormphase._model import PhaseStatus
 
 jobs = sys.modules["jobs"]
 SECOND = jobs.SECOND
@@ -155,3 +154,56 @@ def test_a_forked_child_that_vanished_with_nothing_open_lost_nothing(
     job.rank(0, *doing, verdict="dead", facts={"forked_from": forked_from}, note=note)
     assert expected == job.processes[0].has_died
     assert RankState.KILLED is job.processes[0].state or note is not None
+
+
+LEFT = ("train,40", "train / step,3", "train / step / all_reduce,2,sync")
+USUAL = {"train / step / all_reduce": [0.01] * 99 + [2.0]}
+
+
+def unwound(job: Any, *left: str, note: Any = None, **options: Any) -> list[tuple[str, ...]]:
+    """Return the paths of what the end of a rank has unwound."""
+    note = jobs.said("exception", error_type="E") if note is None else note
+    job.rank(0, note=note, left=left, verdict="dead", **{"usual": USUAL, **options})
+    return [phase.path for phase in job.processes[-1].unwound]
+
+
+def test_where_an_exception_ended_a_process_is_known(job: Any) -> None:
+    """The phases that it passed through, each with how long it was open, and what was usual before that time."""
+    paths = [("train",), ("train", "step"), ("train", "step", "all_reduce")]
+    assert paths == unwound(job, *LEFT, ended=["train / step / all_reduce"])
+    phase = job.processes[0].unwound[-1]
+    assert (2 * SECOND, True, 120) == (phase.for_ns, phase.is_sync, phase.step)
+    assert (99, True) == (phase.usual.count, phase.usual.max_ns < 11_000_000)
+    assert () == job.processes[0].open
+
+
+@pytest.mark.parametrize(
+    ("left", "note"),
+    [
+        (LEFT, jobs.said("exception", ago_s=-3, error_type="E")),
+        (("train,40,thread 9", "train / step,3,thread 9"), None),
+        (LEFT, jobs.said("clean")),
+        ((), None),
+    ],
+    ids=["long before the end", "another thread", "it ended in order", "nothing failed"],
+)
+def test_what_did_not_end_a_process_is_not_where_it_ended(job: Any, left: tuple[str, ...], note: Any) -> None:
+    """Nothing is claimed where nothing shows it."""
+    image = job.image(0, left=left, note=jobs.said("exception", error_type="E"), ended=["train / step / load"])
+    if note is not None:
+        image = attrs.evolve(image, end_note=note)
+    assert () == report_process(image, jobs.VERDICTS["dead"]).unwound
+
+
+def test_a_failure_beneath_a_phase_that_went_well_ended_nothing(job: Any) -> None:
+    """It was handled there; the process ended later, in the phase around."""
+    image = job.image(0, left=LEFT, note=jobs.said("exception", error_type="E"))
+    outer, step, reduce = image.ended
+    image = attrs.evolve(image, ended=(reduce, attrs.evolve(step, status=PhaseStatus.SUCCEEDED), outer))
+    assert [("train",)] == [phase.path for phase in report_process(image, jobs.VERDICTS["dead"]).unwound]
+
+
+def test_of_a_first_time_that_failed_nothing_is_usual(job: Any) -> None:
+    """Its own duration is no measure for itself."""
+    unwound(job, *LEFT, usual={"train / step / all_reduce": [2.0]})
+    assert [None] * 3 == [phase.usual for phase in job.processes[0].unwound]

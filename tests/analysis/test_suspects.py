@@ -297,3 +297,80 @@ def test_who_died_long_before_comes_before_who_was_missing_too(job: Any) -> None
     job.rank(2, "train,4000", "train / step,316", usual=USUAL, verdict="dead")
     job.rank(3, "train,4000", "train / step,316", usual=USUAL, verdict="dead", heartbeat_s=314)
     assert [(3, "dead_and_awaited"), (2, "dead_and_awaited")] == found(job)
+
+
+LEFT = ("train,4000", "train / step,3", "train / step / all_reduce,2.5,sync")
+
+
+def failed(job: Any, *ranks: int, ago_s: float = 5, left: tuple[str, ...] = LEFT, **options: Any) -> None:
+    """Add ranks that an exception ended, in all_reduce of step 120 unless `left` says otherwise."""
+    usual = {**USUAL, "train / step / all_reduce": [0.012] * 119 + [2.5]}
+    for rank in ranks:
+        note = jobs.said("exception", ago_s + rank / 100, error_type="ncclError", error_message="timeout")
+        job.rank(
+            rank, note=note, left=left, heartbeat_s=ago_s, **{"usual": usual, "verdict": "dead", "step": 120, **options}
+        )
+
+
+def test_ranks_that_gave_up_waiting_are_not_to_blame_for_the_one_that_hangs(job: Any) -> None:
+    """The collective's own timeout raises on every healthy rank, and the one that hangs is all that lives."""
+    failed(job, 0, 1, 3)
+    job.rank(2, "train,4000", "train / step,10", "train / step / data_loading,9", usual=USUAL)
+    postmortem = job.diagnose()
+    (suspect,) = postmortem.suspects
+    assert (2, "awaited") == (suspect.rank, suspect.kind)
+    assert suspect.reason.endswith(
+        "it never entered that step's all_reduce, and is what the others waited for (2.50 s, until they died)"
+    )
+    assert postmortem.is_hung
+
+
+def test_ranks_that_failed_as_another_was_gone_are_not_to_blame(job: Any) -> None:
+    """A rank is killed, and the others' connections break at once: nobody has waited for long."""
+    left = ("train,4000", "train / step,0.3", "train / step / all_reduce,0.1,sync")
+    failed(job, 0, 1, 3, left=left)
+    job.rank(2, "train,4000", "train / step,5.2", usual=USUAL, verdict="dead", heartbeat_s=5.2)
+    assert [(2, "dead_and_awaited")] == found(job)
+
+
+def test_ranks_that_were_killed_after_one_had_failed_are_not_what_it_waited_for(job: Any) -> None:
+    """One runs out of memory in all_reduce before the others get there, and the launcher kills them."""
+    left = ("train,4000", "train / step,0.3", "train / step / all_reduce,0.001,sync")
+    failed(job, 0, left=left)
+    for rank in (1, 2, 3):
+        job.rank(rank, "train,4000", "train / step,5.2", usual=USUAL, verdict="dead", heartbeat_s=4.9)
+    assert (0, "died_first") == found(job)[0]
+    assert all(kind == "died_first" for _, kind in found(job))
+    assert "in train / step / all_reduce (step 120) for 1.00 ms" in job.diagnose().suspects[0].reason
+
+
+def test_of_two_that_died_together_the_one_that_waited_comes_last(job: Any) -> None:
+    """With two ranks there is no odd one out; but a collective fails because of the other one."""
+    left = ("train,4000", "train / step,0.3", "train / step / all_reduce,0.1,sync")
+    failed(job, 0, left=left)
+    job.rank(1, "train,4000", "train / step,5.2", usual=USUAL, verdict="dead", heartbeat_s=5.2)
+    assert [(1, "died_first"), (0, "died_first")] == found(job)
+
+
+def test_exceptions_of_another_type_make_the_odd_one_out(job: Any) -> None:
+    """One has run out of memory, and three lost their connection to it."""
+    failed(job, 0, 1, 3, left=(), usual=USUAL)
+    note = jobs.said("exception", 5, error_type="MemoryError", error_message="x")
+    job.rank(2, note=note, verdict="dead", usual=USUAL, heartbeat_s=5)
+    assert (2, "died_first") == found(job)[0]
+
+
+def test_who_was_killed_first_of_those_that_waited_is_not_to_blame(job: Any) -> None:
+    """Somebody ends a hung job rank by rank, and the one that all waited for cannot be killed."""
+    waiting(job, 0, verdict="dead", heartbeat_s=60)
+    waiting(job, 1, 3, verdict="dead", heartbeat_s=1)
+    job.rank(2, "train,4000", "train / step,316", "train / step / data_loading,315", usual=USUAL)
+    assert [(2, "awaited")] == found(job)
+
+
+def test_groups_that_failed_waiting_for_each_other_accuse_nobody_as_dead(job: Any) -> None:
+    """Each waited at a point of its own: who came to none of them would be first, and there is nobody."""
+    failed(job, 0, 1)
+    left = ("train,4000", "train / step,3", "train / step / barrier,2.4,sync")
+    failed(job, 2, 3, left=left, usual={**USUAL, "train / step / barrier": [0.01] * 119 + [2.4]})
+    assert {"waits_itself"} == {kind for _, kind in found(job)}

@@ -71,7 +71,7 @@ def test_a_large_job_is_a_short_text(job: Any) -> None:
         job.rank(rank, f"train / p{rank % 50},9", verdict="dead" if rank % 2 else "alive")
     out = text_of(job)
     assert "\n  and 3,112 ranks in 38 groups more: see --json\n" in out
-    assert "\n     and 2,040 more, died first: 17, 19, 21, 23, 25, 27, 29, 31, …\n" in out
+    assert "\n     and 2,045 more, died first: 7, 9, 11, 13, 15, 17, 19, 21, …\n" in out
     assert len(out.splitlines()) < 120
 
 
@@ -83,6 +83,26 @@ def test_of_those_that_merely_died_two_stand_for_all(job: Any) -> None:
     out = text_of(job)
     assert "\n     and 62 more, died: 2-63\n" in out
     assert 1 == out.count("ended last") + out.count("open, up to its last sign of life")
+
+
+def test_who_died_alike_is_no_suspect(job: Any) -> None:
+    """A job that its scheduler ended has no culprit, and the text does not speak of one."""
+    for rank in range(4):
+        job.rank(rank, "train,4", verdict="dead")
+    text = text_of(job)
+    assert "who died; nothing speaks against one more than against another" in text
+    assert "suspects" not in text
+
+
+def test_of_those_that_died_first_together_three_are_told(job: Any) -> None:
+    """The odd one out, and two of the others; the rest are named."""
+    for rank in range(3):
+        job.rank(rank, "train,4", verdict="dead")
+        job.rank(rank + 10, "train,4", verdict="dead")
+    job.rank(9, note=jobs.said("exception", error_type="ValueError", error_message="x"), verdict="dead")
+    text = text_of(job)
+    assert "  1. rank 9: exception, ValueError: x" in text
+    assert "and 4 more, died first: 2, 10-12" in text
 
 
 def test_a_deep_lane_is_shown_by_its_ends(job: Any) -> None:
