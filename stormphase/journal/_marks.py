@@ -115,7 +115,7 @@ def mark_path(journal: Path) -> Path:
 def read_mark(image: JournalImage) -> Mark | None:
     """Return the mark of a journal; None if there is none, or it is damaged, or about another process's journal."""
     try:
-        descriptor = os.open(mark_path(image.file), os.O_RDONLY | _FLAGS)
+        descriptor = os.open(mark_path(image.file), os.O_RDONLY | os.O_NONBLOCK | _FLAGS)  # It may be a pipe.
         try:
             found = json.loads(os.read(descriptor, _MAX_BYTES))
         finally:
@@ -123,7 +123,7 @@ def read_mark(image: JournalImage) -> Mark | None:
         if found["version"] != _VERSION or found["journal"] != _whose(image):
             return None
         return Mark(digest=str(found["digest"]), spans=int(found["spans"]), endpoint=str(found["endpoint"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,22 @@ def test_a_mark_counts_for_its_own_process_only(tmp_path: Path, other: dict[str,
 def test_a_damaged_mark_is_none(tmp_path: Path, content: bytes) -> None:
     """What cannot be read proves nothing, and sending again is harmless."""
     mark_path(journal(tmp_path).file).write_bytes(content)
+    assert None is read_mark(journal(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["spans", "digest", "endpoint"])
+def test_a_forged_mark_is_none(tmp_path: Path, name: str) -> None:
+    """Whose it is fits, and one of its values cannot be."""
+    write_mark(journal(tmp_path), MARK)
+    path = mark_path(journal(tmp_path).file)
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, name: float("inf")}))
+    assert (None if name == "spans" else "inf") == getattr(read_mark(journal(tmp_path)), name, None)
+
+
+def test_a_pipe_in_place_of_a_mark_holds_nobody_up(tmp_path: Path) -> None:
+    """To open it would be to wait for whoever writes to it."""
+    os.mkfifo(mark_path(journal(tmp_path).file))
     assert None is read_mark(journal(tmp_path))
 
 

@@ -197,3 +197,39 @@ def test_a_worker_that_folds_while_threads_write_loses_nothing(make_tracker, tmp
     tracker.stop()
     (image,) = read_directory(tmp_path)
     assert (4 * (20 * SLOTS + 1) + 1, 0, ()) == (count_of(image), image.unwritten, image.damage)
+
+
+def test_the_file_is_no_longer_than_its_bound_whatever_threads_and_names_there_are(make_tracker, tmp_path):
+    """Three dozen threads, two thousand long names, attributes of kilobytes and deep nesting, in a file of 1 MiB."""
+    from stormphase.journal._options import JournalOptions
+
+    bound = 1 << 20
+    tracker = make_tracker(
+        session_id="s", rank=0, world_size=1, summary=False, journal=JournalOptions(tmp_path, max_bytes=bound)
+    ).start()
+    (file,) = tmp_path.rglob("*.journal")
+    rooms = []
+
+    def work(thread):
+        for number in range(60):
+            name = f"{thread} {number} " + "n" * 4_000
+            with tracker.enter_phase(name, {f"k{key}": "v" * 900 for key in range(5)}), tracker.enter_phase("inner"):
+                pass
+        status = file.stat()
+        rooms.append((status.st_size, status.st_blocks * 512))
+
+    with tracker.enter_phase("train", {"k": 1}):
+        threads = [threading.Thread(target=work, args=(number,), name="t" * 500) for number in range(36)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        opened = read_journal(file, ended_limit=0).open
+    tracker.stop()
+    assert [("train",)] == [phase.path for phase in opened]
+    assert {bound} == {length for length, _ in rooms}
+    assert max(on_disk for _, on_disk in rooms) <= bound
+    assert file.stat().st_size <= bound
+    image = read_journal(file)
+    assert 36 * 60 * 2 + 1 == count_of(image) + image.unwritten
+    assert () == image.damage
