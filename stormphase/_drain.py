@@ -20,10 +20,11 @@ from stormphase._clock import SystemClock
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-SLICE_NS: Final = 100_000
+SLICE_NS: Final = 50_000
 GAP_S: Final = 0.001
-# A queue that fills up: a little more of the GIL, rather than drops.
-BUSY_SLICE_NS: Final = 1_000_000
+# What is queued makes a slice longer: a little more of the GIL, rather than drops.
+MORE_NS_PER_ENTRY: Final = 50
+LONGEST_SLICE_NS: Final = 1_000_000
 BUSY_GAP_S: Final = 0.0002
 IDLE_S: Final = 0.05
 TICK_NS: Final = 200_000_000
@@ -246,10 +247,9 @@ class SinkWorker:
                 self._meet(self._requests[0])
                 self._requests.popleft()
                 continue
-            is_busy = len(queue) > self._bound // 4
-            self._work(BUSY_SLICE_NS if is_busy else SLICE_NS)
+            self._work(min(LONGEST_SLICE_NS, SLICE_NS + MORE_NS_PER_ENTRY * len(queue)))
             self._tick()
-            gap_s = BUSY_GAP_S if is_busy else GAP_S
+            gap_s = BUSY_GAP_S if len(queue) > self._bound // 4 else GAP_S
             self._bell.wait(gap_s if queue else IDLE_S)
 
     def _work(self, slice_ns: int) -> None:

@@ -36,6 +36,8 @@ _LONGEST_PATIENCE: Final = 64
 _MAX_NOTES: Final = 4_096
 _TRIES: Final = 8
 _SLOTS_AT_ONCE: Final = 64
+# Some 40 us of work, and then a pause: who sleeps for no time has the GIL back before another thread has woken up.
+_PAUSE_S: Final = 0.001
 _ALL_AT_ONCE: Final = 1_024
 
 
@@ -273,7 +275,7 @@ class Folder:
         added = 0
         for index, (_, fields) in enumerate(self._slots(segment)):
             if index % slots_at_once == slots_at_once - 1:
-                time.sleep(0)  # noqa: TID251 - waits for nothing: training may want the GIL
+                time.sleep(_PAUSE_S)  # noqa: TID251 - waits for nothing: training may want the GIL
             entered_ns, _, _, path, _, blob_at, blob_length, flags, _, ended_ns, children_ns, word = fields
             status = word >> _format.STATUS_SHIFT
             if not word or status >= _format.SUPERSEDED:
