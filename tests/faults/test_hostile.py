@@ -102,6 +102,6 @@ def test_json_says_what_was_said_in_ascii(runs, command, options):
     for record in records:
         attributes |= record["attributes"]
     if records:  # An exception leaves nothing open.
+        # A journal has room for 8 kB of them, and UTF-8 none for half a character.
         said = [text for name, text in EVIL.items() if name not in ("surrogate", "combining")]
         assert said == [attributes[text[:200]] for text in said]
-        assert attributes[EVIL["combining"][:200]].startswith("e" + "\u0301" * 500)
