@@ -27,6 +27,7 @@ from stormphase.exceptions import Misuse, PhaseNameError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextvars import Token
+    from pathlib import Path
 
     from stormphase._clock import ClockAnchor
     from stormphase._paths import PathNode, PathTable
@@ -64,6 +65,11 @@ class Journal(Protocol):
     """What the lanes of a process tell its journal, if it has one."""
 
     write_exit: Callable[..., None]
+
+    @property
+    def path(self) -> Path:
+        """Where it stands."""
+        ...
 
     def new_writer(self, lane: Lane) -> PhaseWriter:
         """Return what the thread of `lane`, which is new, writes with."""

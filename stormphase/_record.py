@@ -67,7 +67,8 @@ class PhaseRecord:
         root_cause_scope_id: where the exception first arose; the own id at the origin; None without an error.
         root_cause_path: the path of that phase; None if unknown, or without an error.
         process: the process that it belongs to, or None if unknown.
-        output: what was captured while it was open, in order.
+        output: what was captured while it was open, in order; None where nobody knows, as of a LOST phase whose process
+            left no last words.
     """
 
     kind: RecordKind = RecordKind.PHASE
@@ -102,7 +103,7 @@ class PhaseRecord:
     root_cause_scope_id: str | None = None
     root_cause_path: tuple[str, ...] | None = None
     process: ProcessIdentity | None = None
-    output: tuple[OutputLine, ...] = ()
+    output: tuple[OutputLine, ...] | None = ()
 
     @property
     def name(self) -> str:
@@ -145,7 +146,9 @@ class PhaseRecord:
         found["attributes"] = dict(self.attributes)
         found["root_cause_path"] = None if self.root_cause_path is None else list(self.root_cause_path)
         found["process"] = None if self.process is None else attrs.asdict(self.process)
-        found["output"] = [{"time_ns": line.time_ns, "stream": line.stream, "text": line.text} for line in self.output]
+        output = self.output
+        if output is not None:
+            found["output"] = [{"time_ns": line.time_ns, "stream": line.stream, "text": line.text} for line in output]
         return found
 
     def to_json(self) -> str:

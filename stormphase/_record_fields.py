@@ -182,5 +182,5 @@ CHECKS: Final[Mapping[str, _Check]] = {
     "root_cause_scope_id": _or_none(_identifier),
     "root_cause_path": _or_none(_names),
     "process": _or_none(_process),
-    "output": _output,
+    "output": _or_none(_output),
 }

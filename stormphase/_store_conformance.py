@@ -160,6 +160,7 @@ class RecordStoreConformance:
             as_ended(example_record(path=("train", "step", "load")), **_FAILED),
             as_ended(example_record(path=odd, attributes=_ODD_ATTRIBUTES)),
             as_ended(example_record(), status=PhaseStatus.LOST, evidence="process 7 is gone from node-1"),
+            as_ended(example_record(), status=PhaseStatus.LOST, evidence="process 8 is gone", output=None),
             as_ended(example_record(), status=PhaseStatus.ABANDONED, reason="the session stopped"),
             example_record(status=PhaseStatus.PAUSED, is_sync=True, step=17, task_name="Task-1"),
             example_record(attempt=2, retry_of_scope_id="00000000000000aa", parent_scope_id="00000000000000ab"),

@@ -116,6 +116,11 @@ class OpenJournal:
 
     # Called on threads that enter and exit phases
 
+    @property
+    def path(self) -> Path:
+        """Where it stands."""
+        return self.file.path
+
     def new_writer(self, lane: Lane) -> SegmentWriter:
         """Return what the thread of `lane`, which is new, writes with."""
         self._worker.start()

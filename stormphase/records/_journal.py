@@ -67,7 +67,7 @@ def _owners(image: JournalImage) -> Iterator[PhaseRecord]:
     """Yield the records of the session, if this is rank 0's journal, and of the rank; or of a forked process."""
     identity = image.identity
     session_id = to_hex(root_span_id(identity.session_id, identity.attempt))
-    rank_id = to_hex(rank_span_id(identity.session_id, identity.attempt, identity.rank))
+    rank_id = _rank_id(image)
     is_forked = image.facts.get("forked_from") is not None
     if is_forked:
         # Its own id is nowhere: so one that is the same each time the journal is read.
@@ -80,6 +80,11 @@ def _owners(image: JournalImage) -> Iterator[PhaseRecord]:
     yield _owner(image, RecordKind.RANK, rank_id, session_id, identity.rank)
 
 
+def _rank_id(image: JournalImage) -> str:
+    identity = image.identity
+    return to_hex(rank_span_id(identity.session_id, identity.attempt, identity.rank))
+
+
 def _owner(
     image: JournalImage, kind: RecordKind, scope_id: str, parent_scope_id: str | None, rank: int | None
 ) -> PhaseRecord:
@@ -88,7 +93,9 @@ def _owner(
     cause = None
     if note is not None and note.error_type is not None:
         origin = _origin_of(image)
-        cause = scope_id if origin is None else origin.scope_id
+        # What arose outside of all phases is the rank's own, and the session refers to that.
+        own_id = _rank_id(image) if kind is RecordKind.SESSION else scope_id
+        cause = own_id if origin is None else origin.scope_id
         cause_path = None if origin is None else origin.path
     return PhaseRecord(
         kind=kind,

@@ -243,6 +243,15 @@ class StoreFeed:
             )
         return self._owners
 
+    def _owners_begun(self) -> Sequence[PhaseRecord]:
+        """Return the owners' records, which say where the journal is, as long as they have not been written."""
+        if self._has_begun_owners:
+            return ()
+        owners, journal = self._owners_now(), self._lanes.journal
+        if journal is not None:
+            owners = self._owners = owners.with_journal(str(journal.path.absolute()))
+        return owners.begun()
+
     def _recover_ends(self, phases: dict[int, PhaseHandle]) -> None:
         """Take the ends of phases that have ended and whose exits the queue has dropped."""
         for sequence in [sequence for sequence, phase in phases.items() if phase._status in FINAL]:
@@ -261,7 +270,7 @@ class StoreFeed:
             return True
         if self._failures and not at_once and self._now() < self._retry_at_ns:
             return False
-        begun = [] if self._has_begun_owners else list(self._owners_now().begun())
+        begun = list(self._owners_begun())
         begun += [self._open_record(phase) for phase in self._fresh.values()]
         try:
             self._hand_over(begun, [record for record, _ in self._ended])
@@ -322,9 +331,8 @@ class StoreFeed:
         return False
 
     def _one_by_one(self) -> list[_Waiting]:
-        owners = [] if self._has_begun_owners else self._owners_now().begun()
         return [
-            *(_Waiting([record], [], 0, None) for record in owners),
+            *(_Waiting([record], [], 0, None) for record in self._owners_begun()),
             *(_Waiting([self._open_record(phase)], [], 1, sequence) for sequence, phase in self._fresh.items()),
             *(_Waiting([], [record], entries, None) for record, entries in self._ended),
         ]

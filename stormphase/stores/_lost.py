@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -9,7 +10,10 @@ import attrs
 from stormphase._attribution import attribute
 from stormphase._liveness import Liveness, judge, own_process
 from stormphase._model import PhaseStatus
+from stormphase._record import OutputLine, RecordKind
+from stormphase._said_lines import read_said
 from stormphase._status import TABLE
+from stormphase.stores._owners import JOURNAL
 from stormphase.stores._query import RecordQuery
 
 if TYPE_CHECKING:
@@ -51,14 +55,37 @@ def close_lost(
             alive_ns = max(alive_ns, seen_ns)
         verdict = judge(process, heartbeat_wall_ns=alive_ns, now_wall_ns=now_wall_ns, this=this)
         if verdict.state is Liveness.DEAD:
-            lost += as_lost(records, evidence=verdict.evidence, ended_ns=alive_ns)
+            lost += as_lost(_with_last_words(records), evidence=verdict.evidence, ended_ns=alive_ns)
     if lost:
         store.end(lost)
     return lost
 
 
+def _with_last_words(records: Iterable[PhaseRecord]) -> list[PhaseRecord]:
+    """Return the records of one process with what it said last in each phase, if it had a journal and that says so."""
+    found = list(records)
+    for owner in found:
+        journal = owner.attributes.get(JOURNAL)
+        if owner.kind in (RecordKind.RANK, RecordKind.PROCESS) and isinstance(journal, str):
+            said: dict[int, list[OutputLine]] = {}
+            for line in read_said(Path(journal)):
+                said.setdefault(line.sequence, []).append(OutputLine(line.time_ns, line.stream, line.text))
+            return [_saying(record, said) for record in found]
+    return found
+
+
+def _saying(record: PhaseRecord, said: dict[int, list[OutputLine]]) -> PhaseRecord:
+    if record.kind is not RecordKind.PHASE or record.sequence not in said:
+        return record
+    # A line from before its phase would be another process's, whose journal had this one's name.
+    lines = tuple(line for line in said[record.sequence] if line.time_ns >= record.entered_ns)
+    return attrs.evolve(record, output=lines)
+
+
 def as_lost(records: Iterable[PhaseRecord], *, evidence: str, ended_ns: int) -> list[PhaseRecord]:
     """Return the records of one dead process as LOST, each with the phase in which it died as its root cause.
+
+    Where no line of a phase is known its output is None: what it said died with its process.
 
     Args:
         records: those that were unfinished.
@@ -84,6 +111,7 @@ def as_lost(records: Iterable[PhaseRecord], *, evidence: str, ended_ns: int) -> 
                 evidence=change.evidence,
                 ended_ns=record.entered_ns + open_ns,
                 ended_monotonic_ns=None if entered_ns is None else entered_ns + open_ns,
+                output=record.output or (None if record.kind is RecordKind.PHASE else ()),
             )
         )
     blames = attribute(lost)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CORRELATION_VARIABLE: Final = "STORMPHASE_CORRELATION_ID"
 MAX_CORRELATION_CHARS: Final = 256
+JOURNAL: Final = "stormphase.journal"
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _ZEROS: Final = frozenset("0")
@@ -146,6 +147,12 @@ class Owners:
             attributes={},
         )
         return cls(process, (child,))
+
+    def with_journal(self, path: str) -> Owners:
+        """Return the same owners, of which that of the process says where its journal is, and so its last words."""
+        *above, own = self.records
+        own = attrs.evolve(own, attributes={**own.attributes, JOURNAL: path})
+        return attrs.evolve(self, records=(*above, own))
 
     def begun(self) -> tuple[PhaseRecord, ...]:
         """Return the records as they are while open."""

@@ -18,6 +18,7 @@ from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
 from stormphase.stores._sqlite_fork import ForkGate
+from stormphase.stores._sqlite_schema import MIGRATIONS
 from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
 
 if TYPE_CHECKING:
@@ -307,7 +308,10 @@ class SqliteStore:
                 is_new = True
                 if self.path.exists():
                     connection = connect(self.path, self._busy_timeout_s)
-                    is_new = check(connection, self.path) == 0
+                    version = check(connection, self.path)
+                    is_new = version == 0
+                    if 0 < version < len(MIGRATIONS):
+                        prepare(connection, self.path)
             yield None if is_new else connection
         except (sqlite3.Error, rows.WrongRowError) as error:
             raise trouble(self.path, error) from error

@@ -46,6 +46,7 @@ _NUMBER_COLUMNS: Final = frozenset(
         "paused_ns",
         "thread_id",
         "is_sync",
+        "is_output_known",
         "session_attempt",
         "rank",
         "pid",
@@ -54,7 +55,18 @@ _NUMBER_COLUMNS: Final = frozenset(
     }
 )
 _NEVER_NULL: Final = frozenset(
-    {"kind", "scope_id", "path_id", "attempt", "status", "entered_ns", "is_sync", "session_id", "session_attempt"}
+    {
+        "kind",
+        "scope_id",
+        "path_id",
+        "attempt",
+        "status",
+        "entered_ns",
+        "is_sync",
+        "is_output_known",
+        "session_id",
+        "session_attempt",
+    }
 )
 
 
@@ -161,6 +173,7 @@ def row_of(record: PhaseRecord, owner_id: int, path_id: int) -> tuple[Any, ...]:
         sound(record.traceback),
         record.root_cause_scope_id,
         None if cause_path is None else sound(dumps(cause_path)),
+        record.output is not None,
     )
 
 
@@ -196,7 +209,7 @@ def record_of_row(row: Sequence[Any], output: tuple[OutputLine, ...]) -> PhaseRe
         rank=rank,
         sequence=row[0] & MAX_SEQUENCE,
         process=process_of(process),
-        output=output,
+        output=output if values.pop("is_output_known") or output else None,
         **values,
     )
 

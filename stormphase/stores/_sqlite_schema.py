@@ -51,6 +51,7 @@ RECORD_COLUMNS: Final = (
     "traceback",
     "root_cause_scope_id",
     "root_cause_path",
+    "is_output_known",
 )
 
 OUTPUT_COLUMNS: Final = ("record_id", "line", "time_ns", "stream", "text")
@@ -163,8 +164,25 @@ _VERSION_1: Final = (
     """,
 )
 
+# What a phase said that was LOST may be unknown; that it said nothing is another thing.
+_VERSION_2: Final = (
+    "DROP VIEW IF EXISTS phases",  # Made anew when all is done.
+    "DROP VIEW records",
+    "ALTER TABLE stored_record ADD COLUMN is_output_known INTEGER NOT NULL DEFAULT 1",
+    """
+    UPDATE stored_record SET is_output_known = 0
+    WHERE status = 'lost' AND kind = 'phase' AND id NOT IN (SELECT record_id FROM stored_output)
+    """,
+    _VERSION_1[-2].replace(
+        "o.host,",
+        """CASE WHEN r.is_output_known THEN (SELECT count(*) FROM stored_output l WHERE l.record_id = r.id) END
+            AS output_lines,
+        o.host,""",
+    ),
+)
+
 # The statements that lead from each version to the next; `PRAGMA user_version` says how far a file has come.
-MIGRATIONS: Final[list[tuple[str, ...]]] = [_VERSION_1]
+MIGRATIONS: Final[list[tuple[str, ...]]] = [_VERSION_1, _VERSION_2]
 
 
 def migrate(connection: sqlite3.Connection) -> None:

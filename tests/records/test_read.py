@@ -203,6 +203,25 @@ def test_a_journal_tells_the_same_story_as_a_store(tmp_path, how):
     )
 
 
+def test_an_exception_outside_of_all_phases_is_the_ranks_own(run_python, tmp_path):
+    """In a journal as in a store: the rank is its own root cause, and the session refers to the rank."""
+    source = """
+import sys
+from stormphase import PhaseTracker
+from stormphase.stores import SqliteStore
+
+store = SqliteStore(sys.argv[1] + "/runs.db")
+with PhaseTracker(session_id="s", bridge=None, journal=sys.argv[1] + "/runs", store=store):
+    raise ValueError("bad")
+"""
+    run_python(source, str(tmp_path), check=False)
+    for name in ("runs", "runs.db"):
+        session, rank = read_records(tmp_path / name)
+        assert {(rank.scope_id, "ValueError", None)} == {
+            (record.root_cause_scope_id, record.error_type, record.root_cause_path) for record in (session, rank)
+        }
+
+
 FORKING = """
 import os, sys
 from stormphase import PhaseTracker

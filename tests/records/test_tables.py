@@ -44,6 +44,12 @@ def test_an_arrow_table_has_the_names_of_records_and_attributes():
     ]
 
 
+def test_output_that_nobody_knows_is_null():
+    """And output of which there was none is an empty list."""
+    records = [example_record(), example_record(output=None)]
+    assert [[], None] == to_arrow(records).column("output").to_pylist()
+
+
 def test_no_records_are_an_empty_table():
     """With all columns of ours, so that what reads it later needs no special case."""
     table = to_arrow([])

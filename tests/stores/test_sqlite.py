@@ -249,12 +249,35 @@ def test_an_older_releases_database_is_brought_up_to_date(store, monkeypatch):
     monkeypatch.setattr(_sqlite_schema, "MIGRATIONS", steps)
     with pytest.raises(StoreError, match="no_such_thing"):
         store.open()
-    assert [{"user_version": 1}] == ask(store, "PRAGMA user_version")
+    assert [{"user_version": 2}] == ask(store, "PRAGMA user_version")
     steps[-1] = steps[-1][:1]
     store.open()
-    assert [{"user_version": 2}] == ask(store, "PRAGMA user_version")
+    assert [{"user_version": 3}] == ask(store, "PRAGMA user_version")
     assert [{"color": None}] == ask(store, "SELECT color FROM stored_path")
     assert kept == list(store.query())
+
+
+def test_a_database_of_version_1_knows_no_output_of_what_was_lost(store):
+    """Who asks brings it up to date; what a LOST phase said is unknown where there is no line."""
+    connection = sqlite3.connect(store.path)
+    for statement in _sqlite_schema._VERSION_1:
+        connection.execute(statement)
+    connection.execute("INSERT INTO stored_owner (id, session_id, session_attempt, rank) VALUES (1, 's', 0, 0)")
+    connection.execute("INSERT INTO stored_path VALUES (1, '[\"a\"]', 'a', 'a', 1)")
+    for number, status in enumerate(("succeeded", "lost", "lost"), 1):
+        row = (1 << 40 | number, "phase", f"{number:016x}", 1, 0, status, number, 9, 0)
+        connection.execute(
+            "INSERT INTO stored_record (id, kind, scope_id, path_id, attempt, status, entered_ns, ended_ns, is_sync)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            row,
+        )
+    connection.execute("INSERT INTO stored_output VALUES (?, 0, 5, 'stdout', 'hello')", (1 << 40 | 3,))
+    connection.execute(f"PRAGMA application_id = {_sqlite_schema.APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    assert [(), None, OUTPUT[:1]] == [record.output for record in store.query()]
+    assert [0, None, 1] == [row["output_lines"] for row in ask(store, "SELECT output_lines FROM phases")]
 
 
 @pytest.mark.parametrize("garbage", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4_096])

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import threading
 
+import attrs
 import pytest
 
 from stormphase import ConfigurationError
 from stormphase._attribution import attribute
+from stormphase._liveness import own_process
 from stormphase._record import RecordKind
 from stormphase.exceptions import StoreError
 from stormphase.stores import MemoryStore, SqliteStore
@@ -273,6 +275,76 @@ def test_a_killed_process_is_found_lost_by_the_next(make_tracker, path):
     assert {("train", "step")} == {record.root_cause_path for record in lost}
     assert {RecordKind.SESSION, RecordKind.RANK, RecordKind.PHASE} == {record.kind for record in lost}
     assert all(f"process {killed.pid}" in record.evidence for record in lost)
+
+
+TALKING = """
+import os, sys
+from stormphase import PhaseTracker
+from stormphase.stores import SqliteStore
+
+os.chdir(sys.argv[3])
+options = {"journal": "runs"} if sys.argv[2] == "journal" else {}
+tracker = PhaseTracker(session_id="killed", bridge=None, store=SqliteStore(sys.argv[1]), capture=True, **options)
+tracker.start()
+with tracker.enter_phase("train"):
+    print("training")
+    with tracker.enter_phase("load"):
+        print("loading")
+    with tracker.enter_phase("quiet"), tracker.enter_phase("step"):
+        sys.stderr.write("the last word\\n")
+        assert tracker.flush(30)
+        child = os.fork()
+        if child == 0:
+            with tracker.enter_phase("in child"):
+                print("of the child")
+                assert tracker.flush(30)
+                os.kill(os.getpid(), 9)
+        os.waitpid(child, 0)
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("how", ["journal", "none"])
+def test_a_killed_process_is_asked_for_its_last_words(run_python, path, tmp_path, how):
+    """LOST rows have what their journal says was said last; where nobody knows it is NULL, and not an empty list."""
+    assert -signal.SIGKILL == run_python(TALKING, str(path), how, str(tmp_path), check=False).returncode
+    store = SqliteStore(path)
+    assert 7 == len(store.close_lost())
+    said = {
+        ("train", "lost"): ["training"],
+        ("load", "succeeded"): ["loading"],
+        ("quiet", "lost"): None,
+        ("step", "lost"): ["the last word"],
+        ("in child", "lost"): ["of the child"],
+    }
+    if how == "none":
+        said = {key: lines if key[1] == "succeeded" else None for key, lines in said.items()}
+    found = {(r.name, r.status.value): r.output for r in store.query(kind="phase")}
+    assert said == {key: lines if lines is None else [line.text for line in lines] for key, lines in found.items()}
+    assert {"()"} == {str(record.output) for record in store.query(kind=["session", "rank", "process"])}
+    rows = store._read("SELECT name, output_lines FROM phases")
+    assert {name: None if lines is None else len(lines) for (name, _), lines in said.items()} == dict(rows)
+    in_json = [json.loads(record.to_json()) for record in store.query(path="quiet")]
+    assert [None] == [record["output"] for record in in_json]
+
+
+def test_a_journal_of_anothers_is_nobodys_last_words(make_tracker, path, tmp_path):
+    """A file under the name of a dead process's journal, but from before its phases, is ignored; and so is no name."""
+    from stormphase._model import PhaseStatus
+    from stormphase._store_conformance import example_record
+    from stormphase.journal._said import LastLines, said_path
+
+    journal = tmp_path / "rank-0.journal"
+    lines = LastLines(said_path(journal))
+    lines.put(5, 3, "stdout", "long ago")
+    dead = attrs.evolve(own_process(), started=1)
+    store = SqliteStore(path)
+    for number, attributes in enumerate(({"stormphase.journal": str(journal)}, {"stormphase.journal": 5}, {})):
+        known = {"session_id": f"s{number}", "process": dead}
+        rank = {"kind": RecordKind.RANK, "path": (), "sequence": 0, "attributes": attributes}
+        store.begin([example_record(**known, **rank), example_record(**known, sequence=3)])
+    assert 6 == len(store.close_lost())
+    assert {(PhaseStatus.LOST, None)} == {(record.status, record.output) for record in store.query(kind="phase")}
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["found lost later", "found lost before"])
