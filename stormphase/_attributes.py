@@ -30,6 +30,8 @@ from stormphase._plain_values import (
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from stormphase._redaction import Redactor
+
 __all__ = ["MAX_ATTRIBUTES", "MAX_JSON_CHARS", "AttributeCounts", "put", "take", "to_otel"]
 
 OTelValue: TypeAlias = (
@@ -44,10 +46,13 @@ _MAX_COUNTED_DROPS: Final = 1_000_000
 _PRIMITIVES: Final = frozenset({bool, int, float, str})
 
 
-def take(attributes: Mapping[str, Any], counts: AttributeCounts) -> dict[str, Value]:
+def take(  # noqa: C901 - one piece, since each call more costs a tenth
+    attributes: Mapping[str, Any], counts: AttributeCounts, redactor: Redactor | None = None
+) -> dict[str, Value]:
     """Return the caller's attributes as a dict of our own, at most `MAX_ATTRIBUTES` of them, the first ones kept.
 
-    Fast for a dict of a few plain values. What is cut, left out or unreadable is counted in `counts`.
+    Fast for a dict of a few plain values. What is cut, left out or unreadable is counted in `counts`; the secrets that
+    `redactor` finds are not taken.
 
     Raises:
         TypeError: if `attributes` is not a mapping; nothing else is ever raised.
@@ -59,7 +64,7 @@ def take(attributes: Mapping[str, Any], counts: AttributeCounts) -> dict[str, Va
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # noqa: BLE001 - a key's own __eq__ may raise
-            return _take_slowly(attributes, counts)
+            return _take_slowly(attributes, counts, redactor)
         for key, value in taken.items():
             if type(key) is not str or key not in plain_keys:
                 break
@@ -73,16 +78,18 @@ def take(attributes: Mapping[str, Any], counts: AttributeCounts) -> dict[str, Va
             # ASCII is known in constant time, and free of surrogates.
             if kind is not str or len(value) > MAX_CHARS or not value.isascii():
                 break
+            if redactor is not None and value not in redactor.innocent and not redactor.is_innocent(value):
+                break
         else:
             return taken
-    return _take_slowly(attributes, counts)
+    return _take_slowly(attributes, counts, redactor)
 
 
-def _take_slowly(attributes: Mapping[str, Any], counts: AttributeCounts) -> dict[str, Value]:
+def _take_slowly(attributes: Mapping[str, Any], counts: AttributeCounts, redactor: Redactor | None) -> dict[str, Value]:
     if not is_kind_of(type(attributes), Mapping):
         message = f'attributes must be a mapping, not {type_name(attributes)}. Write attributes={{"epoch": 1}}.'
         raise TypeError(message)
-    normaliser = Normaliser(counts)
+    normaliser = Normaliser(counts, redactor)
     taken: dict[str, Value] = {}
     try:
         for key, value in first_items(attributes, MAX_ATTRIBUTES):
@@ -90,7 +97,7 @@ def _take_slowly(attributes: Mapping[str, Any], counts: AttributeCounts) -> dict
             if clean in taken:
                 counts.count_dropped()
             else:
-                taken[clean] = normaliser.value(value, 0)
+                taken[clean] = normaliser.item(clean, value, 0)
         excess = length(attributes) - MAX_ATTRIBUTES
         if excess > 0:
             counts.count_dropped(min(excess, _MAX_COUNTED_DROPS))
@@ -102,7 +109,13 @@ def _take_slowly(attributes: Mapping[str, Any], counts: AttributeCounts) -> dict
     return taken
 
 
-def put(attributes: dict[str, Value], key: object, value: object, counts: AttributeCounts) -> None:
+def put(
+    attributes: dict[str, Value],
+    key: object,
+    value: object,
+    counts: AttributeCounts,
+    redactor: Redactor | None = None,
+) -> None:
     """Set one attribute in a dict made by `take`; a new one beyond `MAX_ATTRIBUTES` is left out and counted."""
     if type(key) is not str or key not in plain_keys:
         key = normalise_key(key, counts)
@@ -111,7 +124,7 @@ def put(attributes: dict[str, Value], key: object, value: object, counts: Attrib
         return
     kind = type(value)
     if kind is not float and kind is not bool:
-        value = normalise(value, counts)
+        value = normalise(value, counts, redactor, key)
     attributes[key] = value  # type: ignore[assignment]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stormphase._attribute_counts import AttributeCounts
     from stormphase._lanes import Lane, LaneSet
     from stormphase._phase import PhaseHandle
+    from stormphase._redaction import Redactor
 
 SLOT_BYTES: Final = 72  # See docs/journal-format.md.
 NO_STEP: Final = -(2**63)
@@ -49,10 +50,10 @@ class Entrance(Protocol):
         ...
 
 
-def take_or_count(attributes: Any, counts: AttributeCounts) -> dict[str, Any] | None:
+def take_or_count(attributes: Any, counts: AttributeCounts, redactor: Redactor | None = None) -> dict[str, Any] | None:
     """Return what `take` does; attributes that are no mapping are left out, and counted as one unreadable."""
     try:
-        return take(attributes, counts)
+        return take(attributes, counts, redactor)
     except TypeError:
         counts.count_failed()
         return None
@@ -127,7 +128,7 @@ def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915
     except (KeyError, TypeError):
         path = lanes.path_at_first_sight(path, name)
     if attributes is not None:
-        attributes = lanes.taken(attributes, lanes.attribute_counts)
+        attributes = lanes.taken(attributes, lanes.attribute_counts, lanes.redactor)
         has_more = True
     frame = _getframe(1)
     handle_type = lanes.handle_type

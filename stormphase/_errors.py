@@ -13,12 +13,14 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._model import PhaseError
+from stormphase._redaction import REACH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
+    from stormphase._redaction import Redactor
 
 FULL: Final = "full"
 REFERENCE: Final = "reference"
@@ -74,7 +76,8 @@ def describe(exception: BaseException, phase: PhaseHandle, policy: str) -> Phase
     if origin is None:
         origin = Mark(phase.scope_id, phase, phase.path, next(_order))
     _attributes_of(exception)[_MARK] = Mark(origin.origin_scope_id, phase, origin.origin_path, origin.order)
-    return _error(exception, origin, with_traceback=is_origin and policy == FULL)
+    redactor = phase._lane.lanes.redactor
+    return _error(exception, origin, redactor, with_traceback=is_origin and policy == FULL)
 
 
 def describe_for_session(exception: BaseException, lanes: LaneSet, scope_id: str, policy: str) -> PhaseError:
@@ -90,14 +93,14 @@ def describe_for_session(exception: BaseException, lanes: LaneSet, scope_id: str
     is_origin = origin is None
     if origin is None:
         origin = Mark(scope_id, None)
-    return _error(exception, origin, with_traceback=is_origin and policy == FULL)
+    return _error(exception, origin, lanes.redactor, with_traceback=is_origin and policy == FULL)
 
 
-def _error(exception: BaseException, origin: Mark, *, with_traceback: bool) -> PhaseError:
+def _error(exception: BaseException, origin: Mark, redactor: Redactor | None, *, with_traceback: bool) -> PhaseError:
     return PhaseError(
         type=type_name(exception),
-        message=text_of(exception),
-        traceback=format_traceback(exception) if with_traceback else None,
+        message=text_of(exception, redactor),
+        traceback=format_traceback(exception, redactor) if with_traceback else None,
         root_cause_scope_id=origin.origin_scope_id,
         root_cause_path=origin.origin_path,
     )
@@ -110,10 +113,12 @@ def type_name(exception: BaseException) -> str:
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
-def text_of(exception: BaseException) -> str:
-    """Return the exception's text, bounded; never raises, whatever its `__str__` does."""
+def text_of(exception: BaseException, redactor: Redactor | None = None) -> str:
+    """Return the exception's text, bounded and redacted; never raises, whatever its `__str__` does."""
     try:
         text = str(exception)
+        if redactor is not None:
+            text = redactor.begin(text, MAX_MESSAGE_CHARS)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, and the user's exception must win
@@ -121,8 +126,8 @@ def text_of(exception: BaseException) -> str:
     return _bounded(text, MAX_MESSAGE_CHARS)
 
 
-def format_traceback(exception: BaseException) -> str:
-    """Return the formatted traceback, its innermost frames kept; never raises."""
+def format_traceback(exception: BaseException, redactor: Redactor | None = None) -> str:
+    """Return the formatted traceback, its innermost frames kept, redacted; never raises."""
     frames = _traceback_of(exception)
     try:
         # Not by `traceback.format_exception`, which logfire replaces for the whole process.
@@ -134,9 +139,13 @@ def format_traceback(exception: BaseException) -> str:
         text = f"{type_name(exception)}: {text_of(exception)}\n"
         with contextlib.suppress(Exception):  # There may be no memory for that, either.
             text = "".join(traceback.format_tb(frames, limit=-MAX_TRACEBACK_FRAMES)) + text
+    redacted = str if redactor is None else redactor.text
     if len(text) > MAX_TRACEBACK_CHARS:
         half = MAX_TRACEBACK_CHARS // 2
-        text = f"{text[:half]}\n... {len(text) - 2 * half} characters cut ...\n{text[-half:]}"
+        begin, end = redacted(text[: half + REACH])[:half], redacted(text[-half - REACH :])[-half:]
+        text = f"{begin}\n... {len(text) - 2 * half} characters cut ...\n{end}"
+    else:
+        text = redacted(text)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

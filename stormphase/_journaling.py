@@ -154,7 +154,11 @@ class SessionJournal:
     def note_end(self, outcome: BaseException | None, ended_ns: int, *, is_known: bool = True) -> None:
         """Take note of how the session ended; written once the bridge has the rank's span, else at `finish`."""
         # Its text, since an exception holds its frames.
-        self._end_note = end_note_of(outcome, ended_ns, _described, is_known=is_known)
+        self._end_note = end_note_of(outcome, ended_ns, self._described, is_known=is_known)
+
+    def _described(self, error: BaseException) -> tuple[str, str]:
+        redactor = None if self._lanes is None else self._lanes.redactor
+        return _errors.type_name(error), _errors.text_of(error, redactor)
 
     def finish(self, timeout_s: float) -> None:
         """Write how the session ended, if that has been noted and not been written, and close the file."""
@@ -171,7 +175,3 @@ class SessionJournal:
     def stats(self) -> dict[str, int]:
         """Return the journal's counts; empty if there is none."""
         return {} if self._open is None else self._open.stats()
-
-
-def _described(error: BaseException) -> tuple[str, str]:
-    return _errors.type_name(error), _errors.text_of(error)

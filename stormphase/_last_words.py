@@ -6,6 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase.capture._output import PrivateKeys
 from stormphase.capture._text import safe
 from stormphase.journal._said import LastLines
 
@@ -47,6 +48,7 @@ class LastWords:
         self._lines: LastLines | None = None
         self._is_given_up = False
         self._unfinished: dict[tuple[int, str], str] = {}
+        self._keys = PrivateKeys()
 
     def _hear(self, phase: PhaseHandle | None, when_ns: int, stream: str, text: str) -> None:
         lines = self._lines or self._made()
@@ -54,19 +56,20 @@ class LastWords:
             return
         sequence = 0 if phase is None else phase._sequence
         *whole, rest = text.split("\n")
+        key = (threading.get_ident(), stream)
         if stream in _PIECES:
-            key = (threading.get_ident(), stream)
             before = self._unfinished.pop(key, "")
             if not whole:
-                self._unfinished[key] = (before + rest)[-_MAX_UNFINISHED:]
+                self._unfinished[key] = _bounded(before + rest, self._redacted)
                 return
             whole[0] = before + whole[0]
             if rest:
-                self._unfinished[key] = rest
+                self._unfinished[key] = _bounded(rest, self._redacted)
         else:
             whole.append(rest)
         for line in whole:
-            lines.put(self._to_wall_ns(when_ns), sequence, stream, self._redacted(safe(line)))
+            said = self._redacted(self._keys.redacted(key, safe(line, self._redacted)))
+            lines.put(self._to_wall_ns(when_ns), sequence, stream, said)
 
     def _made(self) -> LastLines | None:
         path: Any = None if self._is_given_up else self._path()
@@ -80,3 +83,12 @@ class LastWords:
             self._is_given_up = True
             _log.warning("stormphase: what is said last is not kept in %s (%s)", path, error.strerror)
         return self._lines
+
+
+def _bounded(unfinished: str, redact: Callable[[str], str]) -> str:
+    """Return a line that has no end yet, not too much of it: its begin, which is what is kept of it in the end."""
+    if len(unfinished) <= _MAX_UNFINISHED:
+        return unfinished
+    if "\r" in unfinished:  # A progress bar: what comes next is drawn over what it shows now.
+        unfinished = safe(unfinished, redact) + "\r"
+    return unfinished[:_MAX_UNFINISHED]

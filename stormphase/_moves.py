@@ -40,7 +40,7 @@ def add_event(
         lanes.counts.add("events_dropped")
         return
     when_ns = lanes.anchor.to_wall_ns(lanes.now()) if timestamp is None else timestamp
-    events.append((str(name), when_ns, take(attributes or {}, lanes.attribute_counts)))
+    events.append((str(name), when_ns, take(attributes or {}, lanes.attribute_counts, lanes.redactor)))
 
 
 def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "pause") -> bool:

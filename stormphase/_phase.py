@@ -184,7 +184,8 @@ class PhaseHandle:
         late = extra.late
         if late is None:
             late = extra.late = {}
-        put(late, key, value, self._lane.lanes.attribute_counts)
+        lanes = self._lane.lanes
+        put(late, key, value, lanes.attribute_counts, lanes.redactor)
 
     def set_attributes(self, attributes: Any) -> None:
         """Set several attributes, as `set_attribute` does.

@@ -38,6 +38,7 @@ from stormphase._arrays import (
     type_name,
 )
 from stormphase._attribute_counts import AttributeCounts
+from stormphase._redaction import REACH, Redactor, hidden, is_credential_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,8 +62,9 @@ BLANK_KEY: Final = "(blank)"
 _MAX_INT_BITS: Final = 2_048
 _MAX_LISTED_ELEMENTS: Final = 32
 _MAX_PLAIN_KEYS: Final = 4_096
+_MAY_HIDE: Final = frozenset({str, list, dict})
 
-# Keys seen to be exact, non-blank, short and encodable: one look-up instead of four checks.
+# Keys seen to be exact, non-blank, short, encodable and no credential's: one look-up instead of five checks.
 plain_keys: set[str] = set()
 
 
@@ -71,15 +73,15 @@ def normalise_key(key: object, counts: AttributeCounts) -> str:
     return Normaliser(counts).key(key, 0)
 
 
-def normalise(value: object, counts: AttributeCounts) -> Value:
-    """Return a plain, bounded deep copy of `value`.
+def normalise(value: object, counts: AttributeCounts, redactor: Redactor | None = None, key: str = "") -> Value:
+    """Return a plain, bounded deep copy of `value`, which stands at `key`, without the secrets that `redactor` finds.
 
     Strings are cut to `MAX_CHARS`, containers to `MAX_ITEMS` each, `MAX_NODES` together and `MAX_DEPTH` deep. Integers
     beyond 64 bits, bytes, dates, paths, exceptions and whatever else has no form of its own become strings; enum
     members their value; named tuples and data classes dicts (without the fields whose `repr` is off); sets sorted
     lists; arrays on the CPU a number if they have one element, a list if they have a few, else a description.
     """
-    return Normaliser(counts).value(value, 0)
+    return Normaliser(counts, redactor).item(key, value, 0)
 
 
 @attrs.define(eq=False)
@@ -87,6 +89,7 @@ class Normaliser:
     """The walk over the values of one call, and what it may still spend."""
 
     counts: AttributeCounts
+    redactor: Redactor | None = None
     nodes_left: int = MAX_NODES
     chars_left: int = MAX_NESTED_CHARS
     open_ids: set[int] = attrs.field(factory=set)
@@ -101,6 +104,13 @@ class Normaliser:
             self.counts.count_failed()
             return f"<unprintable {type_name(value)}>"
 
+    def item(self, key: str, value: Any, depth: int) -> Value:
+        """Return the plain form of what stands at a key; of a credential's it is not told."""
+        plain = self.value(value, depth)
+        if self.redactor is None or type(plain) not in _MAY_HIDE or not is_credential_name(key):
+            return plain
+        return hidden(plain)  # type: ignore[no-any-return]
+
     def key(self, key: Any, depth: int) -> str:
         """Return the plain form of any object that stands as a key."""
         if type(key) is str:
@@ -112,7 +122,7 @@ class Normaliser:
         if not text or text.isspace():
             return BLANK_KEY
         text = self._cut(text, MAX_KEY_CHARS)
-        if len(plain_keys) < _MAX_PLAIN_KEYS:
+        if len(plain_keys) < _MAX_PLAIN_KEYS and not is_credential_name(text):
             plain_keys.add(text)
         return text
 
@@ -176,7 +186,7 @@ class Normaliser:
             if clean in plain:
                 self.counts.count_dropped()
             else:
-                plain[clean] = self.value(value, depth + 1)
+                plain[clean] = self.item(clean, value, depth + 1)
         return plain
 
     def _fields(self, value: Any, names: list[str], depth: int) -> dict[str, Value]:
@@ -187,7 +197,8 @@ class Normaliser:
             except Exception:  # noqa: BLE001 - never set, or a property that raises: the other fields still count
                 self.counts.count_failed()
                 continue
-            plain[self.key(name, depth)] = self.value(field, depth + 1)
+            clean = self.key(name, depth)
+            plain[clean] = self.item(clean, field, depth + 1)
         return plain
 
     def _spend(self, length: int) -> int:
@@ -207,10 +218,15 @@ class Normaliser:
         return f"<int of {number.bit_length()} bits>"
 
     def _text(self, text: str, depth: int) -> str:
-        if depth == 0:
-            return self._cut(text, MAX_CHARS)
-        cut = self._cut(text, max(1, min(MAX_CHARS, self.chars_left)))
-        self.chars_left -= len(cut)
+        limit = MAX_CHARS if depth == 0 else max(1, min(MAX_CHARS, self.chars_left))
+        if self.redactor is not None:
+            is_long = str.__len__(text) > limit + REACH
+            text = self.redactor.begin(text, limit)
+            if is_long and len(text) <= limit:
+                self.counts.count_truncated()
+        cut = self._cut(text, limit)
+        if depth:
+            self.chars_left -= len(cut)
         return cut
 
     def _cut(self, text: str, limit: int) -> str:

@@ -7,6 +7,7 @@ and for what the user gives. It is a net, not a proof: a secret that looks like 
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -18,30 +19,44 @@ if TYPE_CHECKING:
 REDACTED: Final = "[redacted]"
 SHORTEST_VALUE: Final = 8
 """Values of environment variables shorter than this are left: they would be found in innocent words."""
+REACH: Final = 4_096
+"""How many characters beyond those that are kept are looked at: a secret that is cut in two is still seen as one."""
 _DEEPEST: Final = 8
+_LONGEST_INNOCENT: Final = 128
+_MOST_INNOCENT: Final = 4_096
+_ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 
 # `pass` and `key` alone are no credentials: "3 passed", "keyboard".
 _WORDS: Final = (
     r"(?:api|access|account|app|auth|client|private|secret|service|session|signing|storage|encryption)"
-    r"[_\-. ]?(?:key|token|secret|pwd|password)(?![a-z])"
+    r"[_\-. ]?(?:key|token|secret|pwd|password)s?(?![a-z])"
     r"|passw(?:or)?d|passphrase|(?<![a-z])pwd(?![a-z])|secret|credential|(?<![a-z])token(?!s|iz|_?(?:count|id|len|num|per))"
     r"|(?<![a-z])auth(?:orization)?(?![a-z])|(?<![a-z])(?:set-)?cookie(?![a-z])|(?<![a-z])sas(?![a-z])|connection_?string"
 )
 _CREDENTIAL_NAME: Final = re.compile(_WORDS, re.IGNORECASE)
 _HINTS: Final = re.compile(
-    r"key|token|secret|pwd|passw|passph|credential|auth|bearer|basic|cookie|sas|connection|://|BEGIN|[A-Za-z]{2,4}[_-]|eyJ|AKIA|ASIA|AIza",
+    r"key|token|secret|pwd|passw|passph|credential|auth|bearer|basic|digest|negotiate|cookie|sas|connection|://|BEGIN"
+    r"|gh[pousr]_|github_|glpat-|\bhf_|\bsk-|\bxox|npm_|pypi-|dop_v1_|\beyJ|AKIA|ASIA|AIza",
     re.IGNORECASE,
 )
 
+# https://user:password@host
+_URL: Final = re.compile(
+    r"(?P<keep>\b[a-z][a-z0-9+.-]{0,20}://[^\s:/@'\"]{0,200}:)(?P<secret>[^\s/@'\"]{1,400})(?=@)", re.IGNORECASE
+)
 _PATTERNS: Final = (
     # Whole lines that are part of a private key, and its begin and end.
     re.compile(r"(?P<keep>-----BEGIN [A-Z ]*PRIVATE KEY-----)(?P<secret>[\s\S]*?)(?=-----END|\Z)"),
     # The scheme and what follows it: `Authorization: Bearer abc`, `authorization="Basic abc"`.
-    re.compile(r"(?P<keep>\b(?:bearer|basic|digest|negotiate)\s+)(?P<secret>[A-Za-z0-9._~+/=:-]{6,})", re.IGNORECASE),
-    # https://user:password@host, and https://token@host
+    re.compile(r"(?P<keep>\bbearer\s+)(?P<secret>[A-Za-z0-9._~+/=:-]{6,})", re.IGNORECASE),
+    # "Basic training" is none.
     re.compile(
-        r"(?P<keep>\b[a-z][a-z0-9+.-]{0,20}://[^\s:/@'\"]{0,200}:)(?P<secret>[^\s/@'\"]{1,400})(?=@)", re.IGNORECASE
+        r"(?P<keep>\b(?:basic|digest|negotiate)\s+)"
+        r"(?P<secret>(?=[A-Z._~:-]{0,400}(?:[0-9+/=]|(?-i:[a-z][A-Z])))[A-Z0-9._~+/=:-]{6,})",
+        re.IGNORECASE,
     ),
+    _URL,
+    # https://token@host
     re.compile(r"(?P<keep>\bhttps?://)(?P<secret>[^\s:/@'\"]{16,400})(?=@)", re.IGNORECASE),
     # password=..., --api-key ..., "token": "..."
     re.compile(
@@ -67,18 +82,21 @@ T = TypeVar("T")
 
 
 class Redactor:
-    """Replaces secrets by `[redacted]`. Thread-safe: nothing in it changes once it is made.
+    """Replaces secrets by `[redacted]`. Thread-, signal- and fork-safe: nothing in it changes but what it has seen.
 
     Args:
         environ: whose credentials to look for; by default none. Only values of at least 8 characters are.
         patterns: regular expressions of the user's; all that matches goes, or only the group named `secret` if there is
             one.
 
+    Attributes:
+        innocent: short texts that were found to have no secret: most attributes say one of a few words.
+
     Raises:
         ConfigurationError: if a pattern is no regular expression, or matches the empty text.
     """
 
-    __slots__ = ("_literals", "_patterns")
+    __slots__ = ("_literals", "_patterns", "innocent")
 
     def __init__(
         self, *, environ: Mapping[str, str] | None = None, patterns: Iterable[str | re.Pattern[str]] = ()
@@ -89,6 +107,7 @@ class Redactor:
         )
         values = sorted(_credentials(environ or {}), key=len, reverse=True)
         self._literals = re.compile("|".join(map(re.escape, values))) if values else None
+        self.innocent: set[str] = set()
 
     def text(self, text: str) -> str:
         """Return `text` without its secrets."""
@@ -102,6 +121,20 @@ class Redactor:
             text = pattern.sub(_known_part, text)
         return text
 
+    def begin(self, text: str, limit: int) -> str:
+        """Return the begin of a text without its secrets, of which the first `limit` characters can be kept."""
+        seen = str.__getitem__(text, slice(0, limit + REACH))
+        clean = self.text(seen)
+        return clean if len(seen) == str.__len__(text) else clean + _ELLIPSIS
+
+    def is_innocent(self, text: str) -> bool:
+        """Whether a text has no secret; remembered of short ones, up to a bound."""
+        if self.text(text) != text:
+            return False
+        if len(text) <= _LONGEST_INNOCENT and len(self.innocent) < _MOST_INNOCENT:
+            self.innocent.add(text)
+        return True
+
     def value(self, value: Any, depth: int = 0) -> Any:
         """Return an attribute's value without secrets, also those deep in lists and mappings."""
         if isinstance(value, str):
@@ -114,8 +147,8 @@ class Redactor:
 
     def item(self, key: Any, value: Any, depth: int = 0) -> Any:
         """Return a value without secrets, and nothing of it where its key says that it is one."""
-        if isinstance(key, str) and is_credential_name(key) and isinstance(value, (str, bytes)):
-            return REDACTED if len(value) and str(value).lower() not in _NOT_SECRET else value
+        if isinstance(key, str) and is_credential_name(key):
+            return hidden(value, depth)
         return self.value(value, depth)
 
     def mapping(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,6 +156,18 @@ class Redactor:
         return {key: self.item(key, value) for key, value in values.items()}
 
 
+def hidden(value: Any, depth: int = 0) -> Any:
+    """Return what may be told of the value of a credential: no text in it, also deep in lists and mappings."""
+    if isinstance(value, (str, bytes)):
+        return REDACTED if len(value) and str(value).lower() not in _NOT_SECRET else value
+    if isinstance(value, dict) and depth < _DEEPEST:
+        return {key: hidden(each, depth + 1) for key, each in value.items()}
+    if type(value) in (list, tuple) and depth < _DEEPEST:
+        return type(value)(hidden(each, depth + 1) for each in value)
+    return value
+
+
+@functools.lru_cache(maxsize=_MOST_INNOCENT)
 def is_credential_name(name: str) -> bool:
     """Whether a variable, key or parameter of this name would hold a secret."""
     return _CREDENTIAL_NAME.search(_with_words_parted(name)) is not None
@@ -142,6 +187,9 @@ def _credentials(environ: Mapping[str, str]) -> set[str]:
             and (is_credential_name(name) or name.upper().endswith("_KEY"))
         ):
             found.add(value)
+            # It is captured line by line.
+            found.update(line for each in value.split("\n") if len(line := each.strip()) >= SHORTEST_VALUE)
+        found.update(each["secret"] for each in _URL.finditer(value) if len(each["secret"]) >= SHORTEST_VALUE)
     return found
 
 

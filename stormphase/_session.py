@@ -123,6 +123,8 @@ class Session:
         lanes = self.lanes = recorder.lane_set(
             identity.session_id, identity.rank, attempt=identity.attempt, carrier=carrier
         )
+        patterns = () if settings.capture is None else settings.capture.redact
+        lanes.redactor = Redactor(environ=environ, patterns=patterns)
         if bridge is not None:
             bridge.bind(lanes)
         self._has_learnt_limits = settings.hang_factor is not None
@@ -173,13 +175,13 @@ class Session:
             environ=environ,
             wish=settings.correlation_id,
         )
-        redactor = Redactor(environ=environ, patterns=() if settings.capture is None else settings.capture.redact)
+        assert self.lanes.redactor is not None  # noqa: S101 - `_build` has put it there
         return StoreFeed(
             settings.store,
             self.lanes,
             facts,
             output_of=self.capture.taker(),
-            redact=RecordRedactor(redactor),
+            redact=RecordRedactor(self.lanes.redactor),
         )
 
     def _take_back(self) -> None:

@@ -17,7 +17,7 @@ import pathlib
 import threading
 import types
 import uuid
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -39,6 +39,7 @@ from stormphase._plain_values import (
     normalise,
     normalise_key,
 )
+from stormphase._redaction import REDACTED, Redactor
 
 
 @pytest.fixture
@@ -907,3 +908,60 @@ def test_whatever_comes_in_plain_and_bounded_values_come_out(recipe):
     assert len(text) <= 6 * most_chars
     for value in to_otel(taken, counts).values():
         assert type(value) in {bool, int, float, str} or len({type(item) for item in value}) <= 1
+
+
+@pytest.fixture
+def redactor() -> Redactor:
+    """Return what knows one credential of the environment."""
+    return Redactor(environ={"A_TOKEN": "correct-horse"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("api_key", "x1", REDACTED),
+        ("api_key", b"x2", REDACTED),
+        ("api_keys", ["x1", {"a": "x2", "b": 3}], [REDACTED, {"a": REDACTED, "b": 3}]),
+        ("token_count", 3, 3),
+        ("pwd", 3, 3),
+        ("password", None, None),
+        ("note", "adam", "adam"),
+        ("note", "is correct-horse", f"is {REDACTED}"),
+        ("note", "ü correct-horse", f"ü {REDACTED}"),
+        ("note", ValueError("correct-horse"), f"ValueError: {REDACTED}"),
+        (
+            "note",
+            {"deep": [{"client_secret": "x1"}, "password=x1"]},
+            {"deep": [{"client_secret": REDACTED}, f"password={REDACTED}"]},
+        ),
+        ("note", "." * (MAX_CHARS - 4) + " correct-horse", "." * (MAX_CHARS - 4) + " [r" + ELLIPSIS),
+    ],
+)
+def test_secrets_are_not_taken(
+    counts: AttributeCounts, redactor: Redactor, key: str, value: Any, expected: Any
+) -> None:
+    """By key and by value, at enter and later, at once and again, however deep."""
+    late: dict[str, Any] = {}
+    put(late, key, value, counts, redactor)
+    assert {key: expected} == late
+    for _ in range(2):
+        assert {key: expected} == take({key: value}, counts, redactor)
+        assert {"lr": 0.5, key: expected} == take({"lr": 0.5, key: value}, counts, redactor)
+
+
+def test_secrets_of_fields_are_not_taken(counts: AttributeCounts, redactor: Redactor) -> None:
+    """A configuration object's fields are keys like others."""
+    login = attrs.make_class("Login", ["user", "password"])
+    assert {"login": {"user": "bob", "password": REDACTED}} == take({"login": login("bob", "x1")}, counts, redactor)
+
+
+def test_a_text_full_of_secrets_is_cut_and_counted(counts: AttributeCounts, redactor: Redactor) -> None:
+    """What is left of it may be short; that much of it was not looked at is counted all the same."""
+    taken = take({"note": "correct-horse " * 2_000}, counts, redactor)
+    assert taken["note"].endswith(ELLIPSIS)
+    assert 1 == counts.truncated
+
+
+def test_without_a_redactor_all_is_taken(counts: AttributeCounts) -> None:
+    """A recorder by itself stores and sends nothing, so its caller gets what it gave."""
+    assert {"api_key": "x1"} == take({"api_key": "x1"}, counts)

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from stormphase import LoggingSink
 from stormphase.journal._said import SUFFIX, read_said
 from stormphase.records import read_records
 
@@ -85,3 +86,42 @@ def test_where_it_cannot_be_kept_printing_goes_on(make_tracker, tmp_path, caplog
             print("two")
     assert "one\ntwo\n" == capsys.readouterr().out
     assert 1 == sum("what is said last is not kept" in record.getMessage() for record in caplog.records)
+
+
+def test_what_sinks_say_is_not_what_the_program_said(make_tracker, tmp_path, said, caplog):
+    """A sink that logs each phase would drown the last words; it is neither kept beside the journal nor elsewhere."""
+    caplog.set_level("DEBUG")
+    with make_tracker(journal=tmp_path, capture=True, sinks=[LoggingSink()]) as tracker:
+        print("before")
+        with tracker.enter_phase("train"):
+            pass
+        assert tracker.flush()
+        assert "train" in caplog.text
+        assert [[("stdout", "before")]] == said()
+        assert ["before"] == [line.text for line in tracker.capture.output_of(None).lines]
+
+
+def test_a_private_key_is_not_there(make_tracker, tmp_path, said):
+    """Its lines look like any others, and go; what is said after it stays, also where its end never comes."""
+    with make_tracker(journal=tmp_path, capture=True):
+        print("-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA\n-----END RSA PRIVATE KEY-----\nafter")
+        print("-----BEGIN PRIVATE KEY-----")
+        for number in range(300):
+            print(f"line {number}")
+        texts = [text for _, text in said()[0]]
+    assert "line 299" == texts[-1]
+    assert not [text for text in texts if "MIIE" in text]
+
+
+@pytest.mark.parametrize("bar", ["", "\r"], ids=["line", "progress bar"])
+def test_a_line_without_end_is_bounded(make_tracker, tmp_path, said, bar):
+    """Of what is written in a million pieces the begin is kept, of a bar what it shows, and no secret is cut in two."""
+    with make_tracker(journal=tmp_path, capture=True):
+        sys.stdout.write("api_key=" + "s" * 8_180)
+        for number in range(2_000):
+            sys.stdout.write(f"{bar}done {number:04}")
+        print()
+        ((stream, text),) = said()[0]
+    assert "stdout" == stream
+    assert text.startswith("done 1999" if bar else "api_key=[redacted]")
+    assert "sss" not in text

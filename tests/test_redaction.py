@@ -16,6 +16,8 @@ SECRETS = {
     "token=abc123": "token=[redacted]",
     "Authorization: Bearer abcdefgh.xyz": "Authorization: Bearer [redacted]",
     "authorization='Basic dXNlcjpwYXNz'": "authorization='[redacted]'",
+    "Negotiate YIIJvwYGKwYBBQUCoIIJ": "Negotiate [redacted]",
+    "api_keys: abc": "api_keys: [redacted]",
     "https://bob:pw12@host/x": "https://bob:[redacted]@host/x",
     "postgresql+psycopg://u:p%40ss@db:5432/x": "postgresql+psycopg://u:[redacted]@db:5432/x",
     "git clone https://0123456789abcdef0123@host/x": "git clone https://[redacted]@host/x",
@@ -48,6 +50,8 @@ INNOCENT = (
     "https://host:8080/path?x=1",
     "user@example.org",
     "compass=1",
+    "basic training, Digest mismatch",
+    "task-1 on disk-2, part_of_it",
 )
 
 
@@ -83,6 +87,15 @@ def test_credentials_of_the_environment_go_wherever_they_stand() -> None:
     assert "short /home/bob /run/agent" == redactor.text("short /home/bob /run/agent")
 
 
+def test_a_variable_of_several_lines_goes_line_by_line() -> None:
+    """As it is captured; and the password of a URL goes also where it stands alone."""
+    environ = {"CREDENTIALS": '{"user": "bob",\n "blob": "4f9a02c7"}\n', "DATABASE_URL": "pg://bob:pass-of-db@host/db"}
+    redactor = Redactor(environ=environ)
+    assert REDACTED == redactor.text('"blob": "4f9a02c7"}')
+    assert f"with {REDACTED}" == redactor.text("with pass-of-db")
+    assert "bob host" == redactor.text("bob host")
+
+
 def test_longer_values_go_first() -> None:
     """Of two secrets, one of which begins with the other, nothing is left."""
     redactor = Redactor(environ={"A_TOKEN": "abcdefgh", "B_TOKEN": "abcdefgh-ijk"})
@@ -111,6 +124,7 @@ def test_attributes_lose_secrets_by_key_and_by_value() -> None:
         "note": ["token=1x", 2],
         "db": {"password": "p", "host": "h"},
         "url": "x://a:b@c",
+        "secrets": ["a", {"b": ("c", 7)}, None],
     }
     expected = {
         "apiKey": REDACTED,
@@ -118,6 +132,7 @@ def test_attributes_lose_secrets_by_key_and_by_value() -> None:
         "note": [f"token={REDACTED}", 2],
         "db": {"password": REDACTED, "host": "h"},
         "url": f"x://a:{REDACTED}@c",
+        "secrets": [REDACTED, {"b": (REDACTED, 7)}, None],
     }
     assert expected == Redactor().mapping(values)
 
@@ -150,6 +165,26 @@ def test_any_text_passes(text: str) -> None:
 def test_hostile_text_is_read_in_one_go(text: str) -> None:
     """No text makes an expression look again and again at the same place: this would not end within the test's time."""
     assert isinstance(Redactor().text(f"key {text} token"), str)
+
+
+def test_the_begin_of_a_text_has_no_half_of_a_secret() -> None:
+    """What lies beyond the bound is looked at as well, and what is longer than that is seen to be."""
+    redactor = Redactor(environ={"A_TOKEN": "abcdefgh"})
+    assert f"12345 {REDACTED}" == redactor.begin("12345 abcdefgh", 10)
+    assert f"12345 {REDACTED} {'.' * 10}" == redactor.begin(f"12345 abcdefgh {'.' * 10}", 10)
+    assert redactor.begin("." * 10_000, 10).endswith("..\N{HORIZONTAL ELLIPSIS}")
+
+
+def test_innocent_texts_are_remembered_within_bounds() -> None:
+    """Few words are said often, so that looking once is enough; long ones and too many are looked at again."""
+    redactor = Redactor()
+    assert redactor.is_innocent("adam")
+    assert redactor.is_innocent("a" * 1_000)
+    assert not redactor.is_innocent("password=hunter2")
+    assert {"adam"} == redactor.innocent
+    for number in range(5_000):
+        assert redactor.is_innocent(f"shard {number}")
+    assert 4_096 == len(redactor.innocent)
 
 
 def test_a_redactor_is_plain_data() -> None:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from stormphase._redaction import REDACTED
+from stormphase._redaction import REACH, REDACTED
 from stormphase.capture._lines import CUT, CapturedLine, CapturedOutput
 from stormphase.capture._text import LineBuilder, safe
 
@@ -29,6 +29,7 @@ _FEW_PIECES: Final = 1_024
 _FARTHEST_SPACE: Final = 4_096
 _OVERHEAD_BYTES: Final = 64
 _KEY_EDGE: Final = "PRIVATE KEY-----"
+_MOST_KEY_LINES: Final = 128
 
 
 class Entry(NamedTuple):
@@ -46,13 +47,13 @@ class Feed:
 
     __slots__ = ("builder", "decoder", "measured", "pieces", "size", "stamps", "stream")
 
-    def __init__(self, stream: str) -> None:
+    def __init__(self, stream: str, redact: Callable[[str], str] = str) -> None:
         """Start empty."""
         self.stream = stream
         self.pieces: list[str] = []
         # One for each piece that is not a lone newline. It is put there first, so there is never one missing.
         self.stamps: list[int] = []
-        self.builder = LineBuilder()
+        self.builder = LineBuilder(redact)
         self.decoder: codecs.IncrementalDecoder | None = None
         self.measured = 0
         self.size = 0
@@ -100,6 +101,7 @@ class PhaseOutput:
     Args:
         phase: whose output it is; None for what is outside of all phases.
         max_bytes: how much is kept, half of it from the begin and half from the end.
+        redact: returns a text without its secrets; asked before anything is cut in two.
     """
 
     __slots__ = (
@@ -111,14 +113,16 @@ class PhaseOutput:
         "_head",
         "_head_bytes",
         "_lock",
+        "_redact",
         "_tail",
         "_tail_bytes",
         "phase",
     )
 
-    def __init__(self, phase: PhaseHandle | None, max_bytes: int) -> None:
+    def __init__(self, phase: PhaseHandle | None, max_bytes: int, redact: Callable[[str], str] = str) -> None:
         """Start empty."""
         self.phase = phase
+        self._redact = redact
         self._half = max_bytes // 2
         self._feeds: dict[tuple[int, str, bool], Feed] = {}
         self._entries: deque[tuple[int, str, int, str]] = deque()
@@ -135,7 +139,7 @@ class PhaseOutput:
         key = (thread_id, stream, is_binary)
         feed = self._feeds.get(key)
         # One C call: a thread and a signal handler in it get the same.
-        return feed if feed is not None else self._feeds.setdefault(key, Feed(stream))
+        return feed if feed is not None else self._feeds.setdefault(key, Feed(stream, self._redact))
 
     def add(self, feed: Feed, when_ns: int, text: str) -> None:
         """Take one piece on the slow way: not the one of a thread that has just written here, or a long one."""
@@ -252,7 +256,7 @@ class PhaseOutput:
         found = []
         while entries:
             when_ns, stream, level, text = entries.popleft()
-            found += [_entry(when_ns, stream, level, safe(line)) for line in text.split(NEWLINE)]
+            found += [_entry(when_ns, stream, level, safe(line, self._redact)) for line in text.split(NEWLINE)]
         return found
 
     def _drain_entries(self) -> None:
@@ -267,7 +271,8 @@ class PhaseOutput:
         if entry.size > self._half:
             # Of what is said first the begin, of what is said last the end.
             keeps_end = bool(self._head or self._tail)
-            text = _end_of(entry.text, self._half - 1) if keeps_end else _begin_of(entry.text, self._half - 1)
+            text = self._redact(entry.text)
+            text = _end_of(text, self._half - 1) if keeps_end else _begin_of(text, self._half - 1)
             self._cut_bytes += entry.size - _size(text) - 1
             entry = _entry(entry.when_ns, entry.stream, entry.level, text)
         if not self._tail and self._head_bytes + entry.size <= self._half:
@@ -289,9 +294,11 @@ class PhaseOutput:
     def _bounded(self, text: str) -> str:
         """Return a text whose middle is left out, if it is longer than all that may be kept."""
         half = self._half
-        if len(text) <= 4 * half:
+        if len(text) <= 4 * half + 2 * REACH:
             return text
-        head, tail = _cut_at_space(text[: 2 * half]), _cut_at_space(text[-2 * half :][::-1])[::-1]
+        # Redacted first: of "password: secret" the end may be all that is kept.
+        begin, end = self._redact(text[: 2 * half + REACH]), self._redact(text[-2 * half - REACH :])
+        head, tail = _cut_at_space(begin[: 2 * half]), _cut_at_space(end[-2 * half :][::-1])[::-1]
         gone = text[len(head) : len(text) - len(tail)]
         self._cut_lines += gone.count(NEWLINE)
         self._cut_bytes += _size(gone)
@@ -330,7 +337,7 @@ class CapturedLines:
 
     def finished(self, to_wall_ns: Callable[[int], int], redacted: Callable[[str], str]) -> CapturedOutput:
         """Return what users get."""
-        keys = _PrivateKeys()
+        keys = PrivateKeys()
         lines = [
             CapturedLine(
                 time_ns=to_wall_ns(entry.when_ns),
@@ -353,23 +360,29 @@ class CapturedLines:
         return sum(entry.when_ns < self.cut_at_ns for entry in self.entries)
 
 
-class _PrivateKeys:
-    """Takes out private keys, which no single line shows to be secret."""
+class PrivateKeys:
+    """Takes out private keys, which no single line shows to be secret. Each source is for one thread at a time."""
 
-    __slots__ = ("_inside",)
+    __slots__ = ("_lines_left",)
 
     def __init__(self) -> None:
-        self._inside: set[str] = set()
+        """Be inside of none."""
+        self._lines_left: dict[object, int] = {}
 
-    def redacted(self, stream: str, text: str) -> str:
-        """Return a line, or what stands for one of a key."""
+    def redacted(self, source: object, text: str) -> str:
+        """Return a line that comes from `source`, or what stands for one of a key."""
         if _KEY_EDGE in text:
-            if "BEGIN" in text and "END" not in text:
-                self._inside.add(stream)
+            if text.rfind("BEGIN") > text.rfind("END"):
+                self._lines_left[source] = _MOST_KEY_LINES  # of a key whose end never comes
             else:
-                self._inside.discard(stream)
+                self._lines_left.pop(source, None)
             return text
-        return REDACTED if stream in self._inside else text
+        if not self._lines_left:
+            return text
+        left = self._lines_left.pop(source, 0)
+        if left > 1:
+            self._lines_left[source] = left - 1
+        return REDACTED if left else text
 
 
 def _when(entry: Entry) -> int:

@@ -255,7 +255,9 @@ class CaptureSession:
 
     def _outputs_for(self, phase: PhaseHandle | None) -> tuple[PhaseOutput, ...]:
         if phase is None:
-            return (self._output(None),) if self.captures_all and self._keeps_outside else ()
+            # What a sink says of phases is none of theirs, and would drown what was said outside of all.
+            is_kept = self.captures_all and self._keeps_outside and not self._lanes.mutes_this_thread()
+            return (self._output(None),) if is_kept else ()
         if not self._is_captured(phase):
             return ()
         if not self.options.inclusive:
@@ -278,9 +280,12 @@ class CaptureSession:
             self._made += 1
             if self._made % _SWEEP_EVERY == 0:
                 self._sweep()
-            output = self._outputs.setdefault(key, PhaseOutput(phase, self.options.max_bytes))
+            output = self._outputs.setdefault(key, self._new_output(phase))
         output.phase = phase  # Another thread or task may have acquired it: its new handle says when it ends.
         return output
+
+    def _new_output(self, phase: PhaseHandle | None) -> PhaseOutput:
+        return PhaseOutput(phase, self.options.max_bytes, self.redactor.text)
 
     def _sweep(self) -> None:
         """Bound what nobody takes: the oldest outputs of phases that have ended go, and are counted."""
@@ -319,7 +324,7 @@ class CaptureSession:
             output = self._outputs.pop(sequence, None)
             if output is None and not self._is_captured(phase):
                 return NOTHING
-            finished = self._finish(output or PhaseOutput(phase, self.options.max_bytes), phase)
+            finished = self._finish(output or self._new_output(phase), phase)
             if output is not None:
                 self._recent.append(output)
                 self._taken += 1

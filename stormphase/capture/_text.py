@@ -8,13 +8,19 @@ browser could choke on is escaped.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LONGEST_LINE: Final = 8_192
 """A line with more characters is kept as several."""
 REWRITABLE_ROWS: Final = 16
 """How many of the last lines "cursor up" can go back to: what nested progress bars need."""
 
+_LOOK_CHARS: Final = 2_048  # on both sides of where a long line is parted: a secret there must not be cut in two
+_MOST_PLACES: Final = 16
+_PLACE: Final = re.compile(r"[\s,;&]")
 _MOST_DIGITS: Final = 6  # int() refuses some thousand.
 # What may stand in a line as it is: no control character but the tab, and no half of a surrogate pair.
 _ODD: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
@@ -30,13 +36,16 @@ _CONTROL: Final = re.compile(
 _ROW_MOVE: Final = re.compile(r"(\n|\x1b\[\d*[ABF])")
 
 
-def safe(text: str) -> str:
-    """Return one line as the terminal showed it in the end, without anything that is not text."""
+def safe(text: str, redact: Callable[[str], str] = str) -> str:
+    """Return one line as the terminal showed it in the end, without anything that is not text.
+
+    What it drew over is redacted before: of a secret a part may still show, and not that it is one.
+    """
     if _ODD.search(text) is None:
         return text
     text = text.removesuffix("\r")
     if _CONTROL.search(text) is not None:
-        text = _shown(text)
+        text = _shown(redact(text))
     return _ODD.sub(_escaped, text)
 
 
@@ -89,13 +98,36 @@ def _obey(cells: list[str], column: int, final: str, count: str) -> int:
     return min(column, LONGEST_LINE)
 
 
+def parted(text: str, at: int, redact: Callable[[str], str]) -> tuple[str, str]:
+    """Return a text in two parts, the first of about `at` characters, so that no secret is cut in two.
+
+    Where there is no such place near, they are the parts of the redacted text.
+    """
+    start = max(0, at - _LOOK_CHARS)
+    near = text[start : at + _LOOK_CHARS]
+    whole = redact(near)
+    if whole == near:
+        return text[:at], text[at:]
+    places = [*(found.end() for found in _PLACE.finditer(near, 0, at - start)), at - start]
+    for place in places[: -_MOST_PLACES - 1 : -1]:
+        if redact(near[:place]) + redact(near[place:]) == whole:
+            return text[: start + place], text[start + place :]
+    text = redact(text)
+    return text[:at], text[at:]
+
+
 class LineBuilder:
-    """Puts the pieces that one thread writes to one stream together to lines. Not thread-safe: its owner locks."""
+    """Puts the pieces that one thread writes to one stream together to lines. Not thread-safe: its owner locks.
 
-    __slots__ = ("_last_ns", "_row", "_rows")
+    Args:
+        redact: returns a text without its secrets; a long line is parted where that cuts none in two.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_last_ns", "_redact", "_row", "_rows")
+
+    def __init__(self, redact: Callable[[str], str] = str) -> None:
         """Start with an empty row."""
+        self._redact = redact
         self._rows: list[tuple[int, str]] = []
         self._row = 0
         self._last_ns = 0
@@ -177,11 +209,11 @@ class LineBuilder:
     def end(self) -> list[tuple[int, str]]:
         """Return what is left, also a line without its newline, and start anew."""
         rows, self._rows, self._row = self._rows, [], 0
-        return [(when_ns, safe(text)) for when_ns, text in rows]
+        return [(when_ns, safe(text, self._redact)) for when_ns, text in rows]
 
     def peek(self) -> list[tuple[int, str]]:
         """Return what is not complete yet, as it stands."""
-        return [(when_ns, safe(text)) for when_ns, text in self._rows]
+        return [(when_ns, safe(text, self._redact)) for when_ns, text in self._rows]
 
     def _write(self, when_ns: int, text: str) -> None:
         if not text:
@@ -198,13 +230,13 @@ class LineBuilder:
         rows[self._row] = (began_ns, whole)
 
     def _bounded(self, began_ns: int, text: str) -> str:
-        """Fold a long row: a progress bar to what it shows, anything else into rows of `LONGEST_LINE`."""
+        """Fold a long row: a progress bar to what it shows, anything else into several rows."""
         if "\r" in text or "\b" in text:
-            text = _shown(text) + "\r"
+            text = _shown(self._redact(text)) + "\r"
         while len(text) > LONGEST_LINE:
-            self._rows.insert(self._row, (began_ns, text[:LONGEST_LINE]))
+            begin, text = parted(text, LONGEST_LINE - _LOOK_CHARS, self._redact)
+            self._rows.insert(self._row, (began_ns, begin))
             self._row += 1
-            text = text[LONGEST_LINE:]
         return text
 
     def _go(self, when_ns: int, count: int) -> None:
@@ -222,4 +254,4 @@ class LineBuilder:
         ready = self._rows[:count]
         del self._rows[:count]
         self._row -= count
-        return [(when_ns, safe(text)) for when_ns, text in ready]
+        return [(when_ns, safe(text, self._redact)) for when_ns, text in ready]

@@ -21,6 +21,7 @@ from stormphase.otel._span import PhaseSpan, is_quiet
 
 if TYPE_CHECKING:
     from stormphase._counts import Counts
+    from stormphase._redaction import Redactor
     from stormphase.otel._facts import PhaseFacts
     from stormphase.otel._provider import SdkTracer
     from stormphase.otel._traces import SessionTraces, Trace
@@ -320,11 +321,12 @@ class SpanOutlet:
 class SessionSpan:
     """What the session's root span and a rank's span say."""
 
-    def __init__(self, name: str | None, pid: int, start_ns: int) -> None:
-        """Keep the session's name, its process and its start, in nanoseconds since the Unix epoch."""
+    def __init__(self, name: str | None, pid: int, start_ns: int, redactor: Redactor | None = None) -> None:
+        """Keep the session's name, its process, its start in ns since the Unix epoch, and what redacts its error."""
         self._name = name
         self._pid = pid
         self.start_ns = start_ns
+        self._redactor = redactor
 
     def root_facts(self, traces: SessionTraces, outcome: BaseException | None, end_ns: int) -> SpanFacts:
         """Return the root span `session`: a root, or a child of the span that `TRACEPARENT` named."""
@@ -338,7 +340,7 @@ class SessionSpan:
             end_ns,
             attributes,
             links=traces.root_links,
-            status=_status(outcome),
+            status=_status(outcome, self._redactor),
         )
 
     def root_attributes(self, traces: SessionTraces) -> dict[str, Any]:
@@ -363,7 +365,7 @@ class SessionSpan:
             self.start_ns,
             end_ns,
             attributes,
-            status=_status(outcome),
+            status=_status(outcome, self._redactor),
         )
 
 
@@ -397,7 +399,7 @@ def _error_type(outcome: BaseException | None) -> dict[str, str]:
     return {"error.type": _errors.type_name(outcome)}
 
 
-def _status(outcome: BaseException | None) -> Status:
+def _status(outcome: BaseException | None, redactor: Redactor | None) -> Status:
     if outcome is None or outcome_of(outcome) not in ERROR_STATUSES:
         return UNSET
-    return Status(StatusCode.ERROR, f"{_errors.type_name(outcome)}: {_errors.text_of(outcome)}")
+    return Status(StatusCode.ERROR, f"{_errors.type_name(outcome)}: {_errors.text_of(outcome, redactor)}")

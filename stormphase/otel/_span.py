@@ -121,14 +121,14 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
         if self.closed or len(links) >= MAX_LINKS or not context.is_valid:
             lanes.counts.add("links_dropped")
             return
-        taken = to_otel(take(attributes or {}, lanes.attribute_counts), lanes.attribute_counts)
+        taken = to_otel(take(attributes or {}, lanes.attribute_counts, lanes.redactor), lanes.attribute_counts)
         links.append(Link(context, taken))
 
     def update_name(self, name: str) -> None:
         """Give the span another name than the phase's; the phase keeps its own."""
         notes = self._notes_while_open()
         if notes is not None:
-            notes.name = _errors._bounded(str(name), MAX_NAME_CHARS)
+            notes.name = self._told(name, MAX_NAME_CHARS)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the span's status; UNSET is ignored and OK is final, as in the SDK. The phase's failure outranks it."""
@@ -140,7 +140,7 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
         notes.status_code = code
         notes.description = None
         if code is StatusCode.ERROR and text is not None:
-            notes.description = _errors._bounded(str(text), MAX_DESCRIPTION_CHARS)
+            notes.description = self._told(text, MAX_DESCRIPTION_CHARS)
 
     def record_exception(
         self,
@@ -166,12 +166,16 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
         notes.exceptions.append(
             RecordedException(
                 _errors.type_name(exception),
-                _errors.text_of(exception),
-                _errors.format_traceback(exception),
-                take(attributes or {}, lanes.attribute_counts),
+                _errors.text_of(exception, lanes.redactor),
+                _errors.format_traceback(exception, lanes.redactor),
+                take(attributes or {}, lanes.attribute_counts, lanes.redactor),
                 when_ns,
             )
         )
+
+    def _told(self, text: object, limit: int) -> str:
+        redactor = self._lane.lanes.redactor
+        return _errors._bounded(str(text) if redactor is None else redactor.begin(str(text), limit), limit)
 
     def _notes_while_open(self) -> SpanNotes | None:
         if self.closed:

@@ -187,7 +187,8 @@ class OTelBridge:
         facts = self._facts = PhaseFacts(
             session.identity, lanes, exceptions_on_spans="spans" in self._exception_signals
         )
-        session_span = SessionSpan(session.name, session.pid, session.anchor.to_wall_ns(session.started_ns))
+        started_ns = session.anchor.to_wall_ns(session.started_ns)
+        session_span = SessionSpan(session.name, session.pid, started_ns, lanes.redactor)
         if self._sdk is not None:
             self._outlet = SpanOutlet(
                 self._sdk,

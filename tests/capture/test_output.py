@@ -7,6 +7,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stormphase._redaction import Redactor
 from stormphase.capture._output import ROOM, PhaseOutput
 
 
@@ -156,3 +157,19 @@ def test_a_writer_never_waits_for_a_reader() -> None:
         assert done.wait(10)
     thread.join()
     assert "log" == finished(output).lines[-1].stream
+
+
+def test_no_secret_is_cut_in_two() -> None:
+    """What is too long to be kept is redacted before it is cut: the end of a secret does not say that it is one."""
+    redact = Redactor().text
+    for size in range(480, 520, 3):
+        output = PhaseOutput(None, 1_024, redact)
+        output.add(output.feed(1, "stdout"), 0, f"begin {'-' * size} password: hunter2-hunter2 {'.' * size} end\n")
+        text = output.taken().finished(int, redact).text
+        assert "unter2" not in text
+        output = PhaseOutput(None, 1_024, redact)
+        huge = f"{'-' * 20_000} password: hunter2-hunter2 {'.' * (1_500 + size)}"
+        output.add(output.feed(1, "stdout"), 0, huge)
+        output.add_lines(1, "log", 20, huge)
+        text = output.taken().finished(int, redact).text
+        assert "unter2" not in text

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stormphase._redaction import Redactor
 from stormphase.capture._text import LONGEST_LINE, REWRITABLE_ROWS, LineBuilder, safe
 
 
@@ -95,7 +96,10 @@ def test_cursor_up_goes_no_further_than_what_is_remembered() -> None:
 def test_a_line_without_end_is_kept_in_parts() -> None:
     """Binary output without newlines costs no more than other lines do."""
     written = "x" * (3 * LONGEST_LINE + 1)
-    assert [LONGEST_LINE, LONGEST_LINE, LONGEST_LINE, 1] == [len(line) for line in lines_of(written)]
+    found = lines_of(written)
+    assert 4 == len(found)
+    assert max(map(len, found)) <= LONGEST_LINE
+    assert written == "".join(found)
     assert written == "".join(lines_of(*[written[start : start + 999] for start in range(0, len(written), 999)]))
 
 
@@ -129,3 +133,34 @@ def test_pieces_in_two_lots_make_the_same_lines(pieces: list[str], at: int) -> N
     expected = once.add_all(pieces, stamps) + once.end()
     found = twice.add_all(pieces[:at], stamps[:first]) + twice.add_all(pieces[at:], stamps[first:]) + twice.end()
     assert expected == found
+
+
+def test_a_secret_that_was_drawn_over_in_part_does_not_show() -> None:
+    """Of `password=...` the first letters may be gone, and with them what says that it is one."""
+    builder = LineBuilder(Redactor().text)
+    builder.add(0, "password=hunter2-hunter2\rok")
+    assert ["okssword=[redacted]"] == [text for _, text in builder.end()]
+
+
+@pytest.mark.parametrize("secret", ["password: hunter2-hunter2", "Bearer abcdefghijkl", '{"a":1,"token":"abcdefgh"}'])
+def test_a_long_line_is_parted_where_no_secret_is(secret: str) -> None:
+    """Wherever the secret stands in a line that is kept as several, none of them has a part of it."""
+    redact = Redactor().text
+    expected = redact(secret)
+    for at in range(LONGEST_LINE - 2_100, LONGEST_LINE - 2_030, 3):
+        builder = LineBuilder(redact)
+        written = "-" * at + " " + secret + " " + "-" * LONGEST_LINE
+        lines = [line for start in range(0, len(written), 500) for line in builder.add(0, written[start : start + 500])]
+        texts = [text for _, text in lines + builder.end()]
+        assert written == "".join(texts)
+        assert "-" * at + " " + expected + " " + "-" * LONGEST_LINE == "".join(map(redact, texts))
+
+
+def test_a_long_line_full_of_secrets_is_parted_all_the_same() -> None:
+    """Where there is no place without one, the parts are those of the redacted line."""
+    secret = "password=" + "x" * 1_500
+    builder = LineBuilder(Redactor().text)
+    builder.add(0, "-" * 5_500 + secret + "\n")
+    assert ["-" * 5_500 + secret] == [text for _, text in builder.end()]
+    builder.add(0, "-" * 5_500 + secret + ";" + "-" * 2_000)
+    assert ["-" * 5_500 + "password=[redacted];" + "-" * 2_000] == ["".join(text for _, text in builder.end())]
