@@ -41,7 +41,7 @@ class JournalPhase:
         error: why it failed or was cancelled, if it did.
         status_text: what else is said of its end, such as why it was abandoned, or None.
         trace: trace facts of its own (`trace_id`, `root_id`, `parent_id`, `sampled`), or None for the session's trace.
-        is_handed_over: whether the process's bridge was given it.
+        is_handed_over: whether the process's bridge is done with it: its span was exported, or is not to be sent.
         is_cut: whether something of it was left out for want of room.
     """
 

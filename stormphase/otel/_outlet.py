@@ -21,6 +21,7 @@ from stormphase.otel._span import PhaseSpan, is_quiet
 
 if TYPE_CHECKING:
     from stormphase._counts import Counts
+    from stormphase._phase import PhaseHandle
     from stormphase._redaction import Redactor
     from stormphase.otel._facts import PhaseFacts
     from stormphase.otel._provider import SdkTracer
@@ -93,6 +94,15 @@ class SpanOutlet:
             self._takes_readable and self._is_enabled and session.is_sampled and self._direct.is_unlimited
         )
         self._until_refresh = REFRESH_AFTER
+
+    def waiting(self) -> int:
+        """Return how many of the spans handed over last may not have been exported yet."""
+        waiting = self._sdk.waiting()
+        return self.pacer.unflushed_count if waiting is None else waiting
+
+    def has_queued(self, phase: PhaseHandle) -> bool:
+        """Whether the span of an ended phase was handed over, and may wait in a queue: that takes sampled ones only."""
+        return isinstance(phase, PhaseSpan) and getattr(phase, "_fate", None) == SENT and phase.trace.is_sampled
 
     def take_plain(self, phase: PhaseSpan, *, with_boundaries: bool) -> bool:
         """Send the span of a phase that ended well, has no `PhaseExtra` and lies right under an open one; else False.
@@ -256,6 +266,7 @@ class SpanOutlet:
         if not self._counts["dropped_error"]:
             _log.warning("stormphase: a span could not be handed over; more are only counted", exc_info=True)
         self._counts.add("dropped_error")
+        self.pacer.unflushed_count += 1  # It may have got it all the same.
 
     def _start_and_end(self, facts: SpanFacts, key: int | None) -> None:
         sender = self._starter()

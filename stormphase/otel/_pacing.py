@@ -21,6 +21,10 @@ class Pacer:
     Where the processor's own thread keeps up, nothing is flushed: that would export on the bridge's thread what the
     other does anyway, in longer holds of the GIL.
 
+    Attributes:
+        flush_count: how often it flushed.
+        unflushed_count: how many were counted since the last flush that went well.
+
     Args:
         queue_size: asked before each round, since processors come and go.
         room: returns how many more the queue takes until half of it is full; None where that does not show.
@@ -35,11 +39,13 @@ class Pacer:
         self._room = room
         self._force_flush = force_flush
         self.flush_count = 0
+        self.unflushed_count = 0
         self._left = self._half()
 
     def handed_over(self) -> None:
         """Count one; if it was the last of the round, begin another one, after a flush if there is little room."""
         self._left -= 1
+        self.unflushed_count += 1
         if self._left > 0:
             return
         room = self._room()
@@ -53,9 +59,12 @@ class Pacer:
         """Flush now, and begin a new round; False if what was handed over is known not to be delivered."""
         self.flush_count += 1
         try:
-            return self._force_flush(timeout_ms)
+            is_delivered = self._force_flush(timeout_ms)
         finally:
             self._left = self._half()
+        if is_delivered:
+            self.unflushed_count = 0
+        return is_delivered
 
     def _half(self) -> int:
         return max(1, self._queue_size() // 2)

@@ -108,6 +108,16 @@ class SdkTracer:
         """Return how many more spans the fullest queue takes until half full; None if any does not show."""
         return _least_room(self._processors(), "OTEL_BSP_MAX_QUEUE_SIZE")
 
+    def waiting(self) -> int | None:
+        """Return how many of the spans that were handed over last may not be exported yet; None if that does not show.
+
+        A span counts as exported once its exporter has returned, whatever that said: the SDK tells nobody. What a
+        processor that is not the SDK's does with its spans is its own affair, unless it calls itself a batching one.
+        """
+        found = [_waiting(processor) for processor in self._processors()]
+        known = [count for count in found if count is not None]
+        return max(known, default=0) if len(known) == len(found) else None
+
     def force_flush(self, timeout_ms: int) -> bool:
         """Flush each processor by itself: up to SDK 1.41 the provider stops at the first that returns None."""
         # A list: each is flushed, also after one has failed.
@@ -211,6 +221,20 @@ def _least_room(processors: list[Any], variable: str) -> int | None:
             return None
         rooms.append(_queue_size(processor, variable) // 2 - len(queue))
     return min(rooms, default=None)
+
+
+def _waiting(processor: Any) -> int | None:
+    if "Batch" not in type(processor).__name__:
+        return 0
+    batch = getattr(processor, "_batch_processor", None)
+    queue, lock = getattr(batch, "_queue", None), getattr(batch, "_export_lock", None)
+    batch_size = getattr(batch, "_max_export_batch_size", None)
+    if not isinstance(queue, deque) or not isinstance(batch_size, int) or not hasattr(lock, "locked"):
+        return None
+    # In this order: what had left the queue by then is exported if nobody exports now. Of what is being exported, and
+    # the SDK does that under its lock, one batch at a time, nobody can tell.
+    count = len(queue)
+    return count + batch_size if lock is not None and lock.locked() else count
 
 
 def _flushed(processor: Any, timeout_ms: int) -> bool:

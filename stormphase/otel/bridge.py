@@ -23,6 +23,7 @@ from stormphase.otel._provider import Way
 from stormphase.otel._real import RealSpans
 from stormphase.otel._sampling import SamplerQuestions, ask_for_session, children_inherit
 from stormphase.otel._span import PhaseSpan
+from stormphase.otel._underway import TOLD_A_TICK, Underway
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,8 @@ class OTelBridge:
     Attributes:
         phase_trace_facts: for a journal: returns what must be kept of a phase's trace, or None; itself None where no
             phase has anything to say. Set by `attach`.
-        on_handed_over: called on the worker with each ended phase that was handed over, or deliberately not sent.
+        on_handed_over: called on the worker with each ended phase whose span was handed over and has left the SDK's
+            queue, or that was deliberately not sent.
         on_finished: called on the worker once the rank's and the session's spans were handed over.
 
     Raises:
@@ -126,6 +128,7 @@ class OTelBridge:
         self._events: EventLog | None = None
         self._metrics: PhaseMetrics | None = None
         self._long_open = LongOpen()
+        self._underway = Underway(lambda: 0 if self._outlet is None else self._outlet.waiting())
         self._counts = Counts()
         self._is_forked_child = False
         self._exception_signals = frozenset({"spans"})
@@ -261,7 +264,14 @@ class OTelBridge:
         finally:
             # Also where a processor raised: it has been given the phase, and nothing is handed over twice.
             if self.on_handed_over is not None:
-                self.on_handed_over(phase)
+                self._note_handed_over(phase, self.on_handed_over)
+
+    def _note_handed_over(self, phase: PhaseHandle, tell: Callable[[PhaseHandle], object]) -> None:
+        """Tell of a phase whose span the processors have taken for good, or that none of them shall have."""
+        if self._outlet is not None and self._outlet.has_queued(phase):
+            self._underway.take(phase, tell)
+        else:
+            tell(phase)
 
     @property
     def takes_output(self) -> bool:
@@ -343,6 +353,8 @@ class OTelBridge:
             self._events.look_again()
         if self._outlet is not None:
             self._outlet.refresh()
+        if self.on_handed_over is not None:
+            self._underway.settle(self.on_handed_over, most=TOLD_A_TICK)
         announces = self._events_mode != "off" and not self._events_on_spans
         if not announces and not self._pending:
             return
@@ -370,6 +382,8 @@ class OTelBridge:
         spans = self._outlet is None or self._outlet.pacer.flush(timeout_ms)
         logs = self._events is None or self._events.flush(timeout_ms)
         reals = self._real is None or self._real.flush(timeout_ms)
+        if self.on_handed_over is not None:
+            self._underway.settle(self.on_handed_over)
         return spans and logs and reals
 
     def finish(self, outcome: BaseException | None, ended_ns: int) -> None:
@@ -393,6 +407,7 @@ class OTelBridge:
     def after_fork_in_child(self) -> None:
         """Forget what the parent has counted and started; the session's and the rank's spans are its own."""
         self._is_forked_child = True
+        self._underway.forget()
         self.on_handed_over = self.on_finished = self._recovery = None  # The parent's.
         self._counts = counts = Counts()
         self._long_open = LongOpen()

@@ -216,6 +216,64 @@ def test_what_may_not_be_tried_again_is_not(
     assert (Result.SENT, None) == result_of(recover(faulty.http_endpoint))
 
 
+# A rank that dies with spans in the SDK's queue, and perhaps on their way out of it.
+QUEUED = """
+import os, signal, sys, threading
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from stormphase import PhaseTracker
+from stormphase.otel import OTelBridge
+
+runs, hangs = sys.argv[1], sys.argv[2] == "hangs"
+exporting = threading.Event()
+
+class Exporter(SpanExporter):
+    def export(self, spans):
+        if hangs and any(span.name == "late" for span in spans):
+            exporting.set()
+            threading.Event().wait()
+        for span in spans:
+            print(span.name, span.attributes["stormphase.step"], flush=True)
+        return SpanExportResult.SUCCESS
+
+processor = BatchSpanProcessor(Exporter(), schedule_delay_millis=3_600_000)
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(processor)
+tracker = PhaseTracker("job", session_id="launch-1", rank=1, world_size=2, journal=runs, bridge=OTelBridge(provider))
+tracker.start()
+tracker.enter("train")
+for step in range(5):
+    tracker.set_step(step)
+    with tracker.enter_phase("late" if step > 2 else "step"):
+        pass
+    if step == 2:
+        assert tracker.flush(60)
+queue = processor._batch_processor._queue
+while len(queue) < 2:
+    threading.Event().wait(0.005)
+if hangs:
+    threading.Thread(target=processor.force_flush, daemon=True).start()
+    exporting.wait(60)
+    assert not queue
+threading.Event().wait(0.5)  # for more than one tick of the bridge
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("how", ["waits", "hangs"])
+def test_what_waited_in_the_sdks_queue_is_sent_and_what_had_left_it_is_not(
+    run_python: RunPython, faulty: FaultyEndpoint, tmp_path: Path, how: str
+) -> None:
+    """The live process had handed over five spans: three arrived then, and the two that the kill took arrive now."""
+    runs = tmp_path / "queued"
+    done = run_python(QUEUED, str(runs), how, check=False)
+    assert (-signal.SIGKILL, ["step 0", "step 1", "step 2"]) == (done.returncode, done.stdout.split("\n")[:-1])
+    assert 0 == main(["recover", str(runs), "--otlp", faulty.http_endpoint])
+    found = sorted((span.name, span.attributes["stormphase.phase.status"]) for span in faulty.spans[1:])
+    assert [("late", "succeeded"), ("late", "succeeded"), ("train", "lost")] == found
+    assert "rank 1" == faulty.spans[0].name
+
+
 def test_a_partial_success_is_none(recover: Callable[..., list[Outcome]], faulty: FaultyEndpoint) -> None:
     """Where some spans were rejected nothing is marked, and nothing is sent again at once, as OTLP asks."""
     faulty.behave(Behaviour.partial(2, "too old\x1b[2J"))

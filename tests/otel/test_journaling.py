@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
 
 from stormphase import _bridge
@@ -217,6 +219,57 @@ def test_a_phase_at_which_a_processor_raises_is_told_as_well(bridged: Callable[.
     with rig.enter("a") as phase:
         pass
     rig.deliver()
+    assert [phase] == told
+
+
+def test_what_waits_in_the_sdks_queue_is_told_once_it_was_exported(bridged: Callable[..., Bridged]) -> None:
+    """At the next tick, or when all is flushed; what was not sampled never gets into the queue."""
+    exporter = InMemorySpanExporter()
+    batch = BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000)
+    rig = bridged(processors=[batch])
+    told: list[Any] = []
+    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    with rig.enter("outer") as outer, rig.enter("inner") as inner:
+        pass
+    rig.deliver()
+    rig.bridge.tick()
+    assert [] == told
+    batch.force_flush()
+    rig.bridge.tick()
+    assert [inner, outer] == told
+    with rig.enter("later") as later:
+        pass
+    rig.deliver()
+    assert [inner, outer] == told
+    assert rig.bridge.flush(1.0)
+    assert [inner, outer, later] == told
+    assert 3 == len(exporter.get_finished_spans())
+    batch.shutdown()
+
+
+def test_of_a_processor_that_shows_no_queue_a_good_flush_tells(bridged: Callable[..., Bridged]) -> None:
+    """One that calls itself a batching one, and is not the SDK's."""
+
+    class BatchOfOthers(SpanProcessor):
+        """Says what it is told to say when it is flushed."""
+
+        answer = False
+
+        def force_flush(self, timeout_millis: int = 30_000) -> bool:
+            """Say it."""
+            return self.answer
+
+    processor = BatchOfOthers()
+    rig = bridged(processors=[processor])
+    told: list[Any] = []
+    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    with rig.enter("a") as phase:
+        pass
+    rig.deliver()
+    assert not rig.bridge.flush(1.0)
+    assert [] == told
+    processor.answer = True
+    assert rig.bridge.flush(1.0)
     assert [phase] == told
 
 

@@ -45,6 +45,17 @@ def test_it_flushes_at_half_a_queue_and_asks_for_its_size_each_time() -> None:
     assert 3 == pacer.flush_count
 
 
+def test_what_no_flush_has_confirmed_is_counted() -> None:
+    """A flush that says that it failed confirms nothing."""
+    answers = [False, True]
+    pacer = Pacer(lambda: 6, lambda: None, lambda _: answers.pop(0))
+    for _ in range(3):
+        pacer.handed_over()
+    assert 3 == pacer.unflushed_count
+    pacer.handed_over()
+    assert (4, True, 0) == (pacer.unflushed_count, pacer.flush(1), pacer.unflushed_count)
+
+
 def test_a_flush_begins_a_new_round_also_if_it_fails() -> None:
     """An explicit flush counts as one, and what raises is not swallowed here."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,13 @@ from opentelemetry import _logs, trace
 from opentelemetry.sdk import _logs as sdk_logs
 from opentelemetry.sdk._logs import export as sdk_log_export
 from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanLimits, SpanProcessor, Tracer, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    ConsoleSpanExporter,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from stormphase.otel import _provider
@@ -178,7 +185,11 @@ def test_private_names_of_the_span_sdk(provider: TracerProvider) -> None:
     assert 300 == resolve_tracer(provider)[2].room()
     batch._batch_processor._queue.append(object())
     assert 299 == resolve_tracer(provider)[2].room()
+    assert 1 == resolve_tracer(provider)[2].waiting()
     batch._batch_processor._queue.clear()
+    assert 0 == resolve_tracer(provider)[2].waiting()
+    with batch._batch_processor._export_lock:
+        assert batch._batch_processor._max_export_batch_size == resolve_tracer(provider)[2].waiting()
     assert {"sampler", "resource", "span_processor", "id_generator"} <= vars(sdk.tracer).keys()
     has_configurator = hasattr(provider, "_tracer_configurator")
     assert has_configurator is hasattr(Tracer, "_is_enabled")
@@ -213,12 +224,55 @@ def test_without_private_names_public_ones_do(provider: TracerProvider, monkeypa
     sdk = SdkTracer(provider, tracer)
     assert 5 == sdk.limits.max_events
     assert sdk.is_enabled()
-    assert (512, None) == (sdk.queue_size(), sdk.room())
+    assert (512, None, None) == (sdk.queue_size(), sdk.room(), sdk.waiting())
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
     assert 100 == sdk.queue_size()
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "many")
     assert 512 == sdk.queue_size()
     assert sdk.takes_readable()
+
+
+def test_the_queue_in_which_most_wait_counts(provider: TracerProvider) -> None:
+    """A span is on its way as long as any processor has it; one that exports at once never has any."""
+    provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+    assert 0 == resolve_tracer(provider)[2].waiting()
+    for count in (3, 2):
+        batch = BatchSpanProcessor(InMemorySpanExporter())
+        provider.add_span_processor(batch)
+        batch._batch_processor._queue.extend([object()] * count)
+    assert 3 == resolve_tracer(provider)[2].waiting()
+    for processor in provider._active_span_processor._span_processors[1:]:
+        processor._batch_processor._queue.clear()
+
+
+def test_an_export_under_way_is_waited_for(provider: TracerProvider) -> None:
+    """What has left the queue is not exported before its exporter has returned."""
+    exporting, may_return = threading.Event(), threading.Event()
+
+    class Slow(SpanExporter):
+        """Returns when it is told to."""
+
+        def export(self, spans: Any) -> SpanExportResult:
+            """Wait."""
+            exporting.set()
+            may_return.wait(30)
+            return SpanExportResult.SUCCESS
+
+    batch = BatchSpanProcessor(Slow(), schedule_delay_millis=3_600_000, max_export_batch_size=8)
+    provider.add_span_processor(batch)
+    tracer = provider.get_tracer("user")
+    for _ in range(3):
+        tracer.start_span("x").end()
+    sdk = resolve_tracer(provider)[2]
+    assert 3 == sdk.waiting()
+    flush = threading.Thread(target=batch.force_flush)
+    flush.start()
+    assert exporting.wait(30)
+    tracer.start_span("y").end()
+    assert 1 + 8 == sdk.waiting()
+    may_return.set()
+    flush.join(30)
+    assert 0 == sdk.waiting()
 
 
 def test_the_smallest_queue_counts(provider: TracerProvider) -> None:
