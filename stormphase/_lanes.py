@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from stormphase._clock import ClockAnchor
     from stormphase._paths import PathNode, PathTable
+    from stormphase._redaction import Redactor
     from stormphase.exceptions import PhaseProtocolError
     from stormphase.typing import Clock
 
@@ -252,6 +253,7 @@ class LaneSet:
         "put",
         "quiet_queues",
         "rank",
+        "redactor",
         "retired_counts",
         "running_loop",
         "running_tasks",
@@ -313,6 +315,7 @@ class LaneSet:
         self.handle_type = self.carrier.handle_type
         self.put = self.carrier.put
         self.taken = take if on_misuse == "raise" else take_or_count
+        self.redactor: Redactor | None = None  # A session's; a recorder by itself stores and sends nothing.
 
     def enter_again(
         self, stale: PhaseHandle, name: str, attributes: Any, *, sync: bool, timeout_s: float | None
@@ -363,7 +366,7 @@ class LaneSet:
 
     def lane_of_caller(self) -> Lane | None:
         """Return the lane of the calling thread or task, making it at first sight; None on a sink's worker thread."""
-        if getattr(self._muted, "is_muted", False):
+        if self.mutes_this_thread():
             return None
         local = self.local
         lane = self.lane_of_thread()
@@ -450,6 +453,10 @@ class LaneSet:
     def mute_this_thread(self) -> None:
         """Make every later phase of the calling thread a no-op: a sink that enters phases must not feed itself."""
         self._muted.is_muted = True
+
+    def mutes_this_thread(self) -> bool:
+        """Whether the calling thread is a sink's worker."""
+        return getattr(self._muted, "is_muted", False)
 
     def put_in_context(self, phase: PhaseHandle) -> None:
         """Make `phase` the current one of the caller's context."""
