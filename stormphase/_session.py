@@ -211,6 +211,7 @@ class Session:
         Args:
             outcome: the exception that ended the program, or None.
             timeout_s: how long to wait for sinks, in all; what they did not take by then is dropped and counted.
+            is_known: whether no outcome means that all went well; else nobody can tell how the program ended.
         """
         if self.sinks.is_own_thread():
             if self.is_running:
@@ -246,7 +247,6 @@ class Session:
             # One time for all, so that the summary and the session's span say the same.
             ended_ns = self.lanes.now()
             if self._summary is not None:
-            is_known: whether no outcome means that all went well; else nobody can tell how the program ended.
                 self._summary.note_end(ended_ns)
             self.journal.note_end(outcome, ended_ns, is_known=is_known)
             is_delivered = self.sinks.finish(timeout_s, outcome, ended_ns)
