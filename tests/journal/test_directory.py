@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -151,7 +152,11 @@ def test_a_file_in_its_place_is_an_error_with_a_fix(tmp_path):
         make_directory(tmp_path / "runs", "s")
 
 
-NO_ROOM = [(where, code) for where in ("mkdir", "open", "mmap") for code in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)]
+NO_ROOM = [
+    (where, code)
+    for where in ("mkdir", "open", "truncate", "allocate", "mmap")
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+]
 
 
 @pytest.mark.parametrize("no_room", NO_ROOM)
@@ -162,9 +167,10 @@ def test_a_machine_that_has_no_room_costs_a_warning(make_tracker, tmp_path, monk
         raise OSError(code, os.strerror(code))
 
     where, code = no_room
-    target = {"mkdir": (Path, "mkdir"), "open": (os, "open"), "mmap": (__import__("mmap"), "mmap")}[where]
+    functions = {"mkdir": (Path, "mkdir"), "open": (os, "open"), "mmap": (mmap, "mmap")}
+    functions |= {"truncate": (os, "ftruncate"), "allocate": (os, "posix_fallocate")}
     with monkeypatch.context() as context:
-        context.setattr(*target, refuse)
+        context.setattr(*functions[where], refuse)
         tracker = make_tracker(session_id="s", rank=0, world_size=1, journal=tmp_path / "runs").start()
     with tracker.enter_phase("train"):
         pass

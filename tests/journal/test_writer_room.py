@@ -283,10 +283,13 @@ def test_closing_gives_back_what_was_never_used(write):
     assert SLOTS == count_of(writing.read())
 
 
-@pytest.mark.parametrize(("growth", "code"), [(1, errno.ENOSPC), (2, errno.EDQUOT), (3, errno.EFBIG), (4, errno.EIO)])
+GROWTHS = [(growth, code) for growth in (1, 2, 3) for code in (errno.ENOSPC, errno.EDQUOT)]
+
+
+@pytest.mark.parametrize(("growth", "code"), [*GROWTHS, (1, errno.EFBIG), (2, errno.EIO)])
 def test_a_disk_that_is_full_at_any_growth_costs_a_warning_and_no_phase(write, monkeypatch, caplog, growth, code):
     """Training goes on, one line is logged, counts are right; once there is room the file grows again."""
-    writing = write(6 * MIN_BYTES)
+    writing = write(4 * MIN_BYTES)
     real = os.posix_fallocate
     left = [growth - 1]
 
