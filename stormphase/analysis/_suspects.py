@@ -68,7 +68,7 @@ def suspects_of(
             continue  # It waited for another one, until something ended them all.
         if tier is DEAD_AND_AWAITED and rank in sufferers:
             tier = WAITS_ITSELF
-        if tier is None and hung and _is_behind(place, leading_step):
+        if tier is None and hung and rank not in excused and _is_behind(place, leading_step):
             tier = BEHIND
         if tier is None:
             continue

@@ -374,3 +374,12 @@ def test_groups_that_failed_waiting_for_each_other_accuse_nobody_as_dead(job: An
     left = ("train,4000", "train / step,3", "train / step / barrier,2.4,sync")
     failed(job, 2, 3, left=left, usual={**USUAL, "train / step / barrier": [0.01] * 119 + [2.4]})
     assert {"waits_itself"} == {kind for _, kind in found(job)}
+
+
+def test_who_waits_for_a_known_one_is_not_behind_the_others(job: Any) -> None:
+    """Ranks that meet in groups: the other group is far ahead, and only one of this group is the reason."""
+    waiting(job, 0, 1)
+    job.rank(2, "train,4000", "train / step,316", "train / step / data_loading,315", usual=USUAL)
+    for rank in range(3, 10):
+        job.rank(rank, "train,4000", step=900, usual={**USUAL, "train / step / all_reduce": [0.012] * 900})
+    assert [(2, "awaited")] == found(job)
