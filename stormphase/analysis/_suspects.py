@@ -72,7 +72,7 @@ def suspects_of(
             tier = BEHIND
         if tier is None:
             continue
-        words = [_where(report, place), *(_awaited(wait, each, place) for wait, each in awaited[:2])]
+        words = [_where(report, place), *(_awaited(wait, each, place, report.own) for wait, each in awaited[:2])]
         if not awaited and _is_behind(place, leading_step):
             words.append(f"it is at step {place.step}, most are at {leading_step}")
         words += [_died_beside(each) for each in report.processes[1:] if each.has_died]
@@ -87,7 +87,7 @@ def _tier(report: RankReport, place: Place, is_awaited: bool, is_first: bool, ha
     if report.own.has_died:
         return DEAD_AND_AWAITED if is_awaited else DIED_FIRST if is_first else DIED
     if is_awaited:
-        return WAITS_ITSELF if place.sync is not None else AWAITED
+        return WAITS_ITSELF if place.sync is not None and not report.own.kept_by else AWAITED
     if place.state is RankState.SILENT:
         return SILENT
     if any(process.has_died for process in report.processes[1:]):
@@ -184,7 +184,7 @@ def standing_text(process: ProcessReport) -> str:
     return process.evidence if process.evidence.startswith(state) else f"{state}, {process.evidence}"
 
 
-def _awaited(wait: Wait, missing: Missing, place: Place) -> str:
+def _awaited(wait: Wait, missing: Missing, place: Place, own: ProcessReport) -> str:
     """Say what a rank did not enter, and who waits for it there."""
     point = path_text(wait.path)
     leaf = shown(wait.path[-1])
@@ -200,7 +200,7 @@ def _awaited(wait: Wait, missing: Missing, place: Place) -> str:
         short = f"it is not in {point}"
     others = counted(len(wait.ranks), "rank")
     verb = "waited" if wait.is_over else "wait" if len(wait.ranks) > 1 else "waits"
-    if place.sync is not None:
+    if place.sync is not None and not own.kept_by:
         return (
             f"{short}, where {others} {verb} for {span(wait.for_ns)}; it {'waited' if wait.is_over else 'waits'} itself"
         )

@@ -278,6 +278,20 @@ def test_who_was_stopped_says_so_first(job: Any) -> None:
     assert suspect.reason.startswith("stopped by a signal, in train / step / data_loading (step 120) for 315 s")
 
 
+def test_who_was_stopped_in_an_earlier_round_does_not_wait_itself(job: Any) -> None:
+    """It would have gone on long ago."""
+    waiting(job, 0, 1, 3)
+    usual = {**USUAL, "train / step / all_reduce": [0.012] * 118}
+    image = job.image(2, "train,4000", "train / step,313", "train / step / all_reduce,312,sync", usual=usual, step=119)
+    verdict = Verdict(Liveness.ALIVE, "process 102 is there on node0", kept_by="stopped by a signal")
+    job.processes.append(report_process(image, verdict, now_ns=jobs.NOW_NS))
+    (suspect,) = job.diagnose().suspects
+    assert (2, "awaited") == (suspect.rank, suspect.kind)
+    assert suspect.reason.endswith(
+        "it is in its 119. all_reduce, they are in the 120., and is what the others wait for (312 s so far)"
+    )
+
+
 def test_who_died_with_nothing_open_says_so(job: Any) -> None:
     """Between two phases, after its last step."""
     job.rank(0, verdict="dead")
