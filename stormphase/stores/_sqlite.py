@@ -78,7 +78,7 @@ class SqliteStore:
     def _renew(self) -> None:
         self._gate = ForkGate()
         self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
+        self._file: tuple[tuple[int, int], int] | None = None
         self._writer: RowWriter | None = None
 
     # What a store does
@@ -343,9 +343,17 @@ class SqliteStore:
             self._renew()
 
     def _connected(self) -> sqlite3.Connection:
-        """Return the writer's connection, made anew if the file has gone since."""
-        if self._connection is not None and self._file != file_id(self.path):
-            self.close()
+        """Return the writer's connection, made anew if the file has gone or become shorter since.
+
+        SQLite does not look: it would go on in a file that nobody finds any more, or without the pages that were cut
+        off, the first of which makes it a database. Only VACUUM shortens one rightly; to look again then does no harm.
+        """
+        if self._connection is not None:
+            found = file_id(self.path)
+            if found is None or self._file is None or found[0] != self._file[0] or found[1] < self._file[1]:
+                self.close()
+            else:
+                self._file = found
         if self._connection is None:
             make_file(self.path, self._busy_timeout_s)
             connection = connect(self.path, self._busy_timeout_s)

@@ -187,10 +187,10 @@ def _put(draft: Path, path: Path) -> None:
             draft.rename(path)
 
 
-def file_id(path: Path) -> tuple[int, int] | None:
-    """Return what tells this file from another one of the same name; None if it is gone."""
+def file_id(path: Path) -> tuple[tuple[int, int], int] | None:
+    """Return what tells this file from another one of the same name, and how long it is; None if it is gone."""
     try:
         found = os.stat(path)  # noqa: PTH116 - once a batch, and needs no Path
     except OSError:
         return None
-    return (found.st_dev, found.st_ino)
+    return (found.st_dev, found.st_ino), found.st_size
