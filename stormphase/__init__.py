@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stormphase._recorder import PhaseRecorder
     from stormphase._recording import record_of
     from stormphase._tracker import PhaseTracker
+    from stormphase._workers import worker
     from stormphase.exceptions import (
         ConfigurationError,
         Misuse,
@@ -67,6 +68,7 @@ __all__ = [
     "__version__",
     "phase",
     "record_of",
+    "worker",
 ]
 
 _HOMES = {
@@ -87,6 +89,7 @@ _HOMES = {
     "stormphase._recorder": ("PhaseRecorder",),
     "stormphase._recording": ("record_of",),
     "stormphase._tracker": ("PhaseTracker",),
+    "stormphase._workers": ("worker",),
     "stormphase.exceptions": (
         "ConfigurationError",
         "Misuse",
@@ -106,7 +109,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(home)
-    if name == "PhaseTracker":
+    if name in ("PhaseTracker", "worker"):
         module.DEFAULT_BRIDGE.make = staticmethod(_otel_bridge)
     value = getattr(module, "ambient_phase" if name == "phase" else name)
     globals()[name] = value

@@ -4,9 +4,10 @@ Pure, and the same for live, stored and recovered records. What is gone by, in t
 
 - A phase that an exception left says itself where that arose (`root_cause_scope_id`), since the exception carried it.
 - A LOST phase was open when its process died. What the process was doing is what was open innermost, so that is the
-  root cause of every LOST phase around it.
+  root cause of every LOST phase around it. A forked or worker process that had nothing open has not failed.
 - A phase that failed by itself because another process had gone (its error says so: `BrokenProcessPool` and the like)
-  has its root cause in a LOST phase beneath it, if there is one that was lost before.
+  has its root cause in a LOST phase beneath it, if there is one that was lost before; else in what a process beneath it
+  failed by last.
 
 Parents are found by scope id and never by name, so what a late child of a first try does is never put on the second.
 """
@@ -172,8 +173,9 @@ class _Forest:
         if record.parent_scope_id is not None:
             parent = self.records.get((*launch, record.parent_scope_id))
         process = self._processes.get((*launch, record.process)) if record.kind is RecordKind.PHASE else None
-        if process is not None and (parent is None or parent.process != record.process):
-            # The outermost phases of a forked process hang under its parent's; the process itself stands between.
+        # The outermost phases of a forked process hang under its parent's; the process itself stands between, unless it
+        # has come to work for another phase.
+        if process is not None and (parent is None or self._leads_into(parent, process)):
             return process
         if parent is not None:
             return parent.key
@@ -181,18 +183,32 @@ class _Forest:
             return ranks.get((*launch, record.rank)) or sessions.get(launch)
         return sessions.get(launch) if record.kind is RecordKind.RANK else None
 
+    def _leads_into(self, parent: PhaseRecord, process: RecordKey) -> bool:
+        """Whether `parent` is the phase of another process under which this one stands."""
+        found = self.records[process]
+        return parent.process != found.process and found.parent_scope_id == parent.scope_id
+
+    def has_failed_by(self, key: RecordKey) -> bool:
+        """Whether a process may have ended by a failure that nothing above it in that process has."""
+        record = self.records[key]
+        if record.status is not PhaseStatus.FAILED or self.records[self.parents[key]].process == record.process:
+            return False
+        process = self._processes.get((record.session_id, record.session_attempt, record.process))
+        return process is None or self.records[process].status is not PhaseStatus.SUCCEEDED
+
 
 def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]]:
     """Return for each record that went wrong its cause, if known, and the record that names it."""
     causes: dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]] = {}
     lost: dict[RecordKey, PhaseRecord] = {}  # the first LOST leaf beneath each, itself included
+    ended: dict[RecordKey, PhaseRecord] = {}  # what a process beneath each failed by, of several the last
     failed_ranks: dict[RecordKey, RecordKey] = {}  # the first rank of a session that went wrong
     for key in reversed(forest.order):  # children first
         record = forest.records[key]
         if record.status is PhaseStatus.LOST:
             lost.setdefault(key, record)
-        if record.status in BAD:
-            causes[key] = _cause_of(record, forest, lost.get(key))
+        if record.status in BAD and not _was_idle(record, lost.get(key)):
+            causes[key] = _cause_of(record, forest, lost.get(key), ended.get(key))
         elif key in failed_ranks:
             causes[key] = causes[failed_ranks[key]]
         parent = forest.parents.get(key)
@@ -200,11 +216,21 @@ def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseR
             continue
         if key in lost and (parent not in lost or _lost_order(lost[key]) < _lost_order(lost[parent])):
             lost[parent] = lost[key]
+        by = record if forest.has_failed_by(key) else ended.get(key)
+        if by is not None and (parent not in ended or _end_order(ended[parent]) < _end_order(by)):
+            ended[parent] = by
         if record.kind is RecordKind.RANK and key in causes:
             first = failed_ranks.setdefault(parent, key)
             if _end_order(record) < _end_order(forest.records[first]):
                 failed_ranks[parent] = key
     return {key: _followed(found, causes) for key, found in causes.items()}
+
+
+def _was_idle(record: PhaseRecord, lost: PhaseRecord | None) -> bool:
+    """Whether a process has gone that had nothing open: pools end theirs every day, and nothing went wrong by that."""
+    if record.kind is not RecordKind.PROCESS or record.status is not PhaseStatus.LOST or lost is not record:
+        return False
+    return record.root_cause_scope_id in (None, record.scope_id)
 
 
 def _followed(
@@ -219,14 +245,22 @@ def _followed(
     return found
 
 
-def _cause_of(record: PhaseRecord, forest: _Forest, lost: PhaseRecord | None) -> tuple[PhaseRecord | None, PhaseRecord]:
-    if record.status is PhaseStatus.LOST:
-        return lost, record
+def _cause_of(
+    record: PhaseRecord, forest: _Forest, lost: PhaseRecord | None, ended: PhaseRecord | None
+) -> tuple[PhaseRecord | None, PhaseRecord]:
     named = record.root_cause_scope_id
+    known = None
     if named is not None and named != record.scope_id:
-        return forest.records.get((record.session_id, record.session_attempt, named)), record
-    if lost is not None and is_of_the_gone(record) and _ended_by(lost, record):
-        return lost, record
+        known = forest.records.get((record.session_id, record.session_attempt, named))
+    if record.status is PhaseStatus.LOST:
+        # A process of a pool was lost in a phase that hangs under another one than the process does.
+        return (known if lost is record and known is not None else lost), record
+    if named is not None and named != record.scope_id:
+        return known, record
+    if is_of_the_gone(record):
+        for other in (lost, ended):
+            if other is not None and _ended_by(other, record):
+                return other, record
     return record, record
 
 

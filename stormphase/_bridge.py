@@ -35,6 +35,7 @@ class BridgeSession:
         anchor: relates the clock's two times.
         started_ns: when the session started, monotonic.
         environ: the environment, as it was at start.
+        is_worker: whether this process works for one that sends session and rank, and its phases may be of any trace.
     """
 
     name: str | None
@@ -44,6 +45,7 @@ class BridgeSession:
     anchor: ClockAnchor
     started_ns: int
     environ: Mapping[str, str]
+    is_worker: bool = False
 
 
 class Bridge(Protocol):

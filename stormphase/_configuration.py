@@ -221,6 +221,8 @@ class Settings:
     hang_factor: float | None = attrs.field(default=None, converter=_checked_factor)
     queue_bound: int = attrs.field(default=QUEUE_BOUND, converter=_checked_bound)
     journal: Any = None
+    carried: Any = None  # The `Carried` by which this process works for another one ...
+    first_sequence: int = 1  # ... and the number of its first phase, where it has done so before.
     clock: Clock
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import traceback
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from stormphase._model import PhaseError
 from stormphase._redaction import REACH
@@ -37,13 +37,28 @@ _traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
 _cause_of: Final = BaseException.__dict__["__cause__"].__get__
 
 
+class Elsewhere(NamedTuple):
+    """Where a mark comes from that was pickled.
+
+    Attributes:
+        above_ids: the last phase that the exception left, and all that it hung under, in whatever process.
+        session: whose phases they are: session id, attempt and rank.
+        process: what the ids of that process count from.
+    """
+
+    above_ids: tuple[str, ...]
+    session: tuple[str, int, int]
+    process: int
+
+
 class Mark:
     """What an exception remembers: the scope it arose in, when that was among others, and the last phase that it left.
 
-    Pickles and copies as an empty mark, which nobody trusts, so marked exceptions cross processes as before.
+    A phase belongs to its process, so in another one the ids of all that it hung under stand for it: whose id is among
+    them is an ancestor. Within its own process a copy proves nothing, since the exception itself is at hand.
     """
 
-    __slots__ = ("last", "order", "origin_path", "origin_scope_id")
+    __slots__ = ("elsewhere", "last", "order", "origin_path", "origin_scope_id")
 
     def __init__(
         self,
@@ -51,16 +66,42 @@ class Mark:
         last: PhaseHandle | None,
         origin_path: tuple[str, ...] = (),
         order: int = 0,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """Start at the origin, which is also the last phase left."""
         self.origin_scope_id = origin_scope_id
         self.origin_path = origin_path
         self.order = order
         self.last = last
+        self.elsewhere = elsewhere
 
-    def __reduce__(self) -> tuple[type[Mark], tuple[str, None]]:
-        """Leave the phase behind: it belongs to this process."""
-        return Mark, (self.origin_scope_id, None)
+    def __reduce__(self) -> tuple[type[Mark], tuple[Any, ...]]:
+        """Leave the phase behind, and take along by what it is known elsewhere."""
+        elsewhere = self.elsewhere
+        if self.last is not None:
+            lanes = self.last._lane.lanes
+            session = (lanes.session_id, lanes.attempt, lanes.rank)
+            elsewhere = Elsewhere(ids_up_from(self.last), session, lanes.id_base)
+        return Mark, (self.origin_scope_id, None, self.origin_path, 0, elsewhere)
+
+    def is_within(self, phase: PhaseHandle) -> bool:
+        """Whether the last phase that the exception left is `phase` or hangs under it."""
+        if self.last is not None:
+            return self.last.is_within(phase)
+        elsewhere = self.elsewhere
+        return (
+            elsewhere is not None
+            and elsewhere.process != phase._lane.lanes.id_base
+            and phase.scope_id in elsewhere.above_ids
+        )
+
+    def is_of(self, lanes: LaneSet) -> bool:
+        """Whether the last phase that the exception left is one of these lanes, or of a process that works for them."""
+        if self.last is not None:
+            return self.last._lane.lanes is lanes
+        elsewhere = self.elsewhere
+        session = (lanes.session_id, lanes.attempt, lanes.rank)
+        return elsewhere is not None and elsewhere.process != lanes.id_base and elsewhere.session == session
 
 
 def describe(exception: BaseException, phase: PhaseHandle, policy: str) -> PhaseError:
@@ -71,7 +112,7 @@ def describe(exception: BaseException, phase: PhaseHandle, policy: str) -> Phase
         phase: the phase that it leaves.
         policy: `FULL`, or `REFERENCE` for no traceback even at the origin.
     """
-    origin = _origin_mark(exception, lambda last: last.is_within(phase))
+    origin = _origin_mark(exception, lambda mark: mark.is_within(phase))
     is_origin = origin is None
     if origin is None:
         origin = Mark(phase.scope_id, phase, phase.path, next(_order))
@@ -89,7 +130,7 @@ def describe_for_session(exception: BaseException, lanes: LaneSet, scope_id: str
         scope_id: the session's or rank's own id, which is the root cause of what arose in no phase.
         policy: `FULL`, or `REFERENCE` for no traceback even at the origin.
     """
-    origin = _origin_mark(exception, lambda last: last._lane.lanes is lanes)
+    origin = _origin_mark(exception, lambda mark: mark.is_of(lanes))
     is_origin = origin is None
     if origin is None:
         origin = Mark(scope_id, None)
@@ -163,18 +204,18 @@ def add_note(exception: BaseException, text: str) -> None:
 
 def _trusted_origin(exception: BaseException, phase: PhaseHandle) -> str | None:
     """Return the scope in which the exception, or what it was raised from, arose beneath `phase`; else None."""
-    origin = _origin_mark(exception, lambda last: last.is_within(phase))
+    origin = _origin_mark(exception, lambda mark: mark.is_within(phase))
     return None if origin is None else origin.origin_scope_id
 
 
-def _origin_mark(exception: BaseException, trusts: Callable[[PhaseHandle], bool]) -> Mark | None:
+def _origin_mark(exception: BaseException, trusts: Callable[[Mark], bool]) -> Mark | None:
     """Return the mark that says where the exception, or the nearest of what it was raised from, arose; else None.
 
     Of several that are equally near, as in a group, the one that arose first: whichever ended last has no say.
     """
     for generation in _generations(exception):
         marks = [mark for mark in map(_mark_of, generation) if mark is not None]
-        trusted = [mark for mark in marks if mark.last is not None and trusts(mark.last)]
+        trusted = [mark for mark in marks if trusts(mark)]
         if trusted:
             return min(trusted, key=lambda mark: mark.order)
     return None
@@ -199,9 +240,26 @@ def _next_causes(exception: BaseException) -> list[BaseException]:
         members: Any = getattr(exception, "exceptions", ())
     except Exception:  # noqa: BLE001 - a hostile exception class may raise from any attribute
         members = ()
-    related = [_cause_of(exception), *(members if type(members) is tuple else ())]
+    # Ray keeps what a task has raised as an attribute of what it raises itself.
+    related = [
+        _cause_of(exception),
+        _attributes_of(exception).get("cause"),
+        *(members if type(members) is tuple else ()),
+    ]
     # Never isinstance(): that asks `__class__`, which may raise.
     return [cause for cause in related if issubclass(type(cause), BaseException)]
+
+
+def ids_up_from(phase: PhaseHandle) -> tuple[str, ...]:
+    """Return the id of a phase and of all that it hangs under, in other processes too."""
+    found: list[str] = []
+    above: PhaseHandle | None = phase
+    while above is not None:
+        found.append(above.scope_id)
+        if above._extra is not None:
+            found.extend(reversed(above._extra.above_ids))
+        above = above.parent
+    return tuple(found)
 
 
 def _mark_of(exception: BaseException) -> Mark | None:

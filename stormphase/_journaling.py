@@ -34,12 +34,13 @@ class SessionJournal:
     Args:
         journal: what the tracker was given.
         environ: the environment.
+        works_for: the process that this one works for, as a forked child does for its parent; None for a rank's own.
 
     Raises:
         ConfigurationError: if that is no directory.
     """
 
-    def __init__(self, journal: Any, environ: Mapping[str, str]) -> None:
+    def __init__(self, journal: Any, environ: Mapping[str, str], *, works_for: int | None = None) -> None:
         """Look at the settings; nothing is opened yet."""
         self._options = options_of(journal, environ)
         self._directory: Path | None = None
@@ -49,7 +50,7 @@ class SessionJournal:
         self._bridge: Bridge | None = None
         self._started_ns = 0
         self._open: OpenJournal | None = None
-        self._forked_from: int | None = None
+        self._forked_from = works_for
         self._must_open = False
         self._is_opening = False
         self._opening = threading.RLock()  # A signal handler may enter a phase, too.
@@ -63,7 +64,7 @@ class SessionJournal:
         """
         if self._options is not None:
             self._directory = make_directory(self._options.directory, identity.session_id)
-        if self._directory is not None:
+        if self._directory is not None and self._forked_from is None:
             identity = attrs.evolve(identity, attempt=attempt_of(self._directory, identity))
         self._identity = identity
         return identity
@@ -81,7 +82,7 @@ class SessionJournal:
         self._make()
         if self._open is not None:
             self._open.start()
-        if self._options is not None:
+        if self._options is not None and self._forked_from is None:
             _bridge.recover_with(bridge, self._options.directory)
 
     def _make(self) -> None:
@@ -132,6 +133,12 @@ class SessionJournal:
         self._opening = threading.RLock()
         self._is_opening = False
         self._must_open = self._options is not None
+
+    def place_to_carry(self) -> dict[str, Any] | None:
+        """Return how a process that works for this one finds the directory; None if there is none."""
+        if self._options is None or self._directory is None:
+            return None
+        return {"directory": str(self._directory.parent), "max_bytes": self._options.max_bytes}
 
     def put_stacks(self, stacks: Mapping[str, Any]) -> bool:
         """Store every thread's stack; False if there is no journal, or no room in it."""

@@ -25,7 +25,7 @@ from stormphase._phase import PhaseHandle, PhaseToken
 from stormphase.exceptions import Misuse, PhaseNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextvars import Token
     from pathlib import Path
 
@@ -107,6 +107,16 @@ class ContextCarrier:
         # Straight to C, with no frame of ours between; a carrier that needs more defines methods of these names.
         self.put: Callable[[PhaseHandle], Token[Any]] = self.variable.set
         self.current_phase: Callable[[], PhaseHandle | None] = self.variable.get
+
+    def adopt(self, phase: PhaseHandle | None, trace: Mapping[str, str]) -> Token[Any]:
+        """Make what stands for a phase of another process the current one of the caller's context; None for none.
+
+        Args:
+            phase: made of `handle_type`, on a lane that is inherited.
+            trace: `traceparent` and `tracestate` of that phase's span, as far as there is one.
+        """
+        del trace
+        return self.variable.set(phase)
 
     def value_before(self, phase: PhaseHandle) -> Any:
         """Return what the variable held before `phase` was put into it."""

@@ -31,6 +31,7 @@ class PhaseExtra:
     """What few phases have; made at first need, so that the others do not pay for it."""
 
     __slots__ = (
+        "above_ids",
         "attempt",
         "capture",
         "error",
@@ -54,6 +55,7 @@ class PhaseExtra:
 
     def __init__(self) -> None:
         """Start with nothing out of the ordinary."""
+        self.above_ids: tuple[str, ...] = ()  # Beyond the parent, where that stands for one of another process.
         self.attempt = 0
         self.capture: bool | str | None = None  # Whether its output is captured; None for what holds around it.
         self.error: PhaseError | None = None

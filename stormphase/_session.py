@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -9,11 +10,14 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from stormphase import _bridge, _claims, _configuration, _drain, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._capturing import SessionCapture
 from stormphase._journaling import SessionJournal
+from stormphase._liveness import own_process
 from stormphase._overdue import LearntLimits, OverdueWatch
 from stormphase._process import ProcessWatch
 from stormphase._rank import ProcessFacts, detect_rank
@@ -66,6 +70,31 @@ class Session:
         """Find out who this is, make bridge, lanes and sinks, and start their threads."""
         # First what is only looked at, so that what is wrong fails while there is nothing to take back.
         self._sigterm = SigtermHook(self._stop_for_sigterm, self._can_stop) if settings.stop_on_sigterm else None
+        self.is_child = settings.carried is not None  # Else from the first fork on.
+        self._claimed: RankIdentity | None = None
+        wants_summary = False
+        if settings.carried is None:
+            wants_summary = self._find_identity(settings, environ)
+        else:
+            environ = self._take_identity(settings, environ)
+        self._on_stop = on_stop
+        self._settings = settings
+        # Taken by one C call, `pop`: of two threads, or of a signal handler and what it interrupted, one gets it.
+        self._may_stop = [True]
+        self._stopped = Latch()
+        self._stopping_thread: int | None = None
+        self.capture = SessionCapture(settings.capture, environ)
+        self._last_words: LastWords | None = None
+        self._process = ProcessWatch(self._stop_at_exit, self._after_fork_in_child)
+        self._sinks: SinkSet | None = None
+        try:
+            self._build(settings, environ, recorder, wants_summary=wants_summary)
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _find_identity(self, settings: Settings, environ: Mapping[str, str]) -> bool:
+        """Find out who this is; returns whether this rank is to print a summary."""
         found = detect_rank(
             environ,
             session_id=settings.session_id,
@@ -83,20 +112,15 @@ class Session:
             _claims.unclaim(claimed)
             raise
         self._claimed = claimed
-        self._on_stop = on_stop
-        # Taken by one C call, `pop`: of two threads, or of a signal handler and what it interrupted, one gets it.
-        self._may_stop = [True]
-        self._stopped = Latch()
-        self._stopping_thread: int | None = None
-        self.capture = SessionCapture(settings.capture, environ)
-        self._last_words: LastWords | None = None
-        self._process = ProcessWatch(self._stop_at_exit, self._after_fork_in_child)
-        self._sinks: SinkSet | None = None
-        try:
-            self._build(settings, environ, recorder, wants_summary=wants_summary)
-        except BaseException:
-            self._take_back()
-            raise
+        return wants_summary
+
+    def _take_identity(self, settings: Settings, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """Be who the process is that this one works for; returns the environment with its trace."""
+        carried = settings.carried
+        environ = carried.environ_over(environ)
+        self.journal = SessionJournal(settings.journal, environ, works_for=carried.pid)
+        self.identity = self.journal.place(attrs.evolve(carried.identity, host=own_process().host))
+        return environ
 
     def _build(
         self, settings: Settings, environ: Mapping[str, str], recorder: PhaseRecorder, *, wants_summary: bool
@@ -118,6 +142,7 @@ class Session:
                     anchor=recorder.anchor,
                     started_ns=started_ns,
                     environ=environ,
+                    is_worker=self.is_child,
                 )
             )
         lanes = self.lanes = recorder.lane_set(
@@ -125,8 +150,11 @@ class Session:
         )
         patterns = () if settings.capture is None else settings.capture.redact
         lanes.redactor = Redactor(environ=environ, patterns=patterns)
+        lanes.sequence = itertools.count(settings.first_sequence)
         if bridge is not None:
             bridge.bind(lanes)
+            if self.is_child:
+                bridge.after_fork_in_child()  # Session and rank are another process's to tell of.
         self._has_learnt_limits = settings.hang_factor is not None
         self._summary = SessionSummary(settings.name, identity, lanes, started_ns=started_ns) if wants_summary else None
         self._feed = self._store_feed(settings, environ, started_ns)
@@ -176,13 +204,16 @@ class Session:
             wish=settings.correlation_id,
         )
         assert self.lanes.redactor is not None  # noqa: S101 - `_build` has put it there
-        return StoreFeed(
+        feed = StoreFeed(
             settings.store,
             self.lanes,
             facts,
             output_of=self.capture.taker(),
             redact=RecordRedactor(self.lanes.redactor),
         )
+        if self.is_child:
+            feed.after_fork_in_child()
+        return feed
 
     def _take_back(self) -> None:
         """Take back what a start that failed had begun."""
@@ -192,7 +223,8 @@ class Session:
         self.capture.stop()
         self.journal.finish(0.0)
         self._leave_process()
-        _claims.unclaim(self._claimed)
+        if self._claimed is not None:
+            _claims.unclaim(self._claimed)
 
     @property
     def sinks(self) -> SinkSet:
@@ -313,6 +345,7 @@ class Session:
         if not self.is_running:
             self._stopped.open()  # The thread that was stopping it is not here.
             return
+        self.is_child = True
         if self.bridge is not None:
             self.bridge.after_fork_in_child()
         self.sinks.after_fork_in_child()
@@ -322,6 +355,11 @@ class Session:
         self.journal.after_fork_in_child()
         self._watch.after_fork_in_child()
         self._summary = None  # The parent prints it.
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What else the run is known by, as far as anybody has asked."""
+        return self._settings.correlation_id if self._feed is None else self._feed.correlation_id
 
     def note_step(self, step: int | None) -> None:
         """Stamp `step` on every phase from now on."""

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from stormphase import _ambient, _configuration, _decorator, _misuse
+from stormphase import _ambient, _carrying, _configuration, _decorator, _misuse
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
 from stormphase._clock import SystemClock
 from stormphase._counts import Counts
@@ -359,12 +359,8 @@ class PhaseTracker:
             return self._session.stats()
         return {"sinks": {}, "bridge": {}, "misuse": self._counts.to_dict(), "attributes": {}}
 
-    def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return a copy of the environment for a worker process, whose session becomes a child of the current phase."""
-        copy = dict(os.environ if environ is None else environ)
-        if self._session is not None and self._session.bridge is not None:
-            copy.update(self._session.bridge.environment())
-        return copy
+    environment = _carrying.environment
+    carrier = _carrying.carrier
 
 
 def _enter_nothing(

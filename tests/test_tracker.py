@@ -178,7 +178,8 @@ def test_a_bridge_learns_the_session_and_takes_phases(make_tracker, clock):
     with make_tracker("job", bridge=bridge, clock=clock, session_id="bridged") as tracker:
         with tracker.enter_phase("train"):
             pass
-        assert {"TRACEPARENT": "00-1-2-01", "HOME": "/"} == tracker.environment({"HOME": "/"})
+        found = tracker.environment({"HOME": "/"})
+        assert {"TRACEPARENT": "00-1-2-01", "HOME": "/", "STORMPHASE_CARRIER": tracker.carrier()["stormphase"]} == found
         assert {"offered": 1} == tracker.stats()["bridge"]
     assert ("job", "bridged", clock) == (bridge.session.name, bridge.session.identity.session_id, bridge.session.clock)
     assert bridge.session.started_ns == clock.monotonic_ns()

@@ -14,15 +14,24 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, INVALID_SPAN_CONTEXT, Link, Span, SpanContext, set_span_in_context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    INVALID_SPAN_CONTEXT,
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    set_span_in_context,
+)
 
 from stormphase._attributes import to_otel
 from stormphase._lanes import ContextCarrier
 from stormphase.otel import ids
 from stormphase.otel._span import PhaseSpan, RealPhaseSpan, TracedPhaseSpan, is_quiet
+from stormphase.otel._traces import caller_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from stormphase._phase import PhaseHandle
     from stormphase.otel._sampling import SamplerQuestions
@@ -40,6 +49,8 @@ NEEDED = 1  # a child of it was sent, so it will be sent whatever the budget say
 PROMOTED = 2  # likewise, although the trace is not sampled: something beneath it failed
 SENT = 3
 DROPPED = 4
+
+ELSEWHERE = -1  # Began a trace, in another process.
 
 
 def otel_variable() -> contextvars.ContextVar[Context] | None:
@@ -111,6 +122,25 @@ class SpanCarrier(ContextCarrier):
     def value_before(self, phase: PhaseHandle) -> Context:
         """Return the context in which `phase` was entered."""
         return phase._outer if isinstance(phase, PhaseSpan) else Context()
+
+    def adopt(self, phase: PhaseHandle | None, trace: Mapping[str, str]) -> contextvars.Token[Any]:
+        """Make a phase of another process the current one: a remote span, in the trace that it is in there."""
+        context = caller_of({name.upper(): value for name, value in trace.items()})
+        outer = self.variable.get()
+        ours = (SPAN_KEY, self.phase_key)
+        values = {key: value for key, value in outer.items() if key not in ours}
+        if context is not None:
+            values[SPAN_KEY] = NonRecordingSpan(context)
+        if isinstance(phase, PhaseSpan):
+            phase._outer = outer
+            if context is not None:
+                phase._span_context = context
+            self._be_in_trace(phase, context)
+            values[self.phase_key] = phase
+        return self.variable.set(Context(values))
+
+    def _be_in_trace(self, phase: PhaseSpan, context: SpanContext | None) -> None:
+        """Note which trace the phases under a phase of another process are in; here it is the session's."""
 
     def visible_parent(self, phase: PhaseHandle) -> PhaseSpan | None:
         """Return the nearest ancestor whose span arrives, or may; None if that is the rank's span."""
@@ -203,6 +233,24 @@ class TracedCarrier(SpanCarrier):
             return put_in_context(phase)
 
         return put
+
+    def _be_in_trace(self, phase: PhaseSpan, context: SpanContext | None) -> None:
+        session = self.traces.session
+        if not isinstance(phase, TracedPhaseSpan):
+            return
+        phase._trace = session
+        if context is not None and context.trace_id != session.trace_id:
+            is_sampled = context.trace_flags.sampled
+            phase._trace = attrs.evolve(
+                session,
+                trace_id=context.trace_id,
+                flags=context.trace_flags,
+                state=context.trace_state,
+                is_recording=is_sampled,
+                is_sampled=is_sampled,
+                attributes={},
+                root_sequence=ELSEWHERE,
+            )
 
     def after_fork_in_child(self) -> None:
         """Derive traces from a launch of the child's own: no rank shares them, and the parent goes on with its own."""
@@ -310,6 +358,10 @@ class RealCarrier(SpanCarrier):
 
         return put
 
+    def _be_in_trace(self, phase: PhaseSpan, context: SpanContext | None) -> None:
+        if isinstance(phase, RealPhaseSpan):
+            phase._real = None if context is None else NonRecordingSpan(context)
+
     def visible_parent(self, phase: PhaseHandle) -> PhaseSpan | None:
         """Return the nearest ancestor that has a real span."""
         parent = phase.parent
@@ -324,6 +376,4 @@ def was_put_before(phase: PhaseSpan) -> bool:
 
 
 def _span_of(context: SpanContext | None) -> Span:
-    from opentelemetry.trace import NonRecordingSpan  # noqa: PLC0415 - beside its one use
-
     return NonRecordingSpan(INVALID_SPAN_CONTEXT if context is None else context)

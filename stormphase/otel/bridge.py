@@ -165,7 +165,7 @@ class OTelBridge:
             self._carrier = _carrier.RealCarrier(variable, traces)
             return self._carrier
         asks_each = not children_inherit(sampler)
-        if self._trace_per is None and not asks_each:
+        if self._trace_per is None and not asks_each and not session.is_worker:
             carrier = _carrier.SpanCarrier(variable, traces)
         else:
             carrier = _carrier.TracedCarrier(
