@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stormphase._model import ProcessIdentity
+    from stormphase.analysis._ranks import EndedPhase
     from stormphase.typing import Clock
 
     Paths = dict[tuple[str, ...], tuple[str, ...]]
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 # Steps a second are taken over so long: shorter and they jump, longer and a hang shows late.
 WINDOW_NS: Final = 10 * SECOND_NS
 LEAST_WINDOW_NS: Final = SECOND_NS // 4
+# A rank stands still once nothing moves for so long, and for so many of its steps.
+STILL_NS: Final = 2 * SECOND_NS
+STILL_STEPS: Final = 3
 # A moving rank's medians are renewed so often, and a look spends at most so long on whole readings.
 RENEWED_NS: Final = 15 * SECOND_NS
 READING_NS: Final = SECOND_NS // 20
@@ -36,45 +40,64 @@ _MAY_GO_ON: Final = frozenset({RankState.RUNNING, RankState.SILENT})
 
 
 class Pace:
-    """How fast one rank walks: its step at the moments it was looked at."""
+    """How fast one rank walks: when it was first seen at each of its last steps."""
 
     def __init__(self) -> None:
         """Nothing seen yet."""
-        self._seen: deque[tuple[int, int]] = deque()
+        self._changes: deque[tuple[int, int]] = deque()
         self._guess: float | None = None
+        self._seen_ns = 0
+        self._still_ns = 0
 
     def note(self, at_ns: int, report: ProcessReport) -> None:
         """Take a step that was seen at `at_ns`; the first time, guess from the records what it was before."""
         step = report.step
         if step is None:
             return
-        if not self._seen:
-            self._guess = _pace_in(report)
-        if self._seen and step < self._seen[-1][1]:
-            self._seen.clear()  # A new epoch counts anew.
-        self._seen.append((at_ns, step))
-        while at_ns - self._seen[0][0] > WINDOW_NS and len(self._seen) > 2:  # noqa: PLR2004 - a difference needs two
-            self._seen.popleft()
+        changes = self._changes
+        if not changes:
+            self._guess, self._still_ns = _pace_in(report)
+        if changes and step < changes[-1][1]:
+            changes.clear()  # A new epoch counts anew.
+        if not changes or step != changes[-1][1]:
+            if changes:
+                self._still_ns = 0
+            changes.append((at_ns, step))
+        else:
+            self._still_ns += at_ns - self._seen_ns
+        self._seen_ns = at_ns
+        # Steps may take longer than the window: then the last two are known all the same.
+        while len(changes) > 2 and at_ns - changes[1][0] >= WINDOW_NS:  # noqa: PLR2004 - a difference needs two
+            changes.popleft()
 
     def per_second(self) -> float | None:
-        """Return steps a second, or None if nothing is known."""
-        if not self._seen:
+        """Return steps a second, 0 for a rank that stands still for far longer than its steps took; None if unknown."""
+        if not self._changes:
             return None
-        (began_ns, first), (last_ns, last) = self._seen[0], self._seen[-1]
-        if last_ns - began_ns < LEAST_WINDOW_NS:
-            return self._guess
-        return (last - first) * SECOND_NS / (last_ns - began_ns)
+        (began_ns, first), (last_ns, last) = self._changes[0], self._changes[-1]
+        is_measured = last_ns - began_ns >= LEAST_WINDOW_NS
+        pace = (last - first) * SECOND_NS / (last_ns - began_ns) if is_measured else self._guess
+        if pace is None:
+            return 0.0 if self._still_ns >= WINDOW_NS else None
+        return 0.0 if self._still_ns > max(STILL_NS, STILL_STEPS * SECOND_NS / pace) else pace
 
 
-def _pace_in(report: ProcessReport) -> float | None:
-    """Return steps a second in what ended last, up to the last sign of life: it may hang since."""
-    ended = [phase for phase in report.last_ended if phase.step is not None]
-    if not ended or report.step is None:
-        return None
-    first = min(ended, key=lambda phase: phase.ended_ns)
-    steps = report.step - (first.step or 0)
-    lasted_ns = report.measured_ns - first.ended_ns
-    return steps * SECOND_NS / lasted_ns if steps >= 0 and lasted_ns > 0 else None
+def _pace_in(report: ProcessReport) -> tuple[float | None, int]:
+    """Return steps a second in what ended last, and for how long nothing has ended since: it may hang.
+
+    Measured from one end of a path to a later end of the same one: a whole number of steps.
+    """
+    ended = sorted((phase for phase in report.last_ended if phase.step is not None), key=lambda phase: phase.ended_ns)
+    if not ended:
+        return None, 0
+    pace, longest_ns = None, 0
+    firsts: dict[tuple[str, ...], EndedPhase] = {}
+    for phase in ended:
+        first = firsts.setdefault(phase.path, phase)
+        steps, lasted_ns = (phase.step or 0) - (first.step or 0), phase.ended_ns - first.ended_ns
+        if steps > 0 and lasted_ns > longest_ns:
+            pace, longest_ns = steps * SECOND_NS / lasted_ns, lasted_ns
+    return pace, max(0, report.measured_ns - ended[-1].ended_ns)
 
 
 @attrs.frozen(kw_only=True)

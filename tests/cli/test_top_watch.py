@@ -148,10 +148,13 @@ def test_nothing_to_watch_is_an_error(runs: Path) -> None:
 class Report:
     """As much of a report as a pace looks at."""
 
-    def __init__(self, step: int | None, ended: list[tuple[int | None, int]] | None = None) -> None:
+    def __init__(self, step: int | None, ended: list[tuple[str, int | None, float]] | None = None) -> None:
         self.step = step
         self.measured_ns = 100 * SECOND
-        self.last_ended = [type("Ended", (), {"step": each, "ended_ns": at})() for each, at in ended or []]
+        self.last_ended = [
+            type("Ended", (), {"path": (path,), "step": each, "ended_ns": int(at_s * SECOND)})()
+            for path, each, at_s in ended or []
+        ]
 
 
 def pace_of(*seen: tuple[float, int | None]) -> float | None:
@@ -170,21 +173,36 @@ def pace_of(*seen: tuple[float, int | None]) -> float | None:
         ([(0, 5)], None),
         ([(0, 5), (0.1, 6)], None),
         ([(0, 5), (1, 7)], 2.0),
-        ([(0, 5), (2, 5)], 0.0),
+        ([(0, 5), (2, 5)], None),
+        ([(0, 5), (11, 5)], 0.0),
+        ([(0, 5), (1, 7), (2, 7)], 2.0),
+        ([(0, 5), (1, 7), (4, 7)], 0.0),
+        ([(0, 5), (20, 6), (39, 6)], 0.05),
+        ([(0, 5), (20, 6), (40, 7), (99, 7)], 0.05),
+        ([(0, 5), (20, 6), (40, 7), (101, 7)], 0.0),
         ([(0, 0), (20, 100), (30, 110)], 1.0),
         ([(0, 90), (1, 99), (2, 0), (3, 4)], 4.0),
     ],
 )
 def test_the_pace_is_that_of_the_last_seconds(seen: list[tuple[float, int | None]], expected: float | None) -> None:
-    """A hang shows within ten seconds, and a new epoch is no step back."""
+    """Of slow steps that of the last ones; a hang shows within seconds, and a new epoch is no step back."""
     assert expected == pace_of(*seen)
 
 
-def test_the_first_pace_comes_from_the_records() -> None:
-    """What ended last tells how fast the rank was, until it was seen twice."""
+@pytest.mark.parametrize(
+    ("ended", "expected"),
+    [
+        ([("load", None, 5), ("load", 10, 90), ("load", 20, 95), ("step", 20, 99.5)], 2.0),
+        ([("load", 10, 90), ("load", 20, 95)], 0.0),
+        ([("load", 1, 10), ("load", 2, 50), ("load", 3, 90)], 0.025),
+        ([("load", 40, 99), ("step", 39, 98)], None),
+        ([("load", 30, 98), ("load", 30, 99)], None),
+        ([], None),
+    ],
+    ids=["it goes on", "it stands still", "steps are slow", "one step", "many in one step", "nothing"],
+)
+def test_the_first_pace_comes_from_the_records(ended: list[Any], expected: float | None) -> None:
+    """What ended last tells how fast the rank was, until it was seen twice; and a rank that hangs is not fast."""
     pace = Pace()
-    pace.note(0, Report(30, [(None, 5), (10, 90 * SECOND), (20, 95 * SECOND)]))  # type: ignore[arg-type]
-    assert 2.0 == pace.per_second()
-    pace = Pace()
-    pace.note(0, Report(30, [(40, 90 * SECOND)]))  # type: ignore[arg-type]
-    assert pace.per_second() is None
+    pace.note(0, Report(30, ended))  # type: ignore[arg-type]
+    assert expected == pace.per_second()
