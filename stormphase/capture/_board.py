@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase.capture import _logs, _streams, _threads
+from stormphase.capture import _logs, _notebooks, _streams, _threads
 from stormphase.capture._cells import NO_CELL, Cell
 from stormphase.capture._state import STATE
 
@@ -26,6 +26,7 @@ class Board:
         self._streams = _streams.StreamHooks(self)
         self._logs = _logs.LogHooks(self)
         self._threads = _threads.ThreadHooks(self)
+        self._notebooks = _notebooks.NotebookHooks(self._streams.hook_again)
 
     def install(self, session: CaptureSession) -> None:
         """Add a session; the first one puts the hooks in place."""
@@ -36,6 +37,7 @@ class Board:
                 self._streams.install()
                 self._logs.install()
                 self._threads.install()
+                self._notebooks.install()
             self.sessions = (*self.sessions, session)
             self.forget()
 
@@ -47,6 +49,7 @@ class Board:
             self.sessions = tuple(other for other in self.sessions if other is not session)
             self.forget()
             if not self.sessions:
+                self._notebooks.remove()
                 self._threads.remove()
                 self._logs.remove()
                 self._streams.remove()

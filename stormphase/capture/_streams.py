@@ -67,6 +67,13 @@ class StreamHooks:
             stream.remove()
             stream.install()
 
+    def hook_again(self) -> None:
+        """Hook anew into what somebody has put another `write` on, who knew nothing of ours."""
+        for stream in tuple(self._hooked.values()):
+            if not stream.is_in_place:
+                stream.remove()
+                stream.install()
+
     def forget(self) -> None:
         """Have every thread ask anew at its next write."""
         for stream in tuple(self._hooked.values()):
@@ -160,6 +167,14 @@ class HookedStream:
                 values[name] = ours.__wrapped__
             else:
                 del values[name]
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the stream's `write` is ours."""
+        return any(
+            name == "write" and owner is self._stream and owner.__dict__.get(name) is ours
+            for owner, name, ours, _ in self._undo
+        )
 
     def _put(self, owner: Any, name: str, ours: Any) -> bool:
         try:
