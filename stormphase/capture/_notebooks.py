@@ -25,7 +25,7 @@ class NotebookHooks:
 
     def install(self) -> None:
         """Ask IPython to tell of its cells, if it is what runs this program; never imports it."""
-        get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+        get_shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", None)
         with contextlib.suppress(Exception):  # Whatever a program has put at that name.
             events = get_shell().events
             events.register(_BEFORE_CELL, self._on_cell)
