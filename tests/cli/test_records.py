@@ -157,6 +157,32 @@ def test_csv_has_a_row_a_record(ask):
     assert ({"epoch": 1}, "", "failed") == (json.loads(rows[1]["attributes"]), rows[0]["error_type"], rows[1]["status"])
 
 
+def test_absent_is_empty_and_never_a_word(ask, tmp_path):
+    """What is absent is null in JSON and Parquet, and nothing at all in CSV; a blank is no zero."""
+    _, out, _ = ask("--format", "csv")
+    (row,) = [row for row in csv.DictReader(io.StringIO(out)) if row["path"] == "evaluate"]
+    absent = {
+        "parent_scope_id",
+        "step",
+        "ended_ns",
+        "duration_ns",
+        "error_type",
+        "root_cause_path",
+        "task_name",
+        "reason",
+    }
+    assert {""} == {row[name] for name in absent}
+    assert "None" not in out
+    (record,) = [each for each in json.loads(ask("--format", "json")[1]) if each["path"] == ["evaluate"]]
+    assert {None} == {record[name] for name in absent}
+    file = tmp_path / "records.parquet"
+    ask("--format", "parquet", "-o", str(file))
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(file).to_pylist()
+    assert {None} == {table[2][name] for name in absent} | {table[2]["attr_epoch"]}
+
+
 def test_a_parquet_file_is_written(ask, tmp_path):
     """Where it is told to."""
     file = tmp_path / "records.parquet"

@@ -84,6 +84,62 @@ def test_attributes_are_columns_beside_ours(store):
     assert ['{"a":[1,2]}', None, "x"] == [rows[1]["attr_nested"], rows[1]["attr_none"], rows[2]["attr_late"]]
 
 
+OURS = [
+    "status",
+    "scope_id",
+    "attributes",
+    "path",
+    "kind",
+    "rank",
+    "output_lines",
+    "attr_status",
+    "id",
+    "rowid",
+    "Status",
+]
+
+
+def test_keys_like_our_columns_take_the_place_of_none(store):
+    """Each is a column beside ours, whatever its name, and ours say what they always say."""
+    record = as_ended(example_record(attributes={key: f"my {key}" for key in OURS}))
+    store.end([record])
+    (row,) = ask(store, "SELECT * FROM phases")
+    ours = {"status": "succeeded", "scope_id": record.scope_id, "path": "train / step", "kind": "phase", "rank": 0}
+    assert ours == {name: row[name] for name in ours}
+    mine = {name: value for name, value in row.items() if name.startswith("attr_")}
+    assert [f"my {key}" for key in OURS] == list(mine.values())
+    assert {f"attr_{key}" for key in OURS[:-1]} | {"attr_Status_2"} == set(mine)
+    assert [record] == list(store.query(where={"status": "my status"}))
+
+
+def test_absent_is_null_and_never_a_word(store):
+    """What is not there, and what a program has as None, is NULL in every column of every view."""
+    bare = {"thread_id": None, "thread_name": None, "entered_monotonic_ns": None, "process": None}
+    store.begin([example_record(attributes={}, **bare)])
+    store.end([as_ended(example_record(attributes={"none": None, "some": 1}, **bare))])
+    opened, ended = ask(store, "SELECT * FROM phases ORDER BY entered_ns")
+    always = {
+        "kind",
+        "session_id",
+        "session_attempt",
+        "rank",
+        "scope_id",
+        "path",
+        "name",
+        "depth",
+        "sequence",
+        "attempt",
+    }
+    always |= {"status", "entered_ns", "entered_at", "is_sync", "last_seen_ns", "output_lines"}
+    assert always == {name for name, value in opened.items() if value is not None}
+    at_end = {"ended_ns", "duration_ns", "ended_at", "self_ns", "paused_ns", "attributes", "attr_some"}
+    assert always | at_end == {name for name, value in ended.items() if value is not None}
+    with sqlite3.connect(store.path) as connection:
+        dump = "\n".join(connection.iterdump())
+    connection.close()
+    assert "'None'" not in dump
+
+
 @pytest.mark.parametrize("key", ["a b", 'quote"d', "it's", "back\\slash", "a.b-c_d", "$", "ünï", "line\nbreak", "[0]"])
 def test_any_key_can_be_asked_for(store, key):
     """A key may hold whatever Python's strings hold."""
