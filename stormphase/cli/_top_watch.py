@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from stormphase._model import ProcessIdentity
     from stormphase.analysis._ranks import EndedPhase
+    from stormphase.journal._image import JournalImage
     from stormphase.typing import Clock
 
     Paths = dict[tuple[str, ...], tuple[str, ...]]
@@ -135,6 +136,7 @@ class _Rank:
         self._read_ns = 0
         self._moved_ns = 0
         self._doing: tuple[object, ...] = ()
+        self._known_ns = 0
 
     @property
     def may_go_on(self) -> bool:
@@ -156,9 +158,11 @@ class _Rank:
             self._read(now_ns, clock, this, paths, last=_FIRST_ENDED)
             return True
         image = self._glance.look()
-        doing = (image.step, image.end_note is None, *(phase.sequence for phase in image.open))
-        if doing != self._doing:
+        doing = _doing_in(image)
+        # What began and ended between two looks shows only in when that was.
+        if doing != self._doing or self._glance.latest_ns > self._known_ns:
             self._doing = doing
+            self._known_ns = max(self._known_ns, self._glance.latest_ns)
             self._moved_ns = now_ns
         has_moved = self._read_ns < self._moved_ns
         is_due = self._moved_ns < now_ns or now_ns - self._read_ns > RENEWED_NS
@@ -174,6 +178,8 @@ class _Rank:
     def _read(self, now_ns: int, clock: Clock, this: ProcessIdentity, paths: Paths, *, last: int) -> None:
         image = read_journal(self._file, ended_limit=last)
         self._past = Past.of(image, paths)
+        self._doing = _doing_in(image)
+        self._known_ns = image.heartbeat_ns
         self._read_ns = now_ns
         self._take(report_of(image, clock, this, last=last, paths=paths), now_ns)
 
@@ -181,6 +187,10 @@ class _Rank:
         self.report = report
         self.seen_ns = now_ns
         self.pace.note(now_ns, report)
+
+
+def _doing_in(image: JournalImage) -> tuple[object, ...]:
+    return (image.step, image.end_note is None, *(phase.sequence for phase in image.open))
 
 
 class Watch:

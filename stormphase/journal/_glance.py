@@ -41,11 +41,15 @@ class Glance:
 
     Args:
         path: the file.
+
+    Attributes:
+        latest_ns: the latest enter or end that the last look saw, on the writer's monotonic clock.
     """
 
     def __init__(self, path: Path) -> None:
         """Look at nothing yet."""
         self._path = path
+        self.latest_ns = 0
         self._strings: dict[int, tuple[int, Segment]] = {}
         self._names: Names | None = None
         self._finished: set[tuple[int, int]] = set()
@@ -72,6 +76,7 @@ class Glance:
             if confirm_open(source, all_slots, is_last_try=reading == _MAX_READINGS):
                 break
         self._note_finished(all_slots)
+        self.latest_ns = latest_ns(all_slots)
         header = parse_header(header_data, str(self._path), damage)
         phases = Phases(all_slots, self._known_names(damage), header.id_base, damage)
         opened, _ = open_phases(all_slots, phases, unseen_ends(all_slots, phases.find), damage)
@@ -82,7 +87,7 @@ class Glance:
             facts=header.facts,
             anchor=header.anchor,
             started_ns=header.started_ns,
-            heartbeat_ns=max(header.heartbeat_ns, latest_ns(all_slots)),
+            heartbeat_ns=max(header.heartbeat_ns, self.latest_ns),
             heartbeat_wall_ns=header.heartbeat_wall_ns,
             step=header.step,
             end_note=header.end_note,

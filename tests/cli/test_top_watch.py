@@ -78,6 +78,17 @@ def test_a_rank_that_stands_still_is_read_as_a_whole(tracker: PhaseTracker, runs
     assert own(watch).has_exact_counts
 
 
+def test_what_began_and_ended_between_two_looks_is_noticed(tracker: PhaseTracker, runs: Path) -> None:
+    """The same is open as before, and yet the counts are not those of the last reading."""
+    tracker.enter("train")
+    watch = Watch(runs, SystemClock())
+    assert [True, True] == [own(watch).has_exact_counts for _ in range(2)]
+    with tracker.enter_phase("step"):
+        pass
+    assert not own(watch).has_exact_counts
+    assert own(watch).has_exact_counts
+
+
 def test_the_medians_of_a_moving_rank_are_renewed(tracker: PhaseTracker, runs: Path) -> None:
     """Now and then, though it never stands still."""
     clock = LaterClock()
