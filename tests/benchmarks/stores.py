@@ -1,4 +1,4 @@
-"""Measures what a SqliteStore takes in a second on its own thread, and that its memory stays flat.
+"""Measures what a SqliteStore takes in a second on its own thread, that its memory stays flat, and what training pays.
 
     python tests/benchmarks/stores.py                      # half a minute, on the stormphase that this Python has
     python tests/benchmarks/stores.py --records 10000000   # for the memory
@@ -7,6 +7,11 @@ The first two rows are one thread that hands over phases which ended before, as 
 its own CPU time, which other work on the machine disturbs less. In the third another thread runs Python without a pause
 meanwhile, so every statement waits for the GIL. The last is the whole way, from the phases of a training thread that
 enters them in bursts to the row on disk. Each figure is the best of some rounds; rows are counted at the end.
+
+The second panel is what one enter and exit costs the thread that does it: without a store, with a sink that does
+nothing, and with a SqliteStore, in rounds that take turns in one process. Its wall time is how long the phases take
+while the store's thread works beside them; its CPU time is what the training thread itself has to do. A sink has two
+calls a phase, each one append to a queue, and a store is to cost nothing beyond that.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from measure import Plan, Subject, costs
+
 from stormphase import PhaseTracker, RankIdentity
 from stormphase._recorder import PhaseRecorder
 from stormphase.stores import SqliteStore
@@ -28,11 +35,12 @@ from stormphase.stores._feed import StoreFeed
 from stormphase.stores._owners import SessionFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 BUDGET = 50_000
 ATTRIBUTES = {"loss": 0.5, "epoch": 3, "lr": 0.001}
 BLOCK = 20_000
+TURNS = 40
 IDENTITY = RankIdentity("bench", 0, 0, 0, 1, 1, None, "here", "single")
 
 
@@ -101,6 +109,57 @@ def track(folder: Path, records: int) -> dict[str, float]:
     return {"wall": records / wall_s}
 
 
+class Trained(Subject):
+    """Phases at the root of a tracker."""
+
+    def __init__(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
+        """Remember what the tracker is to have besides."""
+        self.name = name
+        self._make = make
+
+    def open(self) -> None:
+        """Start it."""
+        self._tracker = PhaseTracker(bridge=None, summary=False, **self._make()).start()
+
+    def batch(self, count: int) -> None:
+        """Enter and exit `count` phases."""
+        enter_phase = self._tracker.enter_phase
+        for _ in range(count):
+            enter_phase("step").close()
+
+    def settle(self) -> None:
+        """Have all of it stored."""
+        if not self._tracker.flush(60):
+            raise SystemExit("the store did not take all")
+
+    def close(self) -> None:
+        """Stop it; nothing may have been dropped."""
+        self._tracker.stop()
+        for name, counts in self._tracker.stats()["sinks"].items():
+            if counts["dropped"]:
+                raise SystemExit(f"{name} dropped {counts['dropped']}")
+
+
+def train(rounds: int) -> dict[str, tuple[float, float]]:
+    """Return what a phase costs the thread that enters it, in ns of wall time and of CPU time."""
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = [
+            Trained("without a store", dict),
+            Trained("a sink that does nothing", lambda: {"sinks": [lambda _: None]}),
+            Trained("SqliteStore", lambda: {"store": SqliteStore(Path(folder) / "runs.db")}),
+        ]
+        for subject in subjects:
+            subject.open()
+        try:
+            plan = Plan(rounds=rounds, sample_ns=5_000_000)
+            wall = costs(subjects, plan, clock=time.perf_counter_ns)
+            cpu = costs(subjects, plan, clock=time.thread_time_ns)
+        finally:
+            for subject in subjects:
+                subject.close()
+    return {name: (wall[name].best_ns, cpu[name].best_ns) for name in wall}
+
+
 def check(file: Path, records: int) -> None:
     """Count the rows, and have SQLite look at the file."""
     connection = sqlite3.connect(file)
@@ -139,6 +198,13 @@ def main() -> None:
     print(f"  the same beside a thread that runs Python without a pause: {found['wall']:,.0f} wall")
     found = best(options.rounds, track, records)
     print(f"  tracker, three attributes, from enter to disk: {found['wall']:,.0f} wall")
+    turns = TURNS * options.rounds
+    print(f"one enter and exit on the training thread, best of {turns} turns")
+    paid = train(turns)
+    base = paid["without a store"]
+    for name, (wall_ns, cpu_ns) in paid.items():
+        ratios = f"{wall_ns / base[0]:.2f} x, {cpu_ns / base[1]:.2f} x of CPU time"
+        print(f"  {name}: {wall_ns:,.0f} ns wall, {cpu_ns:,.0f} ns of CPU time; {ratios}")
 
 
 if __name__ == "__main__":

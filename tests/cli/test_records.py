@@ -301,6 +301,9 @@ def test_journals_are_read_alike(capsys, make_tracker, tmp_path):
         pass
     assert 0 == main(["records", str(tmp_path / "runs"), "--path", "train"])
     assert "succeeded     0  train" in capsys.readouterr().out
+    assert 2 == main(["records", str(tmp_path / "runs"), "--path", "trian", "--format", "json"])
+    said = capsys.readouterr()
+    assert ("", True) == (said.out, "No record has the path 'trian'. Near it are 'train'" in said.err)
     (whole,) = (tmp_path / "runs").rglob("rank-*")
     (whole.parent / whole.name.replace("rank-0", "rank-1")).write_bytes(b"garbage" * 1_000)
     assert 1 == main(["records", str(tmp_path / "runs"), "--path", "train"])
