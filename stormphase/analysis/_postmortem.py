@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, is_overdue, place_of
+from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, has_usual, is_overdue, place_of
 from stormphase.analysis._ranks import DEAD, WELL, OpenPhase, ProcessReport, RankReport, RankState, Usual, ranks_of
 from stormphase.analysis._suspects import Suspect, died_together, since_text, suspects_of
 from stormphase.analysis._waits import Wait, waits_of
@@ -90,7 +90,7 @@ def diagnose(
         waits=waits,
         suspects=suspects_of(by_rank, places, waits, hang_ns),
         absent=tuple(absent),
-        notes=tuple(_notes(by_rank, waits, absent, hang_ns)),
+        notes=tuple(_notes(by_rank, places, waits, absent, hang_ns)),
         is_hung=_is_hung(places, waits, hang_ns),
     )
 
@@ -105,7 +105,13 @@ def _is_hung(places: Mapping[int, Place], waits: Iterable[Wait], hang_ns: int) -
     )
 
 
-def _notes(ranks: Mapping[int, RankReport], waits: Sequence[Wait], absent: list[int], hang_ns: int) -> Iterable[str]:
+def _notes(
+    ranks: Mapping[int, RankReport],
+    places: Mapping[int, Place],
+    waits: Sequence[Wait],
+    absent: list[int],
+    hang_ns: int,
+) -> Iterable[str]:
     for wait in waits:
         if wait.is_hung and not wait.missing:
             everyone = "all ranks that have a journal" if absent else f"all {counted(len(ranks), 'rank')}"
@@ -121,6 +127,12 @@ def _notes(ranks: Mapping[int, RankReport], waits: Sequence[Wait], absent: list[
             yield (
                 f"how long {path_text(wait.path)} usually takes is not known yet, so more than {span(hang_ns)} "
                 "counted as a hang (--hang-s): a first time that is slow, as while code is compiled, looks the same"
+            )
+        at_work = [each.rank for each in wait.missing if _may_be_at_work(places[each.rank])]
+        if wait.is_hung and wait.missing and len(at_work) == len(wait.missing):
+            yield (
+                f"how long what rank {ranks_text(at_work)} is in usually takes is not known: "
+                "it may be slow there, and not stuck"
             )
     together = died_together(ranks)
     if together is not None:
@@ -141,6 +153,10 @@ def _notes(ranks: Mapping[int, RankReport], waits: Sequence[Wait], absent: list[
     if damaged:
         first = next(process.damage[0] for process in ranks[damaged[0]].processes if process.damage)
         yield f"the journals of rank {ranks_text(damaged)} are damaged in part: {shown(first, MAX_MESSAGE)}"
+
+
+def _may_be_at_work(place: Place) -> bool:
+    return place.state is RankState.RUNNING and place.phase is not None and not has_usual(place.phase)
 
 
 def rank_to_dict(report: RankReport) -> dict[str, Any]:

@@ -102,7 +102,10 @@ class SpanOutlet:
 
     def has_queued(self, phase: PhaseHandle) -> bool:
         """Whether the span of an ended phase was handed over, and may wait in a queue: that takes sampled ones only."""
-        return isinstance(phase, PhaseSpan) and getattr(phase, "_fate", None) == SENT and phase.trace.is_sampled
+        if not isinstance(phase, PhaseSpan) or getattr(phase, "_fate", None) != SENT:
+            return False
+        # What was sent although its trace is not even recorded is a failure that was promoted.
+        return phase.trace.is_sampled or not phase.trace.is_recording
 
     def take_plain(self, phase: PhaseSpan, *, with_boundaries: bool) -> bool:
         """Send the span of a phase that ended well, has no `PhaseExtra` and lies right under an open one; else False.

@@ -157,3 +157,17 @@ def test_a_rank_that_failed_in_the_point_where_others_wait_is_told(job: Any) -> 
         "all 4 ranks have entered train / reduce, rank 3 ended in it and others are in it for 80.0 s: "
         "no journal shows one that is missing there"
     ) == postmortem.notes[0]
+
+
+def test_what_was_never_measured_may_be_slow_and_not_stuck(job: Any) -> None:
+    """The first evaluation on one rank, for which the others wait: a person should know that it may be at work."""
+    for rank in (0, 1, 2):
+        job.rank(rank, "train,90", "train / barrier,30,sync", usual={"train / barrier": [0.01] * 9})
+    job.rank(3, "train,90", "train / evaluate,31", usual={"train / barrier": [0.01] * 8})
+    words = "how long what rank 3 is in usually takes is not known: it may be slow there, and not stuck"
+    assert (words,) == job.diagnose().notes
+    job = jobs.Job(2)
+    job.rank(0, "train,90", "train / barrier,30,sync", usual={"train / barrier": [0.01] * 9})
+    usual = {"train / barrier": [0.01] * 8, "train / load": [0.01] * 9}
+    job.rank(1, "train,90", "train / load,31", usual=usual)
+    assert () == job.diagnose().notes

@@ -247,6 +247,24 @@ def test_what_waits_in_the_sdks_queue_is_told_once_it_was_exported(bridged: Call
     batch.shutdown()
 
 
+def test_a_failure_that_is_sent_unsampled_waits_in_the_queue_as_well(bridged: Callable[..., Bridged]) -> None:
+    """With its ancestors; what went well never gets there."""
+    batch = BatchSpanProcessor(InMemorySpanExporter(), schedule_delay_millis=3_600_000)
+    rig = bridged(processors=[batch], sampler=ALWAYS_OFF, keep_failures=True)
+    told: list[Any] = []
+    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    with rig.enter("outer") as outer:
+        with rig.enter("well") as well:
+            pass
+        failed = rig.enter("failed")
+        failed.close(error=ValueError("x"))
+    rig.deliver()
+    assert [well] == told
+    assert rig.bridge.flush(1.0)
+    assert [well, failed, outer] == told
+    batch.shutdown()
+
+
 def test_of_a_processor_that_shows_no_queue_a_good_flush_tells(bridged: Callable[..., Bridged]) -> None:
     """One that calls itself a batching one, and is not the SDK's."""
 
