@@ -44,7 +44,8 @@ def blame_known(connection: sqlite3.Connection, ended: Iterable[PhaseRecord]) ->
     failed = [record for record in ended if record.status is PhaseStatus.FAILED and is_of_the_gone(record)]
     for launch in {(record.session_id, record.session_attempt) for record in failed}:
         sql = f"{rows.SELECT} WHERE r.status IN ('lost', 'failed') AND o.session_id = ? AND o.session_attempt = ?"
-        _blame(connection, launch, _by_scope(connection.execute(sql, launch)))
+        bad = _by_scope(connection.execute(sql, launch))
+        _blame(connection, launch, {**_last_of_each(connection, launch), **bad})
 
 
 def _blame(connection: sqlite3.Connection, launch: tuple[str, int], bad: dict[str, tuple[int, PhaseRecord]]) -> None:
@@ -76,6 +77,16 @@ def _owners(connection: sqlite3.Connection, launch: tuple[str, int]) -> dict[str
     sql = (
         f"{rows.SELECT} WHERE r.id IN (SELECT id << {SEQUENCE_BITS} FROM stored_owner"
         " WHERE session_id = ? AND session_attempt = ?)"
+    )
+    return _by_scope(connection.execute(sql, launch))
+
+
+def _last_of_each(connection: sqlite3.Connection, launch: tuple[str, int]) -> dict[str, tuple[int, PhaseRecord]]:
+    """Return the phase that each process has entered last: what it failed by before that did not end it."""
+    sql = (
+        f"{rows.SELECT} WHERE r.id IN (SELECT (SELECT max(id) FROM stored_record WHERE id BETWEEN"
+        f" w.id << {SEQUENCE_BITS} AND ((w.id + 1) << {SEQUENCE_BITS}) - 1)"
+        " FROM stored_owner w WHERE w.session_id = ? AND w.session_attempt = ?)"
     )
     return _by_scope(connection.execute(sql, launch))
 

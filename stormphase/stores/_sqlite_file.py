@@ -34,7 +34,7 @@ def connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     """Return a connection that commits by itself, usable from any thread, one at a time.
 
     Raises:
-        StoreError: if SQLite is too old.
+        StoreError: if SQLite is too old, or there is something else than a file, such as a directory or a pipe.
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         wanted = ".".join(map(str, _OLDEST_SQLITE))
@@ -42,6 +42,10 @@ def connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
             f"A SqliteStore needs SQLite {wanted} or newer, and this Python has {sqlite3.sqlite_version}.",
             path=str(path),
             fix="Use a newer Python.",
+        )
+    if path.exists() and not path.is_file():
+        raise StoreError(
+            f"The store {path} cannot be used: it is no regular file.", path=str(path), fix="Give the store a file."
         )
     # "rw" makes no file, and takes one that must not be written for reading only.
     uri = f"file:{quote(str(path))}?mode=rw"
