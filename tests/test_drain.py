@@ -478,3 +478,50 @@ def test_prepare_runs_first_on_each_new_thread(feed):
     each(1)
     flush(each.worker)
     assert ["ready", 1] == seen
+
+
+def test_a_worker_that_could_not_prepare_tries_again(feed, caplog):
+    """What its preparation raises is logged, and no entry is handed over before it has succeeded."""
+    seen: list[Any] = []
+
+    def prepare() -> None:
+        seen.append("preparing")
+        if len(seen) == 1:
+            raise ValueError("not yet")
+
+    each = feed(seen.append, prepare=prepare)
+    each(1)
+    assert True is flush(each.worker)
+    assert ["preparing", "preparing", 1] == seen
+    assert 1 == sum("was interrupted and goes on" in message for message in caplog.messages)
+
+
+def test_a_sink_that_gives_up_during_a_flush_gets_no_more(feed):
+    """The flush is answered with no, and what was still queued is dropped and counted."""
+    sink = Sink(lambda _: each.worker.give_up())
+    each = feed(sink)
+    each(1, 2, 3)
+    assert False is flush(each.worker)
+    assert [1] == sink.taken
+    assert {"offered": 3, "handed_over": 1, "failed": 0, "queued": 0, "dropped": 2} == counts(each.worker)
+
+
+def test_an_entry_that_is_taken_back_at_the_last_moment_is_not_handed_over(feed):
+    """Between the worker's look at its queue and its hand: nothing is counted, nothing raised."""
+    sink = Sink()
+    each = feed(sink)
+
+    class Clock:
+        readings = 0
+
+        def monotonic_ns(self) -> int:
+            self.readings += 1
+            if self.readings == 2:  # The first one says until when to work.
+                assert "entry" == each.worker.take_back()
+            return 0
+
+    each.worker.publish("entry")
+    each.worker._clock = Clock()
+    each.worker._work(1)
+    assert [] == sink.taken
+    assert {"offered": 0, "handed_over": 0, "failed": 0, "queued": 0, "dropped": 0} == counts(each.worker)

@@ -196,6 +196,17 @@ def test_an_acquire_that_another_one_overtook_is_stale(lanes, clock):
     won[0].close()
 
 
+def test_where_misuse_is_only_recorded_an_overtaken_acquire_is_counted(lenient, clock):
+    """Who comes too late gets a phase of nothing, and the winner's is as it was."""
+    token = lenient.enter_phase("train").release()
+    won = []
+    clock.meddle = lambda: won.append(lenient.acquire(token))
+    lost = lenient.acquire(token)
+    assert (lenient.noop, {Misuse.STALE_TOKEN: 1}) == (lost, lenient.counts.to_dict())
+    assert won == list(lenient.open_phases())
+    won[0].close()
+
+
 def test_an_acquire_that_sees_the_fence_of_another_one_is_stale(lanes, monkeypatch):
     """Between the check of the token and the look at the phase."""
     token = lanes.enter_phase("train").release()
@@ -400,3 +411,82 @@ def test_a_pause_that_was_overtaken_parks_nothing(lanes, ended, clock):
     clock.meddle = lambda: _exits._abandon(lanes, train._lane, train, "the recorder was reset")
     train.pause()
     assert ([train], ABANDONED, set()) == (ended, train.status, lanes.parked)
+
+
+def close_plainly(lanes, end_of):
+    """Leave a block."""
+    phase = lanes.enter_phase("train")
+    end_of(lambda: phase.__exit__(None, None, None))
+
+
+def close_the_slow_way(lanes, end_of):
+    """Close a phase by its method."""
+    end_of(lanes.enter_phase("train").close)
+
+
+def close_while_paused(lanes, end_of):
+    """Close a phase that is on no lane."""
+    phase = lanes.enter_phase("train")
+    phase.pause()
+    end_of(phase.close)
+
+
+def close_by_reset(lanes, end_of):
+    """Have it abandoned."""
+    lanes.enter_phase("train")
+    end_of(lambda: lanes.close("the recorder was reset"))
+
+
+def close_from_another_context(lanes, end_of):
+    """Close a generator in another thread, from beneath what is open above its phase."""
+
+    def generate():
+        with lanes.enter_phase("train"):
+            yield
+
+    def close_in_a_thread():
+        thread.start()
+        thread.join()
+        (error,) = raised
+        raise error
+
+    def close():
+        try:
+            generator.close()
+        except KeyboardInterrupt as error:
+            raised.append(error)
+
+    raised = []
+    generator = generate()
+    thread = threading.Thread(target=close)
+    next(generator)
+    above = lanes.enter_phase("above")
+    end_of(close_in_a_thread)
+    lanes.exit_queues = ()
+    above.close()
+
+
+@pytest.mark.parametrize(
+    "close",
+    [close_plainly, close_the_slow_way, close_while_paused, close_by_reset, close_from_another_context],
+    ids=lambda close: close.__name__,
+)
+def test_of_an_end_whose_telling_is_interrupted_the_others_are_told(lanes, close):
+    """A signal handler raises while the first sink is told: it surfaces, and each other sink is told once."""
+    first, second, third = [], [], []
+
+    def interrupted(phase):
+        first.append(phase)
+        raise KeyboardInterrupt
+
+    def end(call):
+        lanes.exit_queues = (interrupted, second.append, third.append)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        assert [["train"]] * 3 == [[phase.name for phase in told] for told in (first, second, third)]
+        assert 1 == lanes.boundary_counts()[1]
+
+    close(lanes, end)
+    assert [] == list(lanes.open_phases())
+    lanes.exit_queues = ()
+    lanes.enter_phase("next").close()

@@ -248,6 +248,55 @@ def test_an_enter_that_a_signal_handler_breaks_off_leaves_nothing(writing):
     assert ((), 2, ()) == (image.open, count_of(image), image.damage)
 
 
+def test_an_enter_whose_writing_a_signal_handler_breaks_off_has_never_been(writing, monkeypatch):
+    """Neither the lane nor the journal has the phase, and the next one gets its place."""
+
+    def raise_now(*_):
+        raise KeyboardInterrupt
+
+    with writing.lanes.enter_phase("train") as train:
+        with monkeypatch.context() as patch:
+            patch.setattr(train._lane.writer, "write_enter", raise_now)
+            with pytest.raises(KeyboardInterrupt):
+                writing.lanes.enter_phase("train")
+        assert [train] == list(writing.lanes.open_phases())
+        assert [("train",)] == [each.path for each in writing.read().open]
+    assert ((), 1) == (writing.read().open, count_of(writing.read()))
+
+
+def test_an_end_whose_writing_a_signal_handler_breaks_off_is_told_all_the_same(writing):
+    """Sinks hear of it once, and it is counted as offered."""
+
+    def raise_now(*_):
+        raise KeyboardInterrupt
+
+    told = []
+    writing.lanes.exit_queues = (told.append,)
+    phase = writing.lanes.enter_phase("load")
+    phase._lane.write_exit = raise_now
+    with pytest.raises(KeyboardInterrupt):
+        phase.__exit__(None, None, None)
+    assert ([phase], (0, 1)) == (told, writing.lanes.boundary_counts())
+    assert PhaseStatus.SUCCEEDED == phase.status
+
+
+def test_a_generator_closed_elsewhere_has_ended_in_the_journal_too(writing, step_thread):
+    """Its phase ends from beneath what is open above it, which stays open."""
+
+    def generate():
+        with writing.lanes.enter_phase("items"):
+            yield 1
+
+    generator = generate()
+    next(generator)
+    above = writing.lanes.enter_phase("above")
+    step_thread().do(generator.close)
+    image = writing.read()
+    assert ([("items", "above")], 1) == ([each.path for each in image.open], count_of(image))
+    above.close()
+    assert ((), 2) == (writing.read().open, count_of(writing.read()))
+
+
 def test_no_memory_for_the_details_costs_no_end(writing, monkeypatch):
     """A phase that fails while nothing can be allocated has ended all the same, and its own error surfaces."""
 
