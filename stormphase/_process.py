@@ -69,8 +69,20 @@ class ProcessWatch:
         self._stop(error, error is not None)
 
     def _at_child_exit(self) -> None:
-        # What the child's function raised, `SystemExit` as well, is just passing through multiprocessing.
-        self._stop(sys.exc_info()[1], True)  # noqa: FBT003 - the protocol of `stop`
+        # What the child's function raised, `SystemExit` as well, is just passing through multiprocessing; from
+        # CPython 3.13 on that has passed, and is as unknown as at interpreter exit.
+        error = sys.exc_info()[1]
+        self._stop(error, error is not None or _is_in_bootstrap())
+
+
+def _is_in_bootstrap() -> bool:
+    """Whether multiprocessing is still in the frame in which it calls the child's function."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "_bootstrap" and frame.f_globals.get("__name__") == "multiprocessing.process":
+            return True
+    return False
 
 
 def _exception_at_exit() -> BaseException | None:
