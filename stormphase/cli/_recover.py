@@ -1,4 +1,4 @@
-"""`stormphase recover DIR`: sends what dead processes left open, or never handed over, to the OTel backend."""
+"""`stormphase recover DIR`: sends what dead processes left open, or ended and never exported, to the OTel backend."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="send what dead processes left open to the OTel backend",
         description=(
             "Close what dead processes left open as LOST, at the last time they were known alive, and send those "
-            "spans, and the ended ones that they never handed over, with their own ids. What was confirmed is never "
+            "spans, and the ended ones that were never exported, with their own ids. What was confirmed is never "
             "sent again."
         ),
         epilog=_EPILOG,

@@ -74,11 +74,11 @@ class Outcome:
         process: the process that wrote it.
         evidence: how it is known whether that lives.
         lost: what was open when it died.
-        unsent_phases: how many phases had ended and not been handed over.
+        unsent_phases: how many phases had ended and not been exported.
         spans: how many spans there are to send, or were sent.
         unsampled: how many there would be, had they been sampled.
         unplaced: how many are not sent since it is no longer known which trace they belong to.
-        cleared_unsent: how many ended phases had no room to be kept until they were handed over.
+        cleared_unsent: how many ended phases had no room to be kept until they were exported.
         damage: what of the journal could not be read.
         problem: what went wrong, if it did.
     """
