@@ -6,8 +6,8 @@ Pure, and the same for live, stored and recovered records. What is gone by, in t
 - A LOST phase was open when its process died. What the process was doing is what was open innermost, so that is the
   root cause of every LOST phase around it. A forked or worker process that had nothing open has not failed.
 - A phase that failed by itself because another process had gone (its error says so: `BrokenProcessPool` and the like)
-  has its root cause in a LOST phase beneath it, if there is one that was lost before; else in what a process beneath it
-  failed by last.
+  has its root cause in a LOST phase beneath it, if there is one that was lost before; else in a failure beneath it that
+  was the last thing that its process did.
 
 Parents are found by scope id and never by name, so what a late child of a first try does is never put on the second.
 """
@@ -139,13 +139,16 @@ class _Forest:
         ranks: dict[tuple[str, int, int | None], RecordKey] = {}
         sessions: dict[tuple[str, int], RecordKey] = {}
         self._processes: dict[tuple[str, int, ProcessIdentity | None], RecordKey] = {}
+        self._last_entered_ns: dict[tuple[str, int, ProcessIdentity | None], int] = {}
         for key, record in self.records.items():
+            place = (record.session_id, record.session_attempt, record.process)
+            self._last_entered_ns[place] = max(record.entered_ns, self._last_entered_ns.get(place, 0))
             if record.kind is RecordKind.RANK:
                 ranks[record.session_id, record.session_attempt, record.rank] = key
             elif record.kind is RecordKind.SESSION:
                 sessions[record.session_id, record.session_attempt] = key
             elif record.kind is RecordKind.PROCESS:
-                self._processes[record.session_id, record.session_attempt, record.process] = key
+                self._processes[place] = key
         self.parents: dict[RecordKey, RecordKey] = {}
         children: dict[RecordKey, list[RecordKey]] = {}
         for key, record in self.records.items():
@@ -188,13 +191,14 @@ class _Forest:
         found = self.records[process]
         return parent.process != found.process and found.parent_scope_id == parent.scope_id
 
-    def has_failed_by(self, key: RecordKey) -> bool:
-        """Whether a process may have ended by a failure that nothing above it in that process has."""
-        record = self.records[key]
-        if record.status is not PhaseStatus.FAILED or self.records[self.parents[key]].process == record.process:
+    def ended_by(self, record: PhaseRecord) -> bool:
+        """Whether a process that worked for another one did nothing more after this failure of its."""
+        if record.status is not PhaseStatus.FAILED or record.parent_scope_id is None or record.ended_ns is None:
             return False
-        process = self._processes.get((record.session_id, record.session_attempt, record.process))
-        return process is None or self.records[process].status is not PhaseStatus.SUCCEEDED
+        above = self.records.get((record.session_id, record.session_attempt, record.parent_scope_id))
+        if above is None or above.process == record.process:
+            return False
+        return self._last_entered_ns[record.session_id, record.session_attempt, record.process] <= record.ended_ns
 
 
 def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]]:
@@ -216,7 +220,7 @@ def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseR
             continue
         if key in lost and (parent not in lost or _lost_order(lost[key]) < _lost_order(lost[parent])):
             lost[parent] = lost[key]
-        by = record if forest.has_failed_by(key) else ended.get(key)
+        by = record if forest.ended_by(record) else ended.get(key)
         if by is not None and (parent not in ended or _end_order(ended[parent]) < _end_order(by)):
             ended[parent] = by
         if record.kind is RecordKind.RANK and key in causes:

@@ -199,7 +199,6 @@ def test_a_process_of_multiprocessing_fails_by_its_own_phase(run_script, way):
     cause = run.phase("round", "work", "inner")
     assert ("failed", "ChildProcessError") == (run.phase("round").status.value, run.phase("round").error_type)
     assert (cause.scope_id, cause.path) == (run.phase("round").root_cause_scope_id, run.phase("round").root_cause_path)
-    assert {"failed"} == {record.status.value for record in run.records if record.kind == "process"}
 
 
 def test_a_subprocess_finds_its_phase_in_the_environment(run_script):

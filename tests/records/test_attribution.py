@@ -333,3 +333,81 @@ def test_a_forked_process_died_in_its_innermost_phase():
     parse = record("train/load/parse", load, status=LOST, entered_ns=2, process=process)
     found = attribute([train, child, load, parse])
     assert ["parse"] * 4 == [blamed(found, each) for each in (train, child, load, parse)]
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def process_of(pid):
+    """Return which process that is."""
+    return attrs.evolve(own_process(), pid=pid)
+
+
+def worker_of(parent, **more):
+    """Return the record of a worker process of the rank, and what all its phases share."""
+    process = process_of(next(_numbers))
+    made = record("", parent, kind=RecordKind.PROCESS, process=process, **more)
+    return made, {"process": process}
+
+
+@pytest.mark.parametrize("error", ["subprocess.CalledProcessError", "ChildProcessError", "ValueError"])
+def test_what_a_process_failed_by_last_broke_what_waited_for_it(error):
+    """Only its exit code came back, so the error must say so: any other one is a failure by itself."""
+    rank = record("", kind=RecordKind.RANK, process=process_of(1))
+    _, worker = worker_of(rank)
+    train = record("train", rank, status=FAILED, error=error, process=process_of(1))
+    inner = record("train/work/inner", status=FAILED, ended_ns=40, **worker)
+    work = record("train/work", train, status=FAILED, ended_ns=50, cause=inner, **worker)
+    inner = attrs.evolve(inner, parent_scope_id=work.scope_id)
+    found = attribute([rank, train, work, inner])
+    assert ("train" if error == "ValueError" else "inner") == blamed(found, train)
+
+
+@pytest.mark.parametrize("way", ["it went on", "it failed later", "it is the caller's own"])
+def test_a_failure_that_ended_no_process_broke_nothing(way):
+    """A worker that went on has handled it; what fails later cannot have been the cause; nor a phase of one's own."""
+    rank = record("", kind=RecordKind.RANK, process=process_of(1))
+    _, worker = worker_of(rank)
+    train = record("train", rank, status=FAILED, error="ChildProcessError", process=process_of(1))
+    at_ns = 150 if way == "it failed later" else 50
+    if way == "it is the caller's own":
+        worker = {"process": process_of(1)}
+    work = record("train/work", train, status=FAILED, ended_ns=at_ns, **worker)
+    more = [record("train/next", train, ended_ns=70, **{**worker, "entered_ns": 60})] if way == "it went on" else []
+    found = attribute([rank, train, work, *more])
+    assert "train" == blamed(found, train)
+
+
+def test_of_several_processes_that_failed_the_last_one_ended_the_phase():
+    """As of several commands that are run one after the other."""
+    rank = record("", kind=RecordKind.RANK, process=process_of(1))
+    train = record("train", rank, status=FAILED, error="subprocess.CalledProcessError", process=process_of(1))
+    tries = [record(f"train/{at}", train, status=FAILED, ended_ns=at, process=process_of(at)) for at in (30, 10, 20)]
+    assert "30" == blamed(attribute([rank, train, *tries]), train)
+
+
+def test_a_process_that_had_nothing_open_has_not_failed():
+    """Pools end theirs without a word; one that broke what waited for it is its cause all the same."""
+    rank = record("", kind=RecordKind.RANK, process=process_of(1))
+    train = record("train", rank, status=SUCCEEDED, process=process_of(1))
+    idle, _ = worker_of(train, status=LOST, ended_ns=50)
+    assert () == attribute([rank, train, idle]).failures
+    train = attrs.evolve(
+        train, status=FAILED, error_type="BrokenProcessPool", root_cause_scope_id=train.scope_id, ended_ns=60
+    )
+    assert "process" == blamed(attribute([rank, train, idle]), train)
+
+
+def test_a_process_of_a_pool_is_lost_in_the_phase_that_it_worked_for():
+    """It began under another one, or under the rank: that went well, and the process names what it was lost in."""
+    rank = record("", kind=RecordKind.RANK, process=process_of(1))
+    first = record("first", rank, process=process_of(1))
+    second = record("second", rank, status=FAILED, error="BrokenProcessPool", process=process_of(1))
+    for began_under in (first, rank):
+        worker, its = worker_of(began_under, status=LOST, ended_ns=50)
+        work = record("second/work", second, status=LOST, ended_ns=50, **its)
+        worker = attrs.evolve(worker, root_cause_scope_id=work.scope_id)
+        found = attribute([rank, first, second, worker, work])
+        (failure,) = found.failures
+        assert ("work", {"second", "process"}) == (failure.record.name, set(names(failure.reached)))
+        assert None is found.blame_of(first)
