@@ -235,12 +235,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     assert str(tmp_path / "nowhere" / "runs.db") == raised.value.path
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink(os.devnull, path)])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to(os.devnull)])
 def test_what_is_no_file_is_refused(store, make):
     """A directory, a pipe and a device are no place for a database, and nobody waits for them."""
     make(store.path)
     for call in (store.open, lambda: list(store.query()), lambda: store.begin([example_record()])):
-        with pytest.raises(StoreError, match="no regular file. Give the store a file"):
+        with pytest.raises(StoreError, match="no regular file"):
             call()
 
 
