@@ -184,7 +184,8 @@ def test_innocent_texts_are_remembered_within_bounds() -> None:
     assert {"adam"} == redactor.innocent
     for number in range(5_000):
         assert redactor.is_innocent(f"shard {number}")
-    assert 4_096 == len(redactor.innocent)
+    assert 0 < len(redactor.innocent) <= 4_096
+    assert "shard 4999" in redactor.innocent
 
 
 def test_a_redactor_is_plain_data() -> None:
