@@ -278,7 +278,8 @@ def test_a_killed_process_is_found_lost_by_the_next(make_tracker, path):
 
 
 TALKING = """
-import os, sys
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # CPython 3.12 and later warn of a fork beside threads.
 from stormphase import PhaseTracker
 from stormphase.stores import SqliteStore
 
