@@ -24,6 +24,11 @@ def scope_id_number(base: int, sequence: int) -> int:
     return (base + sequence * _STRIDE) & _MASK or _STRIDE
 
 
+def scope_id(base: int, sequence: int) -> str:
+    """Return that id as its 16 lower-case hex digits; in one step, since every boundary has two of them."""
+    return f"{(base + sequence * _STRIDE) & _MASK or _STRIDE:016x}"
+
+
 def to_hex(number: int) -> str:
     """Return an id as its 16 lower-case hex digits."""
     return f"{number:016x}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from stormphase._attributes import put
-from stormphase._ids import scope_id_number, to_hex
+from stormphase._ids import scope_id, scope_id_number
 from stormphase._model import PhaseStatus
 from stormphase._status import TABLE
 
@@ -236,7 +236,7 @@ class PhaseHandle:
     @property
     def scope_id(self) -> str:
         """The phase's identity, 16 hex digits; also its OTel span id."""
-        return to_hex(self.scope_id_number)
+        return scope_id(self._lane.id_base, self._sequence)
 
     @property
     def scope_id_number(self) -> int:
@@ -323,11 +323,8 @@ class PhaseHandle:
         return f"<{type(self).__name__} {self.phase_path} {self._status} {self.location}>"
 
 
-class PhaseToken:
-    """Opaque proof of an open phase, for enter and exit in different places of one process.
-
-    A token is its own object: a copy, a pickled twin or one built by hand has the same fields and proves nothing.
-    """
+class _TokenFields:
+    """What a token holds, before it can no longer be changed."""
 
     __slots__ = ("_handle", "name", "rank", "scope_id", "session_id", "thread_id")
 
@@ -337,6 +334,15 @@ class PhaseToken:
     thread_id: int
     name: str
     _handle: PhaseHandle | None
+
+
+class PhaseToken(_TokenFields):
+    """Opaque proof of an open phase, for enter and exit in different places of one process.
+
+    A token is its own object: a copy, a pickled twin or one built by hand has the same fields and proves nothing.
+    """
+
+    __slots__ = ()
 
     def __init__(self, *, scope_id: str, session_id: str, rank: int, thread_id: int, name: str) -> None:
         """Make a token that proves nothing; real ones come from `enter` and `release`."""
@@ -357,16 +363,19 @@ class PhaseToken:
     def of(cls, handle: PhaseHandle) -> PhaseToken:
         """Make the one token that proves `handle`; any earlier token of it is fenced off."""
         lane = handle._lane
-        token = cls(
-            scope_id=handle.scope_id,
-            session_id=lane.lanes.session_id,
-            rank=lane.lanes.rank,
-            thread_id=lane.thread_id,
-            name=handle.name,
-        )
-        object.__setattr__(token, "_handle", handle)
-        handle._extra_or_new().token = token
-        return token
+        lanes = lane.lanes
+        # Filled first and sealed after: six calls that go round `__setattr__` would cost more than all the rest.
+        token: Any = _TokenFields()
+        token.scope_id = handle.scope_id
+        token.session_id = lanes.session_id
+        token.rank = lanes.rank
+        token.thread_id = lane.thread_id
+        token.name = handle._path.name
+        token._handle = handle
+        token.__class__ = cls
+        sealed: PhaseToken = token
+        handle._extra_or_new().token = sealed
+        return sealed
 
     @classmethod
     def of_nothing(cls, handle: PhaseHandle) -> PhaseToken:
