@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase._ids import scope_id
 from stormphase._model import PHASE_ENTER, PHASE_EXIT, PHASE_MISUSE, PhaseBoundary, PhaseStatus
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def _scope(phase: PhaseHandle, action: str, when_ns: int, attributes: Mapping[st
         "name": path.name,
         "path": list(path.names),
         "depth": path.depth,
-        "scope_id": scope_id(lane.id_base, phase._sequence),
+        "scope_id": phase.scope_id,
         "parent_scope_id": None if parent is None else parent.scope_id,
         "thread_id": lane.thread_id,
         "thread_name": lane.thread_name,

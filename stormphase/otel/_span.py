@@ -13,6 +13,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanContext, S
 
 from stormphase import _errors
 from stormphase._attributes import take, to_otel
+from stormphase._ids import to_hex
 from stormphase._phase import PhaseHandle
 
 if TYPE_CHECKING:
@@ -187,7 +188,18 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
         return notes
 
 
-class TracedPhaseSpan(PhaseSpan):
+class _NamedSpan(PhaseSpan):
+    """A phase whose id may be another one than its number gives."""
+
+    __slots__ = ()
+
+    @property
+    def scope_id(self) -> str:
+        """The phase's identity, 16 hex digits; also its span id."""
+        return to_hex(self.scope_id_number)
+
+
+class TracedPhaseSpan(_NamedSpan):
     """A phase whose trace was found at enter: with `trace_per`, or with a sampler to be asked for every phase."""
 
     __slots__ = ("_trace",)
@@ -208,7 +220,7 @@ class TracedPhaseSpan(PhaseSpan):
         return super().scope_id_number
 
 
-class RealPhaseSpan(PhaseSpan):
+class RealPhaseSpan(_NamedSpan):
     """A phase with a real span of an unknown tracer beside it, started at enter; None while there is no tracer."""
 
     __slots__ = ("_real",)
