@@ -52,6 +52,7 @@ class Carried:
         level: below which level phases are shown only if they fail.
         on_misuse: what becomes of misuse.
         trace: `traceparent` and `tracestate` of the phase's span, or of the rank's; empty where there is no bridge.
+        session_trace: those of the rank's span: a phase may be in a trace of its own.
         store: the arguments of the `SqliteStore` there, or None.
         journal: those of the `JournalOptions` there, or None.
         capture: those of the `CaptureOptions` there, or None.
@@ -67,6 +68,7 @@ class Carried:
     level: int | None = None
     on_misuse: str = "raise"
     trace: Mapping[str, str] = attrs.field(factory=dict)
+    session_trace: Mapping[str, str] = attrs.field(factory=dict)
     store: Mapping[str, Any] | None = None
     journal: Mapping[str, Any] | None = None
     capture: Mapping[str, Any] | None = None
@@ -90,6 +92,7 @@ class Carried:
             "correlation_id": self.correlation_id,
             "level": self.level,
             "on_misuse": self.on_misuse,
+            "session_trace": dict(self.session_trace),
             **{place: getattr(self, place) for place in _PLACES},
         }
         return {**self.trace, KEY: json.dumps(rest, separators=(",", ":"))}
@@ -124,14 +127,15 @@ class Carried:
             (_TEXTS, (str,)),
             (_MAYBE_TEXTS, (str, type(None))),
             (_PLACES, (dict, type(None))),
+            (("session_trace",), (dict,)),
             (("scope_ids", "path"), (list,)),
         ):
             for name in names:
                 if type(fields.get(name, ...)) not in kinds:
                     raise _wrong(f"{name} of the carrier is {ascii(fields.get(name))[:MAX_SHOWN_CHARS]}.")
-        for name in ("scope_ids", "path"):
-            if not all(isinstance(each, str) for each in fields[name]):
-                raise _wrong(f"{name} of the carrier holds what is no text.")
+        for texts in (fields["scope_ids"], fields["path"], fields["session_trace"].values()):
+            if not all(isinstance(text, str) for text in texts):
+                raise _wrong("The carrier holds what is no text where there should be some.")
         if not all(map(_SCOPE_ID.fullmatch, fields["scope_ids"])) or bool(fields["scope_ids"]) > bool(fields["path"]):
             raise _wrong("The carrier names no phase that could be.")
         session_id = _checked_session_id(fields.get("session_id"), "carrier")  # It names a directory.
@@ -144,6 +148,9 @@ class Carried:
             scope_ids=tuple(fields["scope_ids"]),
             path=tuple(fields["path"]),
             trace=trace,
+            session_trace={
+                name: fields["session_trace"][name] for name in TRACE_KEYS if name in fields["session_trace"]
+            },
             **{
                 name: fields[name] for name in ("pid", "step", "name", "correlation_id", "level", "on_misuse", *_PLACES)
             },
@@ -155,8 +162,8 @@ class Carried:
         return {CARRIER_VARIABLE: carrier[KEY], **{name.upper(): value for name, value in self.trace.items()}}
 
     def environ_over(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Return an environment in which the trace is that of this phase; as it is where nothing says which."""
-        return {**environ, **{name.upper(): value for name, value in self.trace.items()}}
+        """Return an environment in which the trace is that of the session; as it is where nothing says which."""
+        return {**environ, **{name.upper(): value for name, value in self.session_trace.items()}}
 
 
 def carrier_in(environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from stormphase._errors import ids_up_from
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from stormphase._bridge import Bridge
     from stormphase._configuration import Settings
     from stormphase._session import Session
     from stormphase._tracker import PhaseTracker
@@ -49,8 +51,6 @@ def carrier(self: PhaseTracker) -> dict[str, str]:
 
 def _carried_from(session: Session, settings: Settings) -> Carried:
     phase = session.lanes.carrier.current_phase()
-    variables = {} if session.bridge is None else session.bridge.environment()
-    trace = {name: variables[name.upper()] for name in TRACE_KEYS if name.upper() in variables}
     return Carried(
         identity=session.identity,
         pid=os.getpid(),
@@ -61,11 +61,18 @@ def _carried_from(session: Session, settings: Settings) -> Carried:
         correlation_id=session.correlation_id,
         level=settings.level,
         on_misuse=settings.on_misuse,
-        trace=trace,
+        trace=_trace_here(session.bridge),
+        # Where no phase is current, a bridge tells of the rank.
+        session_trace=contextvars.Context().run(_trace_here, session.bridge),
         store=_store_of(settings),
         journal=session.journal.place_to_carry(),
         capture=_capture_of(settings),
     )
+
+
+def _trace_here(bridge: Bridge | None) -> dict[str, str]:
+    variables = {} if bridge is None else bridge.environment()
+    return {name: variables[name.upper()] for name in TRACE_KEYS if name.upper() in variables}
 
 
 def _store_of(settings: Settings) -> dict[str, Any] | None:

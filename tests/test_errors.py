@@ -546,7 +546,7 @@ def test_no_exception_is_held(lanes, ended):
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_marked_exception_pickles(lanes, protocol):
-    """An exception that left a phase crosses processes as before, and nobody trusts its mark there."""
+    """An exception that left a phase crosses processes as before; in its own one nobody trusts the copy's mark."""
     error = OutOfMemoryError("8 GiB")
     with lanes.enter_phase("train") as train:
         with pytest.raises(OutOfMemoryError), lanes.enter_phase("step") as step:
@@ -565,6 +565,52 @@ def test_a_marked_exception_copies(lanes):
         with pytest.raises(ValueError, match="x"), lanes.enter_phase("step"):
             raise error
         assert None is _errors._trusted_origin(copy.deepcopy(error), train)
+
+
+def test_in_another_process_a_mark_is_trusted_by_the_phases_that_it_names(lanes, recorder):
+    """What crosses back says by ids what it was within: an ancestor there is one here, and nobody else."""
+    from stormphase._lanes import LaneSet
+
+    error = OutOfMemoryError("8 GiB")
+    with lanes.enter_phase("train") as train:
+        with pytest.raises(OutOfMemoryError), lanes.enter_phase("step") as step:
+            raise error
+        data = pickle.dumps(error)
+    here = LaneSet("s", 0, clock=recorder._clock, anchor=recorder.anchor, paths=recorder._paths)
+    for own, expected in ((train, step.scope_id), (step, step.scope_id), (None, None)):
+        twin = pickle.loads(data)  # noqa: S301 - our own bytes
+        with here.enter_phase("own") as phase:
+            if own is not None:  # As the process of that phase sees it: the id is its own.
+                phase._lane.id_base = own.scope_id_number - (phase.scope_id_number - phase._lane.id_base)
+            assert expected == _errors._trusted_origin(twin, phase)
+            again = pickle.loads(pickle.dumps(twin))  # noqa: S301 - likewise
+            assert expected == _errors._trusted_origin(again, phase)
+
+
+def test_the_session_trusts_a_mark_of_its_own_from_another_process(lanes, recorder):
+    """An exception that comes back outside of all phases still names where it arose."""
+    from stormphase._lanes import LaneSet
+
+    error = ValueError("x")
+    with pytest.raises(ValueError, match="x"), lanes.enter_phase("step") as step:
+        raise error
+    twin = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    found = {}
+    for session_id in ("s", "other"):
+        here = LaneSet(session_id, 0, clock=recorder._clock, anchor=recorder.anchor, paths=recorder._paths)
+        found[session_id] = _errors.describe_for_session(twin, here, "rank", _errors.FULL).root_cause_scope_id
+    assert {"s": step.scope_id, "other": "rank"} == found
+    assert "rank" == _errors.describe_for_session(twin, lanes, "rank", _errors.FULL).root_cause_scope_id
+
+
+def test_what_an_exception_carries_as_its_cause_is_followed(lanes):
+    """Ray raises one of its own that has the task's as an attribute; anything else of that name is nothing."""
+    with lanes.enter_phase("train") as train:
+        error, wrapper, other = ValueError("x"), RuntimeError("wrapped"), RuntimeError("no")
+        with pytest.raises(ValueError, match="x"), lanes.enter_phase("step") as step:
+            raise error
+        wrapper.cause, other.cause = error, "weather"
+        assert (step.scope_id, None) == (_errors._trusted_origin(wrapper, train), _errors._trusted_origin(other, train))
 
 
 def test_a_forged_mark_is_ignored(lanes):

@@ -116,14 +116,16 @@ class Run:
         self.records = list(read_records(folder / "runs.db"))
         self.in_journals = list(read_records(folder / "runs" / "s"))
         self.journals = sorted((folder / "runs" / "s").glob("*.journal"))
-        self.spans = {
-            span["name"]: span
+        spans = [
+            span
             for file in (folder / "spans").glob("traces-*")
             for line in file.read_text("utf-8").splitlines()
             for resource in json.loads(line)["resourceSpans"]
             for scope in resource["scopeSpans"]
             for span in scope["spans"]
-        }
+        ]
+        self.spans = {span["name"]: span for span in spans}
+        self.trace_of = {span["spanId"]: span["traceId"] for span in spans}
 
     def phase(self, *path: str) -> PhaseRecord:
         """Return the record of the one phase with that path, by the database."""
@@ -227,6 +229,33 @@ def test_a_killed_worker_is_lost_in_the_phase_that_it_worked_for_last(run_script
     assert (killed.key, {"second", "process"}) == (failure.record.key, {record.name for record in failure.reached})
     (in_journal,) = [record for record in run.in_journals if record.path == killed.path]
     assert ("lost", ["last words"]) == (in_journal.status.value, [line.text for line in in_journal.output])
+
+
+TRACE_PER = """
+def bridge():
+    return OTelBridge(telemetry.tracer_provider, trace_per="step")
+
+if __name__ == "__main__":
+    with new_tracker() as tracker, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for number in range(2):
+            tracker.set_step(number)
+            with tracker.enter_phase("step"):
+                pool.submit(work, tracker.carrier(), f"work{number}").result()
+        pool.submit(work, tracker.carrier(), "alone").result()
+"""
+
+
+def test_each_piece_of_work_is_in_the_trace_of_its_phase(run_script):
+    """With a trace a step one process works in several; what is for no phase is in the session's, under the rank."""
+    run = run_script(TRACE_PER)
+    steps = {record.step: record.scope_id for record in run.records if record.name == "step"}
+    for number in range(2):
+        span = run.spans[f"work{number}"]
+        assert steps[number] == span["parentSpanId"]
+        assert run.trace_of[steps[number]] == span["traceId"]
+    assert 3 == len({run.spans[name]["traceId"] for name in ("work0", "work1", "alone")})
+    rank = run.spans["rank 0"]
+    assert (rank["traceId"], rank["spanId"]) == (run.spans["alone"]["traceId"], run.spans["alone"]["parentSpanId"])
 
 
 # The page
@@ -350,6 +379,7 @@ def test_a_worker_without_a_carrier_says_what_to_do(monkeypatch):
         {"scope_ids": ["a" * 16], "path": []},
         {"path": "train"},
         {"path": [None]},
+        {"session_trace": {"traceparent": 1}},
         {"store": "runs.db"},
         {"name": 1},
     ],
