@@ -458,6 +458,16 @@ def test_outside_of_all_tasks_there_is_none():
     assert (None, None) == (_tasks.current_task(), _tasks.running_loop_probe()())
 
 
+def test_outside_of_all_tasks_an_older_trio_says_so_by_an_error(monkeypatch):
+    """Those that cannot be asked whether a task runs raise RuntimeError where none does."""
+    monkeypatch.delattr(trio.lowlevel, "in_trio_task", raising=False)
+
+    async def in_a_task() -> object:
+        return _tasks.current_task() is trio.lowlevel.current_task()
+
+    assert (None, True) == (_tasks.current_task(), trio.run(in_a_task))
+
+
 def test_a_half_imported_trio_is_none(monkeypatch):
     """While another thread imports it, nothing runs in it yet."""
     monkeypatch.setitem(sys.modules, "trio", object())

@@ -60,6 +60,15 @@ def test_a_copied_context_outlives_the_phase_it_was_copied_in(lanes, step_thread
     lanes.close("test")
 
 
+def test_a_sync_phase_hangs_under_where_its_threads_context_was_copied(lanes, step_thread):
+    """The first phase of a thread keeps both: that ranks wait for each other in it, and its parent."""
+    with lanes.enter_phase("train") as train:
+        context = contextvars.copy_context()
+        reduce = step_thread().do(context.run, lanes.enter_phase, "reduce", None, True)
+        assert (True, train, "train / reduce") == (reduce._extra.is_sync, reduce.parent, reduce.phase_path)
+    lanes.close("test")
+
+
 def test_sync_phases_say_so_wherever_they_are(lanes):
     """At the root and nested, with the parent kept."""
     with lanes.enter_phase("reduce", None, True) as outer, lanes.enter_phase("reduce", sync=True) as inner:
