@@ -159,7 +159,11 @@ def _turn(directory: Path, timeout_s: float) -> Iterator[bool]:
 
     Of two that make one at the same time, the later must not take the log of the earlier for one that was left behind.
     """
-    fd = os.open(directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        fd = os.open(directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:  # One may write there, and not look.
+        yield False
+        return
     until_ns = SystemClock.monotonic_ns() + int(min(timeout_s, _LONGEST_TURN_S) * 1e9)
     is_ours = False
     try:

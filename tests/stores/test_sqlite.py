@@ -455,13 +455,23 @@ def test_who_makes_the_file_waits_for_its_turn_and_not_for_ever(tmp_path, monkey
     assert {"-wal", "-shm"} <= set(removed)
 
 
-def test_a_file_system_without_locks_on_directories_will_do(store, monkeypatch):
-    """The file is made all the same."""
+@pytest.mark.parametrize("what", ["lock", "look"])
+def test_a_directory_that_cannot_be_locked_will_do(store, monkeypatch, what):
+    """The file is made all the same: where the file system has no such locks, or nobody may read the directory."""
+    open_file = os.open
 
     def flock(_fd, _how):
         raise OSError("no locks here")
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    def open_but_directories(path, *arguments):
+        if path == store.path.parent:
+            raise PermissionError("nothing to see")
+        return open_file(path, *arguments)
+
+    if what == "lock":
+        monkeypatch.setattr(fcntl, "flock", flock)
+    else:
+        monkeypatch.setattr(os, "open", open_but_directories)
     store.begin([example_record()])
     assert 1 == sum(1 for _ in store.query())
 
