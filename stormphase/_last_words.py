@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase.capture._output import PrivateKeys
+from stormphase.capture._private_keys import PrivateKeys
 from stormphase.capture._text import safe
 from stormphase.journal._said import LastLines
 

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from stormphase import ConfigurationError
-from stormphase.capture import CaptureOptions, _descriptors
+from stormphase.capture import CaptureOptions, _claim
 from stormphase.otel import OTelBridge
 from stormphase.stores import MemoryStore
 
@@ -152,8 +152,8 @@ def test_a_wrong_wish_of_a_phase_is_an_error(make_tracker):
 
 def test_a_phase_that_cannot_have_the_descriptors_is_refused(make_tracker, monkeypatch):
     """It raises, or is counted where misuse is only recorded, and then captures what goes through Python."""
-    monkeypatch.setattr(_descriptors, "_claimed", {})
-    _descriptors.claim("session 'other'")
+    monkeypatch.setattr(_claim, "_claimed", {})
+    _claim.claim("session 'other'")
     with make_tracker() as tracker:
         with pytest.raises(ConfigurationError, match="for session 'other'"), tracker.phase("refused", capture="fd"):
             pytest.fail("not reached")
@@ -169,8 +169,8 @@ def test_a_phase_that_cannot_have_the_descriptors_is_refused(make_tracker, monke
 
 def test_a_tracker_that_cannot_have_the_descriptors_does_not_start(make_tracker, monkeypatch):
     """A start that fails has hooked into nothing, and once it can it succeeds."""
-    monkeypatch.setattr(_descriptors, "_claimed", {})
-    _descriptors.claim("session 'other'")
+    monkeypatch.setattr(_claim, "_claimed", {})
+    _claim.claim("session 'other'")
     tracker = make_tracker(capture="fd")
     with pytest.raises(ConfigurationError, match="Stop that session first"):
         tracker.start()

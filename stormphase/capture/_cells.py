@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase._model import PhaseStatus
+
 if TYPE_CHECKING:
     from typing import TypeAlias
 
@@ -15,6 +17,16 @@ Line: TypeAlias = "tuple[int, Any]"
 Cell: TypeAlias = "tuple[Any, Any, Any, int, Any, Any, Any, Any, Line]"
 
 ignore: Final = deque[Any](maxlen=0).append
+
+
+class NoPhase:
+    """Stands for the phase of what is said outside of all: open for as long as the session captures."""
+
+    __slots__ = ("_status",)
+
+    def __init__(self) -> None:
+        """Be open."""
+        self._status: PhaseStatus = PhaseStatus.ACTIVE
 
 
 class _Never:

@@ -18,7 +18,6 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase.capture import _system, _tee
-from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,35 +30,7 @@ LOST_WAIT_S: Final = 0.2
 _LINGER_S: Final = 0.5
 _MOST_MARKS: Final = 8
 
-_claimed: Final[dict[int, str]] = {}
 _lingering: Final[list[subprocess.Popen[bytes]]] = []
-
-
-def claim(label: str) -> None:
-    """Take the descriptors of this process for one session.
-
-    Raises:
-        ConfigurationError: if another one has them, or this system has no such descriptors.
-    """
-    if not hasattr(select, "poll") or not sys.executable:
-        raise ConfigurationError(
-            'capture="fd" needs a POSIX system and a Python executable.',
-            setting="capture",
-            fix="Write capture=True, which captures what goes through Python.",
-        )
-    # One C call: of two threads one wins.
-    owner = _claimed.setdefault(os.getpid(), label)
-    if owner is not label:
-        raise ConfigurationError(
-            f'capture="fd" is already on in this process, for {owner}, and lines must not cross.',
-            setting="capture",
-            fix="Stop that session first, or write capture=True for this one.",
-        )
-
-
-def unclaim() -> None:
-    """Give the descriptors back."""
-    _claimed.pop(os.getpid(), None)
 
 
 class Descriptors:
@@ -86,6 +57,7 @@ class Descriptors:
         self._numbers = itertools.count(1)
         self._owners: dict[int, Any] = {}
         self._flush_c = _system.c_flush()
+        self._pipes: list[tuple[int, int]] = []
 
     def start(self) -> None:
         """Put the pipes in place of the descriptors; nothing has changed if it raises.
@@ -130,6 +102,7 @@ class Descriptors:
             self._flush_c()
             if self.is_terminal[0]:
                 _system.buffer_c_by_lines()
+            self._pipes = [_system.identity(write) for write in self._writes]
             self.is_on = self._is_begun = True
             for stream in (0, 1):
                 os.dup2(self._writes[stream], stream + 1)
@@ -254,6 +227,15 @@ class Descriptors:
         """Whether all that was written to the pipes so far has been taken from them, told of and kept."""
         # In this order: the tee says that it is idle before it looks, and that it is not before it takes.
         return not self._ready() and self._page[_tee.IS_IDLE] == 1 and self._page[_tee.TOLD] == self._taken
+
+    def stream_of(self, descriptor: int) -> int | None:
+        """Return to which of our pipes (0 or 1) a descriptor leads now; None for neither."""
+        if not self.is_on:
+            return None
+        try:
+            return self._pipes.index(_system.identity(descriptor))
+        except (OSError, ValueError):
+            return None
 
     def write_text(self, stream: int, data: Any) -> int | None:
         """Write what a Python stream has for the descriptor: shown by the tee, and not told of; None if it is not on.

@@ -12,8 +12,9 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from stormphase._redaction import REACH, REDACTED
+from stormphase._redaction import REACH
 from stormphase.capture._lines import CUT, CapturedLine, CapturedOutput
+from stormphase.capture._private_keys import PrivateKeys
 from stormphase.capture._text import LineBuilder, safe
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ _MANY_ENTRIES: Final = 256
 _FEW_PIECES: Final = 1_024
 _FARTHEST_SPACE: Final = 4_096
 _OVERHEAD_BYTES: Final = 64
-_KEY_EDGE: Final = "PRIVATE KEY-----"
-_MOST_KEY_LINES: Final = 128
 
 
 class Entry(NamedTuple):
@@ -162,9 +161,7 @@ class PhaseOutput:
         """Return all that is kept, for good; a line without its newline, too. What comes later: see `leftovers`."""
         with self._lock:
             self._drain_all(ends=True)
-            kept = CapturedLines([*self._head, *self._tail], self._cut_lines, self._cut_bytes)
-            kept.cut_at_ns = self._tail[0].when_ns if self._tail and self._cut_bytes else None
-            return kept
+            return self._kept([*self._head, *self._tail])
 
     def seen(self) -> CapturedLines:
         """Return all that is kept so far, and go on; a line that has no newline yet is shown as it stands."""
@@ -173,9 +170,14 @@ class PhaseOutput:
             entries = [*self._head, *self._tail]
             for feed in tuple(self._feeds.values()):
                 entries += [_entry(when_ns, feed.stream, 0, text) for when_ns, text in feed.builder.peek()]
-            kept = CapturedLines(entries, self._cut_lines, self._cut_bytes)
-            kept.cut_at_ns = self._tail[0].when_ns if self._tail and self._cut_bytes else None
-            return kept
+            return self._kept(entries)
+
+    def _kept(self, entries: list[Entry]) -> CapturedLines:
+        kept = CapturedLines(entries, self._cut_lines, self._cut_bytes)
+        if self._tail and self._cut_bytes:
+            kept.cut_at_ns = when_ns = self._tail[0].when_ns
+            kept.same_time_before_cut = sum(entry.when_ns == when_ns for entry in self._head)
+        return kept
 
     def leftovers(self) -> list[Entry]:
         """Return what came after all was taken, from a thread that was about to write when the phase ended."""
@@ -308,7 +310,7 @@ class PhaseOutput:
 class CapturedLines:
     """Lines of one phase on their way out: not yet in order, not yet redacted."""
 
-    __slots__ = ("cut_at_ns", "cut_bytes", "cut_lines", "entries")
+    __slots__ = ("cut_at_ns", "cut_bytes", "cut_lines", "entries", "same_time_before_cut")
 
     def __init__(self, entries: list[Entry], cut_lines: int, cut_bytes: int) -> None:
         """Start with what was cut already."""
@@ -316,6 +318,7 @@ class CapturedLines:
         self.cut_lines = cut_lines
         self.cut_bytes = cut_bytes
         self.cut_at_ns: int | None = None
+        self.same_time_before_cut = 0  # Lines of one huge write have one time.
 
     def bound_rate(self, allowed: Callable[[int, int], bool]) -> None:
         """Leave out the lines that `allowed(when_ns, bytes)` refuses, but for the last one."""
@@ -357,32 +360,8 @@ class CapturedLines:
     def _place_of_cut(self) -> int:
         if self.cut_at_ns is None:
             return len(self.entries)
-        return sum(entry.when_ns < self.cut_at_ns for entry in self.entries)
-
-
-class PrivateKeys:
-    """Takes out private keys, which no single line shows to be secret. Each source is for one thread at a time."""
-
-    __slots__ = ("_lines_left",)
-
-    def __init__(self) -> None:
-        """Be inside of none."""
-        self._lines_left: dict[object, int] = {}
-
-    def redacted(self, source: object, text: str) -> str:
-        """Return a line that comes from `source`, or what stands for one of a key."""
-        if _KEY_EDGE in text:
-            if text.rfind("BEGIN") > text.rfind("END"):
-                self._lines_left[source] = _MOST_KEY_LINES  # of a key whose end never comes
-            else:
-                self._lines_left.pop(source, None)
-            return text
-        if not self._lines_left:
-            return text
-        left = self._lines_left.pop(source, 0)
-        if left > 1:
-            self._lines_left[source] = left - 1
-        return REDACTED if left else text
+        before = sum(entry.when_ns < self.cut_at_ns for entry in self.entries)
+        return min(before + self.same_time_before_cut, len(self.entries))
 
 
 def _when(entry: Entry) -> int:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from stormphase._clock import SystemClock
 from stormphase._phase import PhaseHandle
 from stormphase.capture._board import BOARD
-from stormphase.capture._descriptors import Descriptors, claim, unclaim
+from stormphase.capture._claim import claim, unclaim
+from stormphase.capture._descriptors import Descriptors
 from stormphase.capture._execs import ExecHooks
 from stormphase.exceptions import ConfigurationError
 

@@ -15,7 +15,7 @@ from stormphase._model import PhaseStatus
 from stormphase._phase import FINAL
 from stormphase._redaction import Redactor
 from stormphase.capture._board import BOARD
-from stormphase.capture._cells import NO_CELL, ignore
+from stormphase.capture._cells import NO_CELL, NoPhase, ignore
 from stormphase.capture._lines import NOTHING, STDERR, STDOUT, TRACEBACK, CapturedOutput
 from stormphase.capture._options import DESCRIPTORS, CaptureOptions
 from stormphase.capture._output import PhaseOutput
@@ -42,15 +42,6 @@ _OUTSIDE: Final = 0  # Sequences start at 1.
 
 
 _log = logging.getLogger("stormphase")
-
-
-class _NoPhase:
-    """Stands for the phase of what is said outside of all: open for as long as the session captures."""
-
-    __slots__ = ("_status",)
-
-    def __init__(self) -> None:
-        self._status: PhaseStatus = PhaseStatus.ACTIVE
 
 
 class CaptureSession:
@@ -84,7 +75,7 @@ class CaptureSession:
         self._lanes = lanes
         self._now = lanes.now
         self._value: Callable[[], Any] = lanes.carrier.variable.get
-        self._no_phase = _NoPhase()
+        self._no_phase = NoPhase()
         self._raw: RawCapture | None = None
         self._tap: Callable[[PhaseHandle | None, int, str, str], object] | None = None
         self._reset()

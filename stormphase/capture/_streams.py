@@ -7,6 +7,7 @@ program or a test framework puts in its place later is seen when it is put there
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stormphase.capture._board import Board
+    from stormphase.capture._descriptors import Descriptors
 
 # Of these no write calls another stream's: nothing can be seen twice.
 _PLAIN_TYPES: Final = (io.TextIOWrapper, io.StringIO)
@@ -128,10 +130,11 @@ class HookedStream:
         codes = set()
         number = None
         if descriptors is not None and buffer is not None and callable(flush):
-            number = _descriptor_of(buffer)
+            number = _descriptor_of(buffer, descriptors)
             if number is not None:
                 raw = getattr(buffer, "raw", buffer)
-                self._put(raw, "write", _writes.framed_write(descriptors, number - 1, raw.write))
+                leads_to = functools.partial(descriptors.stream_of, buffer.fileno())
+                self._put(raw, "write", _writes.framed_write(descriptors, leads_to, raw.write))
                 self._put(stream, "isatty", _writes.answer(stream.isatty, descriptors.is_terminal[number - 1]))
                 original = _writes.at_once(descriptors, original, flush)
                 codes.add(original.__code__)
@@ -196,13 +199,18 @@ def _buffer_of(stream: Any) -> Any:
     return buffer if isinstance(buffer, (io.BufferedIOBase, io.RawIOBase)) else None
 
 
-def _descriptor_of(buffer: Any) -> int | None:
-    """Return 1 or 2 if the stream leads there, else None."""
+def _descriptor_of(buffer: Any, descriptors: Descriptors) -> int | None:
+    """Return 1 or 2 if the stream leads there, also by a copy of such a descriptor, else None."""
     try:
         number = buffer.fileno()
     except Exception:  # noqa: BLE001 - most streams that tests put there have none
         return None
-    return number if number in (1, 2) and hasattr(getattr(buffer, "raw", buffer), "write") else None
+    if not hasattr(getattr(buffer, "raw", buffer), "write"):
+        return None
+    if number in (1, 2):
+        return int(number)
+    stream = descriptors.stream_of(number)
+    return None if stream is None else stream + 1
 
 
 class StreamProxy:

@@ -75,9 +75,19 @@ def page(size_bytes: int) -> int:
     return page
 
 
+def identity(descriptor: int) -> tuple[int, int]:
+    """Return what is the same of two descriptors that lead to the same file or pipe.
+
+    Raises:
+        OSError: if it is closed.
+    """
+    found = os.fstat(descriptor)
+    return (found.st_dev, found.st_ino)
+
+
 def is_same(one: int, other: int) -> bool:
+    """Whether two descriptors lead to the same file or pipe."""
     try:
-        first, second = os.fstat(one), os.fstat(other)
+        return identity(one) == identity(other)
     except OSError:
         return False
-    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)

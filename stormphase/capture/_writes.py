@@ -169,11 +169,12 @@ def bytes_at_once(descriptors: Descriptors, original: Any, flush: Any) -> Any:
     return write
 
 
-def framed_write(descriptors: Descriptors, stream: int, original: Any) -> Any:
-    """Return the raw file's `write`, which tells the tee that this text is known."""
+def framed_write(descriptors: Descriptors, leads_to: Callable[[], int | None], original: Any) -> Any:
+    """Return the raw file's `write`, which tells the tee that this text is known, as long as it leads there."""
 
     def write(data: Any, /) -> Any:
-        count = descriptors.write_text(stream, data)
+        stream = leads_to()  # Now: the program may have led its descriptor elsewhere for a while.
+        count = None if stream is None else descriptors.write_text(stream, data)
         return original(data) if count is None else count
 
     write.__wrapped__ = original  # type: ignore[attr-defined]  # what `remove` puts back

@@ -408,3 +408,52 @@ except ConfigurationError as error:
 """
     )
     assert "capture=True" in child.stderr
+
+
+def test_a_stream_on_a_copy_of_the_descriptor_is_seen_once(run) -> None:
+    """Who puts a text stream of its own over a `dup` of descriptor 1 at `sys.stdout` is no C library."""
+    child = run(
+        """
+capture = capturing()
+with lanes.enter_phase("phase") as phase:
+    first, sys.stdout = sys.stdout, open(os.dup(1), "w")
+    print("through a copy")
+    libc.puts(b"from c")
+    print("once more")
+    sys.stdout.close()
+    sys.stdout = first
+    print("through the first")
+capture.remove()
+report = [is_restored(), said(capture, phase)]
+"""
+        + REPORT
+    )
+    texts = ["through a copy", "from c", "once more", "through the first"]
+    assert ["True", str([("stdout", text) for text in texts])] == child.stderr.splitlines()
+    assert texts == child.stdout.splitlines()
+
+
+def test_text_goes_where_the_program_leads_the_descriptor(run, tmp_path: Path) -> None:
+    """Who leads descriptor 1 into a file for a while finds Python's text there as well as C's, and none after it."""
+    child = run(
+        """
+capture = capturing()
+with lanes.enter_phase("phase") as phase:
+    print("before")
+    saved, file = os.dup(1), os.open("file", os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 1)
+    print("python in the file", flush=True)
+    libc.puts(b"c in the file")
+    libc.fflush(None)
+    os.dup2(saved, 1)
+    print("after")
+    libc.puts(b"c after")
+capture.remove()
+report = [is_restored(), said(capture, phase)]
+"""
+        + REPORT
+    )
+    assert "python in the file\nc in the file\n" == (tmp_path / "file").read_text()
+    assert ["before", "after", "c after"] == child.stdout.splitlines()
+    said = ["before", "python in the file", "after", "c after"]
+    assert ["True", str([("stdout", text) for text in said])] == child.stderr.splitlines()

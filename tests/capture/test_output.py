@@ -90,6 +90,17 @@ def test_one_huge_text_keeps_its_begin_and_its_end() -> None:
     assert 1_024 >= sum(len(line) for line in kept)
 
 
+def test_the_cut_of_one_huge_text_stands_in_its_middle() -> None:
+    """All its lines have one time, and what is missing is told between the first and the last all the same."""
+    output = finished(written(1_024, "".join(f"line {number}\n" for number in range(5_000))))
+    cut = [line.stream for line in output.lines].index("cut")
+    texts = [line.text for line in output.lines]
+    assert "line 0" == texts[0]
+    assert f"line {cut - 1}" == texts[cut - 1]
+    assert "line 4999" == texts[-1]
+    assert texts[cut + 1] == f"line {5_000 - (len(texts) - cut - 1)}"
+
+
 def test_a_feed_never_holds_more_than_its_room() -> None:
     """Also what comes on the slow way, from many threads in turns, makes room."""
     output = PhaseOutput(None, 1_024)
