@@ -274,6 +274,53 @@ def test_what_waited_in_the_sdks_queue_is_sent_and_what_had_left_it_is_not(
     assert "rank 1" == faulty.spans[0].name
 
 
+# A rank that walks until it is killed, and says which phases it has ended, and which spans its exporter has taken.
+WALKING = """
+import os, sys
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from stormphase import PhaseTracker
+from stormphase.otel import OTelBridge
+
+runs, taken = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)
+
+class Exporter(SpanExporter):
+    def export(self, spans):
+        os.write(taken, b"".join(b"%016x\\n" % span.context.span_id for span in spans))
+        return SpanExportResult.SUCCESS
+
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(BatchSpanProcessor(Exporter(), schedule_delay_millis=20, max_export_batch_size=64))
+bridge = OTelBridge(provider, span_budget=None)
+tracker = PhaseTracker("job", session_id="launch-1", rank=1, world_size=2, journal=runs, bridge=bridge)
+tracker.start()
+tracker.enter("train")
+while True:
+    with tracker.enter_phase("step") as phase:
+        pass
+    os.write(1, phase.scope_id.encode() + b"\\n")
+"""
+
+
+@pytest.mark.parametrize("ended", [300, 3_000])
+def test_whenever_it_is_killed_no_ended_phase_is_missing(faulty: FaultyEndpoint, tmp_path: Path, ended: int) -> None:
+    """Each one that the process knew to have ended was exported by it, or is recovered; neither has any twice."""
+    import subprocess
+    import sys
+
+    runs, taken = tmp_path / "runs", tmp_path / "taken"
+    with subprocess.Popen([sys.executable, "-c", WALKING, str(runs), str(taken)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline() for _ in range(ended)]
+        process.kill()
+        told += [line for line in process.stdout if len(line) == len(told[0])]
+    assert 0 == main(["recover", str(runs), "--otlp", faulty.http_endpoint])
+    exported = taken.read_text().split()
+    recovered = [span.span_id for span in faulty.spans]
+    assert set() == {line.decode().strip() for line in told} - {*exported, *recovered}
+    assert (len(exported), len(recovered)) == (len(set(exported)), len(set(recovered)))
+
+
 def test_a_partial_success_is_none(recover: Callable[..., list[Outcome]], faulty: FaultyEndpoint) -> None:
     """Where some spans were rejected nothing is marked, and nothing is sent again at once, as OTLP asks."""
     faulty.behave(Behaviour.partial(2, "too old\x1b[2J"))
