@@ -18,7 +18,7 @@ _SHOWN_CHARS: Final = 60
 
 
 class RecordKind(str, enum.Enum):
-    """What a record tells of; `PROCESS` is one that a rank forked, whose phases are its own."""
+    """What a record tells of; `PROCESS` is one that a rank forked or that works for it."""
 
     SESSION = "session"
     RANK = "rank"

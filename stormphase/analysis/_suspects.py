@@ -174,7 +174,7 @@ def usual_text(usual: Usual | None, *, is_short: bool = False) -> str:
 
 
 def _died_beside(process: ProcessReport) -> str:
-    which = "its forked" if process.forked_from is not None else "another"
+    which = "its worker" if process.forked_from is not None else "another"
     return f"{which} process {process.process.pid}: {standing_text(process)}"
 
 

@@ -103,7 +103,7 @@ def _write_rank(page: Page, rank: RankReport) -> None:
     for process in rank.processes:
         who = f"rank {rank.rank}"
         if process is not rank.own:
-            who += f", {'another' if process.forked_from is None else 'forked'} process {process.process.pid}"
+            who += f", {'another' if process.forked_from is None else 'worker'} process {process.process.pid}"
         page.wrapped(f"{who}: {standing_text(process)}", indent="  ", style=_state_style(process.state))
         _write_open(page, process)
         _write_ended(page, process)

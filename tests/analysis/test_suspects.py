@@ -261,7 +261,7 @@ def test_a_forked_child_that_died_is_told(job: Any) -> None:
     (suspect,) = job.diagnose().suspects
     assert "child_died" == suspect.kind
     assert suspect.reason.startswith(
-        "in train (step 120) for 4000 s: its forked process 11: killed, process 100 is gone"
+        "in train (step 120) for 4000 s: its worker process 11: killed, process 100 is gone"
     )
     assert not job.diagnose().is_well
 

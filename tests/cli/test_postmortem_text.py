@@ -143,7 +143,7 @@ def test_a_forked_child_has_its_own_part(job: Any) -> None:
     job.rank(0, "train,9", pid=10)
     job.rank(0, "load,8", pid=11, verdict="dead", facts={"forked_from": 10}, damage=("a slot is damaged",))
     out = text_of(job)
-    assert "\nrank 0, forked process 11: killed, process 100 is gone from node0; last sign" in out
+    assert "\nrank 0, worker process 11: killed, process 100 is gone from node0; last sign" in out
     assert "\n  damage: a slot is damaged\n" in out
 
 
