@@ -74,7 +74,7 @@ def test_every_script_that_is_named_exists() -> None:
     extras = {extra for listed in re.findall(r"'\.\[([\w,]+)\]'", README) for extra in listed.split(",")}
     assert {"examples", "test", "otlp", "cli"} == extras
     assert [] == [extra for extra in extras if f"\n{extra} = [" not in project]
-    assert '\nmarkers = ["backend: ' in project
+    assert '\nmarkers = [\n    "backend: ' in project
 
 
 @pytest.mark.parametrize("line", [line for text in blocks("sh") for line in text.splitlines()])
