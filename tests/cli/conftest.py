@@ -73,7 +73,7 @@ KILLED = """
 import os, sys
 from stormphase import PhaseTracker
 
-tracker = PhaseTracker("job", session_id="job-1", rank=1, world_size=2, journal=sys.argv[1], bridge=None)
+tracker = PhaseTracker("job", session_id="job-1", rank=1, world_size=int(sys.argv[2]), journal=sys.argv[1], bridge=None)
 tracker.start()
 tracker.enter("train", attributes={"epochs": 3, "evil\\x1b[31m": "\\x1b[2J"})
 for step in range(20):
@@ -89,6 +89,16 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.fixture
-def killed_rank(runs: Path, run_python: RunPython) -> None:
-    """Let a real process be rank 1 of 2 and die in train / step / data_loading of step 20."""
-    assert -9 == run_python(KILLED, str(runs), check=False).returncode
+def kill_rank(runs: Path, run_python: RunPython) -> Callable[[int], None]:
+    """Let a real process be rank 1 of so many, and die in train / step / data_loading of step 20."""
+
+    def kill(world_size: int) -> None:
+        assert -9 == run_python(KILLED, str(runs), str(world_size), check=False).returncode
+
+    return kill
+
+
+@pytest.fixture
+def killed_rank(kill_rank: Callable[[int], None]) -> None:
+    """Let a real process be rank 1 of 2, and die there."""
+    kill_rank(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,36 @@ def test_an_exception_is_told(make_tracker: Callable[..., Any], runs: Path, comm
     code, found = command_json()
     assert (1, "exception") == (code, found["ranks"][0]["state"])
     assert found["ranks"][0]["evidence"].startswith("ValueError: bad batch, at ")
+
+
+def train_until_step_20_fails(tracker: PhaseTracker) -> None:
+    """Walk 20 steps, and lose the connection in the next one's all_reduce."""
+    with tracker.enter_phase("train"):
+        for step in range(21):
+            tracker.set_step(step)
+            with tracker.enter_phase("step"), tracker.enter_phase("all_reduce", sync=True):
+                if step == 20:
+                    raise ConnectionError("peer is gone")
+
+
+def test_ranks_that_fail_as_another_was_killed_are_not_to_blame(
+    make_tracker: Callable[..., Any], runs: Path, kill_rank: Callable[[int], None], command_json: Callable[..., Any]
+) -> None:
+    """Their exceptions say that a connection was lost; in which phase they were then says to whom."""
+    trackers = [make_tracker("job", session_id="job-1", rank=rank, world_size=3, journal=runs) for rank in (0, 2)]
+    running = [ExitStack() for _ in trackers]
+    for stack, tracker in zip(running, trackers, strict=True):
+        stack.enter_context(tracker)
+    kill_rank(3)
+    for stack, tracker in zip(running, trackers, strict=True):
+        with pytest.raises(ConnectionError), stack:
+            train_until_step_20_fails(tracker)
+    code, found = command_json()
+    assert (1, ["exception", "killed", "exception"]) == (code, [rank["state"] for rank in found["ranks"]])
+    (suspect,) = found["suspects"]
+    assert (1, "dead_and_awaited") == (suspect["rank"], suspect["kind"])
+    assert "it never entered that step's all_reduce, and is what the others waited for" in suspect["reason"]
+    assert ([0, 2], ["train", "step", "all_reduce"]) == tuple(found["groups"][0][key] for key in ("ranks", "path"))
 
 
 FORKING = """
