@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from pathlib import Path
@@ -193,6 +194,26 @@ def test_lanes_of_a_session_are_made_once(recorder):
     assert 2 == recorder.lane_set("s", 0, attempt=3).attempt
 
 
+def test_only_the_first_sight_of_a_session_takes_a_lock(recorder):
+    """From then on no thread waits for another one to enter a phase, to exit it or to reset."""
+
+    class Held:
+        def __enter__(self):
+            raise AssertionError("it would have waited here")
+
+        def __exit__(self, *exc):
+            """Never come to."""
+
+    recorder.exit(recorder.enter(session_id="s", rank=0, name="train")[0])
+    recorder._lock = Held()
+    recorder.exit(recorder.enter(session_id="s", rank=0, name="train")[0])
+    boundary = recorder.enter_phase(session_id="s", rank=0, name="train")
+    recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=threading.get_ident())
+    recorder.reset()
+    with pytest.raises(AssertionError, match="waited here"):
+        recorder.enter(session_id="t", rank=0, name="train")
+
+
 def test_an_unknown_way_with_misuse_is_refused_with_the_fix():
     """At construction, naming the setting."""
     with pytest.raises(ConfigurationError, match=r"must be one of raise, record, not 'ignore'.*production") as raised:
@@ -244,6 +265,30 @@ def test_another_thread_cannot_exit_by_id(recorder, step_thread):
             other.do(lambda tid=thread_id: recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=tid))
         assert Misuse.FOREIGN_THREAD == e.value.reason
     recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=me)
+
+
+def test_another_task_cannot_exit_by_id(recorder):
+    """On the same thread, too, a phase is its task's own, and the refusal says that it is the task that is wrong."""
+
+    async def work(entered, may_end):
+        boundary = recorder.enter_phase(session_id="s", rank=0, name="train")
+        entered.set_result(boundary.scope_id)
+        await may_end
+        recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=threading.get_ident())
+
+    async def main():
+        entered, may_end = asyncio.get_running_loop().create_future(), asyncio.get_running_loop().create_future()
+        worker = asyncio.ensure_future(work(entered, may_end))
+        scope_id = await entered
+        recorder.enter_phase(session_id="s", rank=0, name="other")
+        with pytest.raises(PhaseProtocolError, match=r"'train'.*belongs to") as raised:
+            recorder.exit_phase(**S0, scope_id=scope_id, thread_id=threading.get_ident())
+        may_end.set_result(None)
+        await worker
+        return raised.value.reason
+
+    assert Misuse.FOREIGN_TASK == asyncio.run(main())
+    recorder.reset()
 
 
 def test_an_id_from_the_right_lane_with_the_wrong_thread_is_refused(recorder):

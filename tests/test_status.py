@@ -306,6 +306,29 @@ def test_a_wrong_field_is_named(field, value, problem):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "problem", "shown"),
+    [
+        (
+            "at_ns",
+            "\N{SNOWMAN}" * 99,
+            "must be an integer, in nanoseconds since the Unix epoch, before the year 10000",
+            "'" + r"\u2603" * 13 + "\\",
+        ),
+        ("actor", "", "must be a string of 1 to 4096 characters, and not blank", "''"),
+        ("to", "active", "cannot follow 'active'", "'active'"),
+        ("from", 0, "must be one of active, paused, succeeded, failed, cancelled, abandoned, lost", "0"),
+        ("at", "now", "must be '2026-02-01T00:00:00.000000001Z', as 'at_ns' says", "'now'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_field_is_told_with_its_value(field, value, problem, shown):
+    """Word for word: the field, what it must be, and what it is, harmless and cut short."""
+    with pytest.raises(ValueError, match="of a status change") as caught:
+        StatusChange.from_json(written(**{field: value}))
+    assert f"{field!r} of a status change {problem}, and is {shown}." == str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("", "must be a JSON object: "),
