@@ -52,6 +52,11 @@ class NoopPhase(PhaseHandle):
         return NOOP_TOKEN
 
     @property
+    def scope_id(self) -> str:
+        """Zeros: no phase has them."""
+        return "0" * 16
+
+    @property
     def scope_id_number(self) -> int:
         """Zero: no phase has it."""
         return 0
