@@ -329,6 +329,29 @@ def test_a_lenient_recorder_survives_whatever_is_no_token(lenient_recorder):
     other.exit(foreign)
 
 
+def test_a_token_of_another_recorder_is_counted_with_the_session_that_it_names(lenient_recorder, clock):
+    """Both recorders have that session and rank; the phase stays open, and nothing of it is told."""
+    other = PhaseRecorder(clock=clock)
+    foreign, _ = other.enter(session_id="s", rank=0, name="train")
+    own, _ = lenient_recorder.enter(session_id="s", rank=0, name="train")
+    boundary = lenient_recorder.exit(foreign)
+    assert (PHASE_MISUSE, "", ()) == (boundary.event_type, boundary.scope_id, boundary.path)
+    assert {Misuse.FOREIGN_TRACKER: 1} == lenient_recorder.lane_set("s", 0).counts.to_dict()
+    assert {} == lenient_recorder.counts.to_dict()
+    assert [PHASE_EXIT] * 2 == [other.exit(foreign).event_type, lenient_recorder.exit(own).event_type]
+
+
+def test_a_sinks_thread_has_no_lane_to_exit_by_id_on(recorder, step_thread):
+    """Nothing is entered there, so there is nothing to exit, and the phase stays open."""
+    boundary = recorder.enter_phase(session_id="s", rank=0, name="train")
+    worker = step_thread("sink")
+    worker.do(recorder.lane_set("s", 0).mute_this_thread)
+    with pytest.raises(PhaseProtocolError, match="any lane of session 's', rank 0") as raised:
+        worker.do(lambda: recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=1))
+    assert Misuse.UNKNOWN_SCOPE == raised.value.reason
+    recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=threading.get_ident())
+
+
 def test_a_lenient_recorder_survives_ids_of_nobody(lenient_recorder, step_thread):
     """Unknown, of another thread, with the wrong thread: counted, and the phase stays open until its owner ends it."""
     unknown = lenient_recorder.exit_phase(session_id="s", rank=0, scope_id="x", thread_id=1)
