@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stormphase import PHASE_ENTER, PHASE_EXIT, ConfigurationError, Misuse, PhaseProtocolError, PhaseRecorder
+from stormphase._lanes import LaneSet
 from stormphase._model import PHASE_MISUSE, PhaseStatus
 from stormphase.testing import START_MONOTONIC_NS, START_WALL_NS
 
@@ -216,9 +217,13 @@ def test_only_the_first_sight_of_a_session_takes_a_lock(recorder):
 
 def test_an_unknown_way_with_misuse_is_refused_with_the_fix():
     """At construction, naming the setting."""
-    with pytest.raises(ConfigurationError, match=r"must be one of raise, record, not 'ignore'.*production") as raised:
+    with pytest.raises(ConfigurationError, match="on_misuse must be one of") as raised:
         PhaseRecorder(on_misuse="ignore")
-    assert "on_misuse" == raised.value.setting
+    assert (
+        "on_misuse",
+        'Write on_misuse="raise" in development and on_misuse="record" in production.',
+        f"on_misuse must be one of raise, record, not 'ignore'. {raised.value.fix}",
+    ) == (raised.value.setting, raised.value.fix, str(raised.value))
 
 
 def test_a_recorder_reads_the_machines_clocks_unless_told_otherwise(recorder, clock):
@@ -267,6 +272,18 @@ def test_another_thread_cannot_exit_by_id(recorder, step_thread):
     recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=me)
 
 
+def test_who_exits_another_threads_phase_by_its_id_is_told_what_was_tried(recorder, step_thread):
+    """The error's action, and the words."""
+    boundary = recorder.enter_phase(session_id="s", rank=0, name="train")
+    thief = step_thread("thief")
+    token = thief.do(recorder.lane_set("s", 0).enter, "other")
+    with pytest.raises(PhaseProtocolError, match=r"^Cannot exit phase 'train' .* from thread 'thief'") as raised:
+        thief.do(lambda: recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=1))
+    assert "exit" == raised.value.action
+    thief.do(recorder.exit, token)
+    recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=threading.get_ident())
+
+
 def test_another_task_cannot_exit_by_id(recorder):
     """On the same thread, too, a phase is its task's own, and the refusal says that it is the task that is wrong."""
 
@@ -298,6 +315,47 @@ def test_an_id_from_the_right_lane_with_the_wrong_thread_is_refused(recorder):
         recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=1)
     assert Misuse.FOREIGN_THREAD == raised.value.reason
     recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=threading.get_ident())
+
+
+@pytest.mark.parametrize(
+    ("refused", "problem"),
+    [
+        (lambda r, s: r.exit("junk"), "Cannot exit with 'junk': it was not made by enter or release"),
+        (
+            lambda r, s: r.exit(PhaseRecorder().enter(session_id="s", rank=0, name="x")[0]),
+            "Cannot exit with <PhaseToken 'x'",
+        ),
+        (lambda r, s: r.exit_phase(**S0, scope_id=s, thread_id=1), "Cannot exit phase 'train' ("),
+        (
+            lambda r, s: r.exit_phase(session_id="t", rank=1, scope_id=s, thread_id=1),
+            "Cannot exit scope '0123456789abcdef': no such phase is open on any lane of session 't', rank 1. ",
+        ),
+    ],
+    ids=["junk", "another recorder's", "another thread's", "unknown"],
+)
+def test_what_was_refused_is_said_to_be_an_exit(recorder, refused, problem):
+    """In words, and in the error's action."""
+    token, _ = recorder.enter(session_id="s", rank=0, name="train")
+    scope_id = "0123456789abcdef" if "scope" in problem else token.scope_id
+    with pytest.raises(PhaseProtocolError, match="Cannot exit ") as raised:
+        refused(recorder, scope_id)
+    assert ("exit", True) == (raised.value.action, str(raised.value).startswith(problem))
+    recorder.exit(token)
+
+
+def test_a_phase_that_a_signal_handler_ends_meanwhile_is_refused_by_its_id(recorder, monkeypatch):
+    """Between the look at the lane and the exit; that it has ended already is never taken for an exit."""
+    boundary = recorder.enter_phase(session_id="s", rank=0, name="train")
+    leave = LaneSet.leave
+
+    def reset_first(lanes, *arguments, **options):
+        recorder.reset()
+        leave(lanes, *arguments, **options)
+
+    monkeypatch.setattr(LaneSet, "leave", reset_first)
+    with pytest.raises(PhaseProtocolError, match="already ended as abandoned") as raised:
+        recorder.exit_phase(**S0, scope_id=boundary.scope_id, thread_id=threading.get_ident())
+    assert Misuse.ALREADY_ENDED == raised.value.reason
 
 
 # --- where misuse is only recorded ------------------------------------------------------------------------------------
