@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stormphase._attribute_counts import AttributeCounts
-    from stormphase._lanes import Lane, LaneSet
+    from stormphase._lane import Lane
+    from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
     from stormphase._redaction import Redactor
 

@@ -21,7 +21,8 @@ from stormphase.exceptions import Misuse
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stormphase._lanes import Lane, LaneSet, Publish
+    from stormphase._lane import Lane
+    from stormphase._lanes import LaneSet, Publish
 
 _ACTIVE = PhaseStatus.ACTIVE
 _PAUSED = PhaseStatus.PAUSED

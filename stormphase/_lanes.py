@@ -1,4 +1,4 @@
-"""Lanes: one stack of phases per thread and per task, for one rank of one session in this process.
+"""All lanes of one rank of one session in this process, and what their phases share.
 
 How phases are entered: `_enter`. How they end: `PhaseHandle.__exit__` and `_exits`. What else can be done: `_moves`.
 """
@@ -19,6 +19,7 @@ from stormphase._attributes import AttributeCounts, take
 from stormphase._counts import Counts
 from stormphase._enter import enter_phase, take_or_count
 from stormphase._ids import new_base
+from stormphase._lane import Lane, ThreadGuard
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._paths import UNNAMED
 from stormphase._phase import PhaseHandle, PhaseToken
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stormphase._clock import ClockAnchor
+    from stormphase._lane import PhaseWriter
     from stormphase._paths import PathNode, PathTable
     from stormphase._redaction import Redactor
     from stormphase.exceptions import PhaseProtocolError
@@ -40,26 +42,6 @@ if TYPE_CHECKING:
 _MAX_TIMEOUT_S = 1e9
 
 _getframe = sys._getframe
-
-
-class PhaseWriter(Protocol):
-    """What one thread writes into the journal with; used by that thread only.
-
-    Attributes:
-        slot: where it writes next.
-        last_slot: where it may write at most; if it is less, `enter` has to be called.
-        traces_phases: whether some phases begin a trace of their own, so that `enter` has to be called for all.
-        write_enter: takes the slot and the eight numbers of a plain enter.
-    """
-
-    slot: int
-    last_slot: int
-    traces_phases: bool
-    write_enter: Callable[..., None]
-
-    def enter(self, phase: PhaseHandle) -> None:
-        """Write a phase that has just been entered, whatever there is to say of it."""
-        ...
 
 
 class Journal(Protocol):
@@ -121,105 +103,6 @@ class ContextCarrier:
     def value_before(self, phase: PhaseHandle) -> Any:
         """Return what the variable held before `phase` was put into it."""
         return phase.parent
-
-
-class Lane:
-    """One stack. Its bottom is the lane itself, which thereby adds up the time of its outermost phases.
-
-    Attributes:
-        top: the innermost open phase, or the lane itself when none is open.
-        is_plain: whether being in the same context is proof enough of being its owner: a living thread's own lane.
-        is_inherited: whether this lane belongs to the process that this one was forked from.
-        local: what each thread knows: see `LaneSet`.
-        number: tells this lane from all others of the process.
-        writer: writes what this lane's thread enters into the journal, if there is one.
-        write_exit: writes the plain end of a phase there: its slot's second half, and the three numbers that go in.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_children_ns",
-        "_path",
-        "_sequence",
-        "ended_count",
-        "entered_count",
-        "first_seen_ns",
-        "id_base",
-        "is_inherited",
-        "is_plain",
-        "lanes",
-        "local",
-        "now",
-        "number",
-        "reset",
-        "task_name",
-        "task_ref",
-        "thread_id",
-        "thread_name",
-        "top",
-        "write_exit",
-        "writer",
-    )
-
-    def __init__(self, lanes: LaneSet, thread_id: int, thread_name: str, task: Any) -> None:
-        """Make an empty lane of the calling thread, or of a task that runs in it."""
-        self._children_ns = 0
-        self._path: PathNode = lanes.paths.root
-        self._sequence = 0
-        self.ended_count = 0
-        self.entered_count = 0
-        self.id_base = lanes.id_base
-        self.is_inherited = False
-        self.is_plain = task is None
-        self.lanes = lanes
-        self.local = lanes.local
-        self.now: Callable[[], int] = lanes.now
-        self.number = next(lanes.lane_numbers) & 0xFFFFFFFF
-        self.reset: Callable[[Any], None] = lanes.carrier.variable.reset
-        self.task_name: str | None = None if task is None else _tasks.name_of(task)
-        self.task_ref: weakref.ref[Any] | None = None
-        self.thread_id = thread_id
-        self.thread_name = thread_name
-        self.top: PhaseHandle | Lane = self
-        self.write_exit: Callable[..., None] | None = None
-        self.writer: PhaseWriter | None = None
-        self.first_seen_ns: int = lanes.now()
-
-    @property
-    def label(self) -> str:
-        """The lane as messages name it."""
-        thread = f"thread {self.thread_name!r} ({self.thread_id})"
-        return thread if self.task_name is None else f"task {self.task_name!r} in {thread}"
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the thread or task has ended."""
-        return not self.is_plain if self.task_ref is None else self.task_ref() is None
-
-    def phases(self) -> list[PhaseHandle]:
-        """Return the open phases, outermost first; a snapshot, from any thread."""
-        found = []
-        node = self.top
-        while isinstance(node, PhaseHandle):
-            found.append(node)
-            node = node._below
-        found.reverse()
-        return found
-
-
-class _ThreadGuard:
-    """Dies with its thread, before the system can give the thread's ident to another one, and retires the lane."""
-
-    __slots__ = ("_gone", "_lane")
-
-    def __init__(self, lane: Lane, gone: deque[Lane]) -> None:
-        self._lane = lane
-        self._gone = gone
-
-    def __del__(self) -> None:
-        if hasattr(self, "_lane"):  # Not if a signal handler raised into `__init__`.
-            self._lane.is_plain = False
-            self._gone.append(self._lane)
 
 
 class LaneSet:
@@ -401,7 +284,7 @@ class LaneSet:
         if journal is not None:
             lane.writer = journal.new_writer(lane)
             lane.write_exit = journal.write_exit
-        guard = _ThreadGuard(lane, self._gone)
+        guard = ThreadGuard(lane, self._gone)
         self._keep(lane)
         first = self.lane_of_thread()
         if first is None:  # A signal handler may have been here since, and entered a phase.

@@ -20,7 +20,8 @@ from stormphase.exceptions import Misuse, PhaseProtocolError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stormphase._lanes import Lane, LaneSet
+    from stormphase._lane import Lane
+    from stormphase._lanes import LaneSet
 
 MAX_EVENTS = 64
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import CodeType, TracebackType
 
-    from stormphase._lanes import Lane
+    from stormphase._lane import Lane
     from stormphase._model import PhaseError
     from stormphase._paths import PathNode
     from stormphase._record import PhaseRecord

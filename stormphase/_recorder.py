@@ -23,7 +23,7 @@ from stormphase.exceptions import ConfigurationError, Misuse
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stormphase._lanes import Lane
+    from stormphase._lane import Lane
     from stormphase._model import PhaseBoundary
     from stormphase.exceptions import PhaseProtocolError
     from stormphase.typing import Clock

@@ -19,7 +19,7 @@ from stormphase import _ambient
 from stormphase._bridge import DEFAULT_BRIDGE
 from stormphase._carried import CARRIER_VARIABLE, Carried, carrier_in
 from stormphase._configuration import is_disabled
-from stormphase._lanes import Lane
+from stormphase._lane import Lane
 from stormphase._liveness import own_process
 from stormphase._model import PhaseStatus
 from stormphase._phase import PhaseExtra

@@ -23,7 +23,8 @@ from stormphase.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stormphase._lanes import Lane, LaneSet
+    from stormphase._lane import Lane
+    from stormphase._lanes import LaneSet
 
 
 class RawCapture:

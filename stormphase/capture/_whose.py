@@ -9,7 +9,8 @@ from stormphase._phase import PhaseHandle
 from stormphase.capture._state import origins_here
 
 if TYPE_CHECKING:
-    from stormphase._lanes import Lane, LaneSet
+    from stormphase._lane import Lane
+    from stormphase._lanes import LaneSet
 
 
 def phase_here(lanes: LaneSet, session_key: int) -> tuple[PhaseHandle | None, bool]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from stormphase._lanes import Lane, LaneSet
+    from stormphase._lane import Lane
+    from stormphase._lanes import LaneSet
     from stormphase._model import ProcessIdentity
     from stormphase._phase import PhaseHandle
     from stormphase.journal._phase_facts import PhaseTrace

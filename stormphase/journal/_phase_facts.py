@@ -13,7 +13,7 @@ from stormphase.journal import _format
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from stormphase._lanes import Lane
+    from stormphase._lane import Lane
 
     PhaseTrace = Callable[[PhaseHandle], Mapping[str, Any] | None]
 

@@ -1,0 +1,135 @@
+"""One lane: the stack of phases of one thread or one task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stormphase import _tasks
+from stormphase._phase import PhaseHandle
+
+if TYPE_CHECKING:
+    import weakref
+    from collections import deque
+    from collections.abc import Callable
+
+    from stormphase._lanes import LaneSet
+    from stormphase._paths import PathNode
+
+
+class PhaseWriter(Protocol):
+    """What one thread writes into the journal with; used by that thread only.
+
+    Attributes:
+        slot: where it writes next.
+        last_slot: where it may write at most; if it is less, `enter` has to be called.
+        traces_phases: whether some phases begin a trace of their own, so that `enter` has to be called for all.
+        write_enter: takes the slot and the eight numbers of a plain enter.
+    """
+
+    slot: int
+    last_slot: int
+    traces_phases: bool
+    write_enter: Callable[..., None]
+
+    def enter(self, phase: PhaseHandle) -> None:
+        """Write a phase that has just been entered, whatever there is to say of it."""
+        ...
+
+
+class Lane:
+    """One stack. Its bottom is the lane itself, which thereby adds up the time of its outermost phases.
+
+    Attributes:
+        top: the innermost open phase, or the lane itself when none is open.
+        is_plain: whether being in the same context is proof enough of being its owner: a living thread's own lane.
+        is_inherited: whether this lane belongs to the process that this one was forked from.
+        local: what each thread knows: see `LaneSet`.
+        number: tells this lane from all others of the process.
+        writer: writes what this lane's thread enters into the journal, if there is one.
+        write_exit: writes the plain end of a phase there: its slot's second half, and the three numbers that go in.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_children_ns",
+        "_path",
+        "_sequence",
+        "ended_count",
+        "entered_count",
+        "first_seen_ns",
+        "id_base",
+        "is_inherited",
+        "is_plain",
+        "lanes",
+        "local",
+        "now",
+        "number",
+        "reset",
+        "task_name",
+        "task_ref",
+        "thread_id",
+        "thread_name",
+        "top",
+        "write_exit",
+        "writer",
+    )
+
+    def __init__(self, lanes: LaneSet, thread_id: int, thread_name: str, task: Any) -> None:
+        """Make an empty lane of the calling thread, or of a task that runs in it."""
+        self._children_ns = 0
+        self._path: PathNode = lanes.paths.root
+        self._sequence = 0
+        self.ended_count = 0
+        self.entered_count = 0
+        self.id_base = lanes.id_base
+        self.is_inherited = False
+        self.is_plain = task is None
+        self.lanes = lanes
+        self.local = lanes.local
+        self.now: Callable[[], int] = lanes.now
+        self.number = next(lanes.lane_numbers) & 0xFFFFFFFF
+        self.reset: Callable[[Any], None] = lanes.carrier.variable.reset
+        self.task_name: str | None = None if task is None else _tasks.name_of(task)
+        self.task_ref: weakref.ref[Any] | None = None
+        self.thread_id = thread_id
+        self.thread_name = thread_name
+        self.top: PhaseHandle | Lane = self
+        self.write_exit: Callable[..., None] | None = None
+        self.writer: PhaseWriter | None = None
+        self.first_seen_ns: int = lanes.now()
+
+    @property
+    def label(self) -> str:
+        """The lane as messages name it."""
+        thread = f"thread {self.thread_name!r} ({self.thread_id})"
+        return thread if self.task_name is None else f"task {self.task_name!r} in {thread}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the thread or task has ended."""
+        return not self.is_plain if self.task_ref is None else self.task_ref() is None
+
+    def phases(self) -> list[PhaseHandle]:
+        """Return the open phases, outermost first; a snapshot, from any thread."""
+        found = []
+        node = self.top
+        while isinstance(node, PhaseHandle):
+            found.append(node)
+            node = node._below
+        found.reverse()
+        return found
+
+
+class ThreadGuard:
+    """Dies with its thread, before the system can give the thread's ident to another one, and retires the lane."""
+
+    __slots__ = ("_gone", "_lane")
+
+    def __init__(self, lane: Lane, gone: deque[Lane]) -> None:
+        self._lane = lane
+        self._gone = gone
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lane"):  # Not if a signal handler raised into `__init__`.
+            self._lane.is_plain = False
+            self._gone.append(self._lane)
