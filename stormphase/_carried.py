@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -56,6 +56,7 @@ class Carried:
         store: the arguments of the `SqliteStore` there, or None.
         journal: those of the `JournalOptions` there, or None.
         capture: those of the `CaptureOptions` there, or None.
+        redact: the patterns and flags of what must not be stored.
     """
 
     identity: RankIdentity
@@ -72,6 +73,7 @@ class Carried:
     store: Mapping[str, Any] | None = None
     journal: Mapping[str, Any] | None = None
     capture: Mapping[str, Any] | None = None
+    redact: Sequence[Any] = ()
 
     @property
     def launch(self) -> tuple[str, int, int]:
@@ -94,6 +96,7 @@ class Carried:
             "on_misuse": self.on_misuse,
             "session_trace": dict(self.session_trace),
             **{place: getattr(self, place) for place in _PLACES},
+            "redact": list(self.redact),
         }
         return {**self.trace, KEY: json.dumps(rest, separators=(",", ":"))}
 
@@ -128,7 +131,7 @@ class Carried:
             (_MAYBE_TEXTS, (str, type(None))),
             (_PLACES, (dict, type(None))),
             (("session_trace",), (dict,)),
-            (("scope_ids", "path"), (list,)),
+            (("scope_ids", "path", "redact"), (list,)),
         ):
             for name in names:
                 if type(fields.get(name, ...)) not in kinds:
@@ -152,7 +155,8 @@ class Carried:
                 name: fields["session_trace"][name] for name in TRACE_KEYS if name in fields["session_trace"]
             },
             **{
-                name: fields[name] for name in ("pid", "step", "name", "correlation_id", "level", "on_misuse", *_PLACES)
+                name: fields[name]
+                for name in ("pid", "step", "name", "correlation_id", "level", "on_misuse", "redact", *_PLACES)
             },
         )
 

@@ -14,7 +14,7 @@ from stormphase._carried import MAX_ANCESTORS, TRACE_KEYS, Carried
 from stormphase._errors import ids_up_from
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from stormphase._bridge import Bridge
     from stormphase._configuration import Settings
@@ -67,6 +67,7 @@ def _carried_from(session: Session, settings: Settings) -> Carried:
         store=_store_of(settings),
         journal=session.journal.place_to_carry(),
         capture=_capture_of(settings),
+        redact=_as_json(settings.redact),
     )
 
 
@@ -88,5 +89,9 @@ def _capture_of(settings: Settings) -> dict[str, Any] | None:
     if settings.capture is None:
         return None
     found = attrs.asdict(settings.capture, recurse=False)
-    patterns = map(re.compile, settings.capture.redact)
-    return {**found, "redact": [(pattern.pattern, pattern.flags) for pattern in patterns]}
+    return {**found, "redact": _as_json(settings.capture.redact)}
+
+
+def _as_json(patterns: Iterable[str | re.Pattern[str]]) -> list[tuple[str, int]]:
+    compiled: list[re.Pattern[str]] = [re.compile(pattern) for pattern in patterns]
+    return [(pattern.pattern, pattern.flags) for pattern in compiled]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, DefaultBridge
 from stormphase._filters import level_number
+from stormphase._redaction import Redactor
 from stormphase.exceptions import ConfigurationError
 from stormphase.typing import Clock, RecordStore, Sink
 
@@ -196,6 +198,17 @@ def _checked_capture(capture: object) -> CaptureOptions | None:
     return checked_capture(capture)
 
 
+def _checked_patterns(patterns: Any) -> tuple[str | re.Pattern[str], ...]:
+    """Return what else must not be stored.
+
+    Raises:
+        ConfigurationError: if one of them is no regular expression, or matches the empty text.
+    """
+    found = (patterns,) if isinstance(patterns, (str, re.Pattern)) else tuple(patterns)
+    Redactor(patterns=found)
+    return found
+
+
 def _checked_level(level: int | str | None) -> int | None:
     return None if level is None else level_number(level)
 
@@ -221,6 +234,7 @@ class Settings:
     hang_factor: float | None = attrs.field(default=None, converter=_checked_factor)
     queue_bound: int = attrs.field(default=QUEUE_BOUND, converter=_checked_bound)
     journal: Any = None
+    redact: tuple[str | re.Pattern[str], ...] = attrs.field(default=(), converter=_checked_patterns)
     carried: Any = None  # The `Carried` by which this process works for another one ...
     first_sequence: int = 1  # ... and the number of its first phase, where it has done so before.
     clock: Clock

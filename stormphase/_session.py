@@ -83,7 +83,7 @@ class Session:
         self._may_stop = [True]
         self._stopped = Latch()
         self._stopping_thread: int | None = None
-        self.capture = SessionCapture(settings.capture, environ)
+        self.capture = SessionCapture(settings.capture, environ, settings.redact)
         self._last_words: LastWords | None = None
         self._process = ProcessWatch(self._stop_at_exit, self._after_fork_in_child)
         self._sinks: SinkSet | None = None
@@ -149,7 +149,7 @@ class Session:
             identity.session_id, identity.rank, attempt=identity.attempt, carrier=carrier
         )
         patterns = () if settings.capture is None else settings.capture.redact
-        lanes.redactor = Redactor(environ=environ, patterns=patterns)
+        lanes.redactor = Redactor(environ=environ, patterns=(*settings.redact, *patterns))
         lanes.sequence = itertools.count(settings.first_sequence)
         if bridge is not None:
             bridge.bind(lanes)

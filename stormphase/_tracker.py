@@ -20,7 +20,8 @@ from stormphase._session import STOP_TIMEOUT_S, Session
 from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import re
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from stormphase._lanes import LaneSet
@@ -64,6 +65,8 @@ class PhaseTracker:
             for 10 s at least, once 20 of that path have ended; None reports only those given a `timeout_s`.
         capture: True for what is printed, logged and warned while phases are open, "fd" also for what C libraries and
             subprocesses write, or `CaptureOptions` (see docs/capture.md); `tracker.phase(capture=True)` for one phase.
+        redact: regular expressions of what must not be stored or sent, beside what looks like a secret anyway (see
+            docs/capture.md); of a match only the group named `secret` goes, if there is one.
         queue_bound: how many boundaries each sink's queue holds; beyond that the oldest are dropped and counted.
         clock: where times come from; tests give their own.
 
@@ -90,6 +93,7 @@ class PhaseTracker:
         queue_bound: int = _configuration.QUEUE_BOUND,
         capture: CaptureOptions | bool | Literal["fd"] = False,
         journal: JournalOptions | str | os.PathLike[str] | None = None,
+        redact: Iterable[str | re.Pattern[str]] = (),
         clock: Clock | None = None,
     ) -> None:
         """Check the arguments; nothing starts yet."""
@@ -110,6 +114,7 @@ class PhaseTracker:
             queue_bound=queue_bound,
             capture=capture,
             journal=journal,
+            redact=redact,
             clock=SystemClock() if clock is None else clock,
         )
         self._recorder = PhaseRecorder(clock=self._settings.clock, on_misuse=on_misuse)

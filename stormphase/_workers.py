@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -27,7 +28,7 @@ from stormphase._tracker import PhaseTracker
 from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from stormphase._bridge import Bridge, DefaultBridge
@@ -245,14 +246,18 @@ def _places_of(carried: Carried) -> dict[str, Any]:
         options = JournalOptions(**carried.journal)
         if is_same_host or (options.directory / carried.identity.session_id).is_dir():
             found["journal"] = options
+    if carried.redact:
+        found["redact"] = _patterns(carried.redact)
     if carried.capture is not None:
-        import re  # noqa: PLC0415 - as above
-
         from stormphase.capture import CaptureOptions  # noqa: PLC0415 - as above
 
-        patterns = tuple(re.compile(pattern, flags) for pattern, flags in carried.capture.get("redact", ()))
+        patterns = _patterns(carried.capture.get("redact", ()))
         found["capture"] = CaptureOptions(**{**carried.capture, "redact": patterns})
     return found
+
+
+def _patterns(given: Iterable[Any]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern, flags) for pattern, flags in given)
 
 
 def _stand_in(lanes: LaneSet, carried: Carried) -> PhaseHandle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 
@@ -9,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stormphase import PhaseTracker
+from stormphase._carried import Carried
 from stormphase._redaction import REDACTED, Redactor, is_credential_name
+from stormphase.capture import CaptureOptions
 from stormphase.exceptions import ConfigurationError
+from stormphase.stores import MemoryStore
 
 SECRETS = {
     "token=abc123": "token=[redacted]",
@@ -192,3 +197,38 @@ def test_a_redactor_is_plain_data() -> None:
     """It can be sent to a worker process."""
     again = pickle.loads(pickle.dumps(Redactor(patterns=["abc"])))  # noqa: S301 - our own
     assert REDACTED == again.text("abc")
+
+
+@pytest.mark.parametrize("capture", [False, True, CaptureOptions(redact=["order [0-9]+"])])
+def test_a_trackers_own_patterns_hold_for_all_that_it_keeps(
+    capture: bool | CaptureOptions, capsys: pytest.CaptureFixture[str]
+):
+    """What the tracker was told to redact is in no attribute, error or captured line, whatever the capture was told."""
+    store = MemoryStore()
+    with (
+        PhaseTracker(bridge=None, store=store, capture=capture, redact=[r"customer (?P<secret>[0-9-]+)"]) as tracker,
+        contextlib.suppress(ValueError),
+        tracker.phase("serve", attributes={"who": "customer 17-42"}, capture=True),
+    ):
+        print("customer 17-42 has order 5")  # noqa: T201 - it is what is captured
+        raise ValueError("customer 17-42")
+    (record,) = store.query(path="serve")
+    assert {"who": "customer [redacted]"} == record.attributes
+    assert "customer [redacted]" == record.error_message
+    order = "[redacted]" if isinstance(capture, CaptureOptions) else "order 5"
+    assert f"customer [redacted] has {order}" == record.output[0].text
+    assert "customer 17-42 has order 5\n" == capsys.readouterr().out
+
+
+def test_a_pattern_that_cannot_work_is_refused_at_construction():
+    """A tracker says which pattern is none, and how to write one."""
+    with pytest.raises(ConfigurationError, match=r"'\(' is no regular expression.*Write redact="):
+        PhaseTracker(redact=["("])
+
+
+def test_a_tracker_without_capture_gives_its_patterns_to_workers():
+    """The carrier has what must not be stored, also where nothing is captured."""
+    with PhaseTracker(bridge=None, redact=[re.compile("customer [0-9]+", re.IGNORECASE)]) as tracker:
+        found = Carried.of(tracker.carrier())
+    assert found is not None
+    assert [["customer [0-9]+", re.IGNORECASE | re.UNICODE]] == list(found.redact)
