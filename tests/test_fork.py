@@ -195,6 +195,67 @@ step.close()
     assert ['["the user\'s", []] active'] == said
 
 
+def test_a_fork_while_a_session_is_seen_for_the_first_time_leaves_no_lock_held(run_python):
+    """Another thread of the parent makes lanes at that moment; the child, which has no such thread, makes its own."""
+    said = run(
+        run_python,
+        """
+import signal, threading, warnings
+warnings.simplefilter("ignore")  # Python 3.12 and later warn of forks with threads.
+is_held, may_go = threading.Event(), threading.Event()
+
+def hold():
+    with recorder._lock:
+        is_held.set()
+        may_go.wait(60)
+
+def use():
+    signal.alarm(60)  # So that a lock nobody will ever release ends the child.
+    recorder.enter(session_id="new", rank=7, name="train")
+    return len(list(recorder.lane_set("new", 7).open_phases()))
+
+holder = threading.Thread(target=hold)
+holder.start()
+is_held.wait(60)
+print(in_child(use))
+may_go.set()
+holder.join()
+""",
+    )
+    assert ["1"] == said
+
+
+def test_any_number_of_recorders_hooks_into_forks_once(run_python):
+    """A process that makes a recorder for each job does not get slower to fork with each."""
+    child = run_python(
+        """
+import os
+hooks = []
+os.register_at_fork = lambda **hook: hooks.append(hook["after_in_child"].__module__)
+from stormphase._recorder import PhaseRecorder
+
+recorders = [PhaseRecorder() for _ in range(3)]
+print(hooks.count("stormphase._recorder"))
+"""
+    )
+    assert "1\n" == child.stdout
+
+
+def test_where_there_is_no_fork_phases_are_recorded_all_the_same(run_python):
+    """A Python whose os has no hooks for forks has no forks."""
+    child = run_python(
+        """
+import os
+del os.register_at_fork
+from stormphase._recorder import PhaseRecorder
+
+recorder = PhaseRecorder()
+print(recorder.exit(recorder.enter(session_id="s", rank=0, name="train")[0]).context)
+"""
+    )
+    assert "Phase exited: train\n" == child.stdout
+
+
 def test_a_fork_while_other_threads_work_leaves_no_lock_held(run_python):
     """A child forked while threads see names for the first time enters, nests and resets at once."""
     said = run(

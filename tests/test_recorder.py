@@ -373,6 +373,7 @@ def test_a_lenient_recorder_says_that_nothing_ended(lenient_recorder):
     lenient_recorder.exit(token)
     again = lenient_recorder.exit(token)
     assert (PHASE_MISUSE, token.scope_id, ("train",)) == (again.event_type, again.scope_id, again.path)
+    assert f"Cannot exit phase {token._handle.label}: see the misuse counts." == again.context
     assert {Misuse.ALREADY_ENDED: 1} == lenient_recorder.lane_set("s", 0).counts.to_dict()
 
 
