@@ -26,11 +26,67 @@ _LONGEST_INNOCENT: Final = 128
 _MOST_INNOCENT: Final = 4_096
 _ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 
+# Most tokens of a training run are pieces of text: `eos_token`, `time_to_first_token`, `token_type`.
+_OF_TEXT: Final = (
+    *(
+        "pad",
+        "eos",
+        "bos",
+        "unk",
+        "sep",
+        "cls",
+        "mask",
+        "stop",
+        "start",
+        "end",
+        "special",
+        "image",
+        "audio",
+        "video",
+        "text",
+        "word",
+    ),
+    *(
+        "first",
+        "next",
+        "last",
+        "prev",
+        "previous",
+        "current",
+        "new",
+        "each",
+        "every",
+        "per",
+        "one",
+        "a",
+        "top",
+        "best",
+        "max",
+        "min",
+    ),
+    *(
+        "num",
+        "input",
+        "output",
+        "prompt",
+        "target",
+        "source",
+        "predicted",
+        "generated",
+        "sampled",
+        "decoded",
+        "draft",
+        "vocab",
+    ),
+)
+_TOKEN: Final = r"(?<![a-z])token(?![a-z0-9]|[_\-.](?!(?:value|string|secret|key|hash)(?![a-z]))[a-z0-9])" + "".join(
+    rf"(?<!(?<![a-z]){word}[_\-. ]token)" for word in _OF_TEXT
+)
 # `pass` and `key` alone are no credentials: "3 passed", "keyboard".
 _WORDS: Final = (
     r"(?:api|access|account|app|auth|client|private|secret|service|session|signing|storage|encryption)"
     r"[_\-. ]?(?:key|token|secret|pwd|password)s?(?![a-z])"
-    r"|passw(?:or)?d|passphrase|(?<![a-z])pwd(?![a-z])|secret|credential|(?<![a-z])token(?!s|iz|_?(?:count|id|len|num|per))"
+    rf"|passw(?:or)?d|passphrase|(?<![a-z])pwd(?![a-z])|secret|credential|{_TOKEN}"
     r"|(?<![a-z])auth(?:orization)?(?![a-z])|(?<![a-z])(?:set-)?cookie(?![a-z])|(?<![a-z])sas(?![a-z])|connection_?string"
 )
 _CREDENTIAL_NAME: Final = re.compile(_WORDS, re.IGNORECASE)
@@ -77,6 +133,7 @@ _PATTERNS: Final = (
         r"|pypi-[\w-]{20,}|dop_v1_[a-f0-9]{20,}|eyJ[\w-]{8,2000}\.[\w-]{8,}\.[\w-]*)"
     ),
 )
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?(?:e[+-]?[0-9]{1,3})?%?")
 _NOT_SECRET: Final = frozenset({"", '""', "''", "none", "null", "true", "false", "...", "***", REDACTED.lower()})
 
 T = TypeVar("T")
@@ -212,8 +269,8 @@ def _is_path(value: str) -> bool:
 
 def _known_part(found: re.Match[str]) -> str:
     secret = found["secret"].lower().strip("\"'")
-    # A tokenizer's "next_token: 50256" is none.
-    if secret in _NOT_SECRET or (secret.isdecimal() and "token" in found["keep"].lower()):
+    # "token: 50256" is a tokenizer's.
+    if secret in _NOT_SECRET or (_NUMBER.fullmatch(secret) and "token" in found["keep"].lower()):
         return found[0]
     quote = found["secret"][0] if found["secret"][0] in "\"'" else ""
     return f"{found['keep']}{quote}{REDACTED}{quote}"
