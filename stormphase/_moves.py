@@ -10,7 +10,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from stormphase import _exits, _misuse
-from stormphase._attributes import take
 from stormphase._model import PhaseStatus
 from stormphase._phase import FINAL, PhaseExtra, PhaseHandle, PhaseToken
 from stormphase._record import PhaseRecord, RecordKind
@@ -32,7 +31,11 @@ _ON_RESUME = TABLE.checked(PhaseStatus.PAUSED, PhaseStatus.ACTIVE)
 def add_event(
     lanes: LaneSet, phase: PhaseHandle, name: str, attributes: Mapping[str, Any] | None, timestamp: int | None
 ) -> None:
-    """Note an event on an open phase; at most `MAX_EVENTS`, more and later ones are counted."""
+    """Note an event on an open phase; at most `MAX_EVENTS`, more and later ones are counted.
+
+    Raises:
+        TypeError: if `attributes` is no mapping, and the set was made to raise; else the event is without them.
+    """
     extra = phase._extra_or_new()
     events = extra.events
     if events is None:
@@ -41,7 +44,8 @@ def add_event(
         lanes.counts.add("events_dropped")
         return
     when_ns = lanes.anchor.to_wall_ns(lanes.now()) if timestamp is None else timestamp
-    events.append((str(name), when_ns, take(attributes or {}, lanes.attribute_counts, lanes.redactor)))
+    taken = None if attributes is None else lanes.taken(attributes, lanes.attribute_counts, lanes.redactor)
+    events.append((str(name), when_ns, taken or {}))
 
 
 def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "pause") -> bool:

@@ -207,7 +207,11 @@ class PhaseHandle:
             self.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
-        """Note something that happened within the phase; `timestamp` in nanoseconds since the Unix epoch, else now."""
+        """Note something that happened within the phase; `timestamp` in nanoseconds since the Unix epoch, else now.
+
+        Raises:
+            TypeError: if `attributes` are no mapping; not with `on_misuse="record"`, which counts them as unreadable.
+        """
         self._lane.lanes.add_event(self, name, attributes, timestamp)
 
     def pause(self) -> None:

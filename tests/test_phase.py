@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import functools
 import pickle
 import sys
 from pathlib import Path
@@ -230,6 +231,27 @@ def test_events_keep_time_and_attributes(lanes, clock):
         phase.add_event("checkpoint", {"bytes": 10})
         phase.add_event("earlier", timestamp=5)
     assert [("checkpoint", START_WALL_NS + 3, {"bytes": 10}), ("earlier", 5, {})] == phase._extra.events
+
+
+def test_attributes_that_are_no_mapping_are_counted_where_misuse_is_only_recorded(lenient):
+    """At enter, later and of an event: the phase and the event are there, without them, and nothing is raised."""
+    phase = lenient.enter_phase("train", ["loss", 1])
+    phase.set_attributes(7)
+    phase.set_attributes(["loss", 1])
+    phase.add_event("seen", ["loss", 1])
+    phase.close()
+    assert "attributes" not in exit_boundary(phase).metadata["phase_scope"]
+    assert [("seen", {})] == [(name, attributes) for name, _, attributes in phase._extra.events]
+    assert 4 == lenient.attribute_counts.failed
+
+
+def test_attributes_that_are_no_mapping_are_refused(lanes):
+    """At once, to whoever gives them; the phase goes on."""
+    with lanes.enter_phase("train") as phase:
+        for give in (phase.set_attributes, functools.partial(phase.add_event, "seen")):
+            with pytest.raises(TypeError):
+                give(7)
+    assert (SUCCEEDED, []) == (phase.status, phase._extra.events)
 
 
 def test_events_are_bounded_and_counted(lanes):
