@@ -525,3 +525,26 @@ def test_an_entry_that_is_taken_back_at_the_last_moment_is_not_handed_over(feed)
     each.worker._work(1)
     assert [] == sink.taken
     assert {"offered": 0, "handed_over": 0, "failed": 0, "queued": 0, "dropped": 0} == counts(each.worker)
+
+
+def test_a_worker_that_is_woken_looks_at_its_queue_at_once(feed, monkeypatch):
+    """However long it would have rested."""
+    monkeypatch.setattr(_drain, "IDLE_S", LONG_S)
+    monkeypatch.setattr(_drain, "GAP_S", LONG_S)
+    looked = threading.Semaphore(0)
+    taken = threading.Event()
+    each = feed(lambda _: taken.set(), tick=looked.release)
+    monkeypatch.setattr(_drain, "TICK_NS", 0)
+    each.worker.start()
+    assert True is looked.acquire(timeout=LONG_S)
+    each(1)
+    each.worker.wake()
+    assert True is taken.wait(LONG_S / 2)
+
+
+def test_a_worker_says_that_it_is_over(feed):
+    """From the moment at which it is told to end."""
+    each = feed(Sink())
+    assert False is each.worker.is_over
+    each.worker.give_up()
+    assert True is each.worker.is_over

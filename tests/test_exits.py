@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
-from stormphase import Misuse, PhaseProtocolError, _exits, _lanes
+from stormphase import Misuse, PhaseProtocolError, _exits
 from stormphase._boundary import duration_ns, paused_ns, self_ns
 from stormphase._exits import restore_context
+from stormphase._lane import Lane, ThreadGuard
 from stormphase._lanes import ContextCarrier
 from stormphase._model import PhaseStatus
 from stormphase._recorder import PhaseRecorder
@@ -389,8 +390,8 @@ def test_an_interrupted_resume_that_a_reset_ended_stays_ended(clock):
 
 def test_what_an_interrupted_first_sight_of_a_thread_leaves_does_no_harm(lanes):
     """A guard that was never finished, and a lane that was never kept, go in peace."""
-    _lanes._ThreadGuard.__new__(_lanes._ThreadGuard).__del__()
-    lanes._gone.append(_lanes.Lane(lanes, 1, "never kept", None))
+    ThreadGuard.__new__(ThreadGuard).__del__()
+    lanes._gone.append(Lane(lanes, 1, "never kept", None))
     assert ([], (0, 0)) == (lanes.lanes(), lanes.boundary_counts())
 
 

@@ -210,11 +210,11 @@ def hold():
         may_go.wait(60)
 
 def use():
-    signal.alarm(60)  # So that a lock nobody will ever release ends the child.
+    signal.alarm(20)  # So that a lock nobody will ever release ends the child.
     recorder.enter(session_id="new", rank=7, name="train")
     return len(list(recorder.lane_set("new", 7).open_phases()))
 
-holder = threading.Thread(target=hold)
+holder = threading.Thread(target=hold, daemon=True)
 holder.start()
 is_held.wait(60)
 print(in_child(use))

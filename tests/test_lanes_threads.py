@@ -51,6 +51,25 @@ def test_a_thread_with_a_copied_context_hangs_under_where_it_was_copied(lanes, c
     assert train.scope_id == exit_boundary(load).metadata["phase_scope"]["parent_scope_id"]
 
 
+def test_a_context_adopts_a_phase_and_gives_it_back(lanes, step_thread):
+    """What a worker enters hangs under the phase that it works for; without one, and afterwards, at the root."""
+    parents = []
+
+    def work(adopted):
+        token = lanes.carrier.adopt(adopted, {})
+        with lanes.enter_phase("work") as phase:
+            parents.append(phase.parent)
+        lanes.carrier.variable.reset(token)
+        with lanes.enter_phase("own") as phase:
+            parents.append(phase.parent)
+
+    worker = step_thread("worker")
+    with lanes.enter_phase("train") as train:
+        worker.do(work, train)
+        worker.do(work, None)
+    assert [train, None, None, None] == parents
+
+
 def test_a_copied_context_outlives_the_phase_it_was_copied_in(lanes, step_thread):
     """What was open where the context was copied stays the parent, also after it has ended."""
     with lanes.enter_phase("train") as train:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import journal_independent_reader as independent_reader
 import pytest
@@ -216,6 +217,19 @@ def test_attributes_that_fitted_at_enter_fit_whatever_comes(writing):
     phase.close(error=ValueError("y" * 5_000))
     (found,) = [each for each in writing.read().ended if each.error]
     assert attributes == found.attributes
+
+
+def test_what_an_ended_thread_wrote_is_folded_and_stays(writing):
+    """Its segment goes to the worker with the first phase of a later thread, and nothing of it is lost."""
+    for name in ("first", "second"):
+        thread = threading.Thread(target=writing.fill, args=(name, 3))
+        thread.start()
+        thread.join()
+    assert 1 == len(writing.journal._worker._queue)
+    writing.fold()
+    image = writing.read()
+    assert ((), 6) == (image.open, count_of(image))
+    assert {("first",): 3, ("second",): 3} == {path: totals.count for path, totals in image.totals.items()}
 
 
 def test_a_path_without_a_number_is_told_in_full(tmp_path, monkeypatch):
