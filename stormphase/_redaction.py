@@ -28,59 +28,12 @@ _ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 
 # Most tokens of a training run are pieces of text: `eos_token`, `time_to_first_token`, `token_type`.
 _OF_TEXT: Final = (
-    *(
-        "pad",
-        "eos",
-        "bos",
-        "unk",
-        "sep",
-        "cls",
-        "mask",
-        "stop",
-        "start",
-        "end",
-        "special",
-        "image",
-        "audio",
-        "video",
-        "text",
-        "word",
-    ),
-    *(
-        "first",
-        "next",
-        "last",
-        "prev",
-        "previous",
-        "current",
-        "new",
-        "each",
-        "every",
-        "per",
-        "one",
-        "a",
-        "top",
-        "best",
-        "max",
-        "min",
-    ),
-    *(
-        "num",
-        "input",
-        "output",
-        "prompt",
-        "target",
-        "source",
-        "predicted",
-        "generated",
-        "sampled",
-        "decoded",
-        "draft",
-        "vocab",
-    ),
+    "pad eos bos unk sep cls mask stop start end special image audio video text word first next last prev previous "
+    "current new each every per one top best max min num input output prompt target source predicted generated sampled "
+    "decoded draft vocab"
 )
 _TOKEN: Final = r"(?<![a-z])token(?![a-z0-9]|[_\-.](?!(?:value|string|secret|key|hash)(?![a-z]))[a-z0-9])" + "".join(
-    rf"(?<!(?<![a-z]){word}[_\-. ]token)" for word in _OF_TEXT
+    rf"(?<!(?<![a-z]){word}[_\-. ]token)" for word in _OF_TEXT.split()
 )
 # `pass` and `key` alone are no credentials: "3 passed", "keyboard".
 _WORDS: Final = (
