@@ -520,7 +520,7 @@ with stormphase.worker(json.loads(sys.argv[1]), bridge=None) as tracker, tracker
     print(session._settings.store, session.journal.place_to_carry() is not None, tracker.identity.host != "elsewhere")
 """
     store = SqliteStore(tmp_path / "runs.db")
-    with PhaseTracker(bridge=None, store=store, journal=tmp_path / "runs", session_id="s") as tracker:
+    with PhaseTracker(bridge=None, store=store, journal=tmp_path / "runs") as tracker:
         here = fields(tracker.carrier()) | {"host": "elsewhere"}
         there = here | {"session_id": "t"}
         for found, has_journal in ((here, "True"), (there, "False")):
