@@ -196,6 +196,14 @@ def test_where_misuse_is_only_recorded_bad_tokens_are_counted(lenient):
     } == lenient.counts.to_dict()
 
 
+def test_where_misuse_is_only_recorded_a_token_of_a_reset_session_acquires_nothing(lenient):
+    """The released phase ended with the reset; that is counted, and the handle does nothing."""
+    released = lenient.enter_phase("train").release()
+    lenient.close("the recorder was reset")
+    assert "<no phase>" == repr(lenient.acquire(released))
+    assert {Misuse.ALREADY_ENDED: 1} == lenient.counts.to_dict()
+
+
 def test_a_token_of_nothing_ends_nothing(lenient, step_thread):
     """A release that was refused returns a token that looks like one."""
     phase = lenient.enter_phase("train")
