@@ -246,7 +246,7 @@ def test_where_there_is_no_fork_phases_are_recorded_all_the_same(run_python):
     child = run_python(
         """
 import os
-del os.register_at_fork
+del os.fork, os.register_at_fork
 from stormphase._recorder import PhaseRecorder
 
 recorder = PhaseRecorder()
