@@ -199,9 +199,14 @@ def _flat(processor: Any) -> Iterator[Any]:
         yield from _flat(inner)
 
 
+def _is_batching(processor: Any) -> bool:
+    """Whether a processor keeps spans in a queue: it, or what it is built on, calls itself a batching one."""
+    return any("Batch" in kind.__name__ for kind in type(processor).__mro__)
+
+
 def _queue_size(processor: Any, variable: str) -> int:
     """Return how many items a batch processor's queue holds; the default's size for processors without one."""
-    if "Batch" not in type(processor).__name__:
+    if not _is_batching(processor):
         return DEFAULT_QUEUE_SIZE
     size = getattr(getattr(processor, "_batch_processor", None), "_max_queue_size", None)
     if isinstance(size, int) and size > 0:
@@ -224,7 +229,7 @@ def _least_room(processors: list[Any], variable: str) -> int | None:
 
 
 def _waiting(processor: Any) -> int | None:
-    if "Batch" not in type(processor).__name__:
+    if not _is_batching(processor):
         return 0
     batch = getattr(processor, "_batch_processor", None)
     queue, lock = getattr(batch, "_queue", None), getattr(batch, "_export_lock", None)

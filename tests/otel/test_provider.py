@@ -55,6 +55,10 @@ class BatchOfMine(BatchSpanProcessor):
     """A batch processor that changes nothing of importance."""
 
 
+class Delayed(BatchSpanProcessor):
+    """A batch processor that is not called one."""
+
+
 class BatchThatStarts(BatchSpanProcessor):
     """A batch processor with a start of its own."""
 
@@ -243,6 +247,16 @@ def test_the_queue_in_which_most_wait_counts(provider: TracerProvider) -> None:
     assert 3 == resolve_tracer(provider)[2].waiting()
     for processor in provider._active_span_processor._span_processors[1:]:
         processor._batch_processor._queue.clear()
+
+
+def test_a_batch_processor_of_any_name_has_a_queue(provider: TracerProvider) -> None:
+    """A backend's own processor that is built on the SDK's batching one keeps spans as that does, whatever its name."""
+    mine = Delayed(InMemorySpanExporter(), max_queue_size=600)
+    provider.add_span_processor(mine)
+    mine._batch_processor._queue.append(object())
+    sdk = resolve_tracer(provider)[2]
+    assert (600, 299, 1) == (sdk.queue_size(), sdk.room(), sdk.waiting())
+    mine._batch_processor._queue.clear()
 
 
 def test_an_export_under_way_is_waited_for(provider: TracerProvider) -> None:
