@@ -152,8 +152,11 @@ class PhaseRecord:
         return found
 
     def to_json(self) -> str:
-        """Return the record as one JSON object on one line; numbers that JSON does not know become strings."""
-        return dumps(self.to_dict())
+        """Return the record as one JSON object on one line; numbers that JSON does not know become strings.
+
+        It can always be written as UTF-8: lone surrogates, as names of threads may have, are escaped and read back.
+        """
+        return dumps(self.to_dict()).encode("utf-8", "backslashreplace").decode("utf-8")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PhaseRecord:

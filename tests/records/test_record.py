@@ -122,6 +122,13 @@ def test_any_attributes_and_names_come_back_from_json(attributes, names):
     assert record == PhaseRecord.from_json(record.to_json())
 
 
+def test_what_json_says_can_be_written_as_utf_8():
+    """A thread's or a job's name may hold what no file takes: it is escaped, and read back as it was."""
+    record = attrs.evolve(FAILED, thread_name="t\ud800", attributes={"stormphase.session.name": "\udfffn"})
+    text = record.to_json()
+    assert record == PhaseRecord.from_json(text.encode("utf-8").decode("utf-8"))
+
+
 def test_numbers_that_json_does_not_know_become_strings():
     """A loss may be NaN, and JSON that others can read has no NaN."""
     odd = {"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": 1.5}
