@@ -47,6 +47,20 @@ def test_an_impatient_interrupt_of_the_stop_still_closes_the_file(writing, monke
     assert not writing.file.may_grow
 
 
+def test_who_ends_a_journal_does_not_wait_for_pauses(writing, monkeypatch):
+    """While training goes on the worker pauses within a segment; what is left at the end it folds at one go."""
+    pauses = []
+    monkeypatch.setattr("stormphase.journal._fold.time.sleep", pauses.append)
+    writing.fill(count=2 * SLOTS)
+    writing.fold()
+    before = len(pauses)
+    assert before > 0
+    writing.fill(count=2 * SLOTS)
+    monkeypatch.setattr(writing.journal._worker, "wait", lambda *_: writing.fold())
+    writing.journal.finish(1.0)
+    assert (before, 4 * SLOTS) == (len(pauses), count_of(writing.read()))
+
+
 def test_what_ends_after_the_journal_was_closed_is_still_stored(writing):
     """The file stays mapped, so a late exit is neither an error nor lost."""
     phase = writing.lanes.enter_phase("late")
