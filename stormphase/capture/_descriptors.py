@@ -352,6 +352,7 @@ class Descriptors:
         self._close_ready()
         if threading.current_thread() is not self._reader:
             self._reader.join(END_S)
+        self._forget_page()
         closing = (*self._reads, *self._saved)
         self._reads, self._saved = [], [-1, -1]
         for descriptor in closing:
@@ -364,6 +365,14 @@ class Descriptors:
         except subprocess.TimeoutExpired:
             _lingering.append(self._tee)  # Some child still writes through it.
 
+    def _forget_page(self) -> None:
+        """Let go of the shared page, whose map has a descriptor: what stands in its place says that all is told."""
+        # Replaced and not released: another thread may be about to look at it.
+        page = memoryview(bytearray(_tee.PAGE_BYTES)).cast("Q")
+        page[_tee.IS_IDLE] = 1
+        page[_tee.TOLD] = self._taken
+        self._page = page
+
     def after_fork_in_child(self) -> None:
         """Lead the child's descriptors where the parent's led before; the pipes and the tee are the parent's."""
         if not self._is_begun:
@@ -371,6 +380,7 @@ class Descriptors:
         self.is_on = self._is_begun = False
         self._lock = threading.RLock()
         self._restore()
+        self._forget_page()
         self._close_ready()
         for descriptor in (*self._writes, *self._reads, *self._saved, self._back):
             with contextlib.suppress(OSError):

@@ -234,6 +234,28 @@ libc.fflush(None)
     assert ("exec" in ending) == ("replaced" in lines)
 
 
+def test_no_descriptor_is_left_behind(run) -> None:
+    """At once, and not when a garbage collection comes: many programs that train turn that off. In a child, too."""
+    child = run(
+        """
+import gc
+gc.disable()
+captures = [capturing()]  # What a process needs once it has by now.
+captures[0].remove()
+kept = sorted(os.listdir("/proc/self/fd"))
+captures.append(capturing())
+pid = os.fork()
+report = [sorted(os.listdir("/proc/self/fd")) == kept]
+if pid:
+    os.waitpid(pid, 0)
+    captures[1].remove()
+    report = [sorted(os.listdir("/proc/self/fd")) == kept]
+"""
+        + REPORT
+    )
+    assert ["True"] * 2 == child.stderr.split()
+
+
 def test_an_exec_that_fails_goes_on_capturing(run) -> None:
     """The error is the program's, and what comes after it is captured as before."""
     child = run(
