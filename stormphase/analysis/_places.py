@@ -31,7 +31,8 @@ class Place:
         state: how it stands.
         phase: the innermost phase of the lane that says most of it, or the one that the process left by the exception
             or signal which ended it; None if there is none.
-        sync: the innermost synchronisation point on that lane, `phase` itself or one around it; None outside of any.
+        sync: the innermost synchronisation point on that lane in which it may wait, `phase` itself or one around it;
+            None outside of any.
         step: the step that the phase carries, else the last that the rank set.
     """
 
@@ -79,6 +80,21 @@ def place_of(rank: RankReport) -> Place:
     sync = next((each for each in reversed(lane) if each.is_sync), None)
     step = own.step if phase is None or phase.step is None else phase.step
     return Place(rank=rank.rank, state=own.state, phase=phase, sync=sync, step=step)
+
+
+def places_of(ranks: Iterable[RankReport]) -> dict[int, Place]:
+    """Return what each rank is doing.
+
+    Of points within a point: who is at work in the outer one, while others have come to the inner one, does not wait in
+    it, since they are past what it stands for.
+    """
+    places = {rank.rank: place_of(rank) for rank in ranks}
+    points = {place.sync.path for place in places.values() if place.sync is not None}
+    outer = {path[:length] for path in points for length in range(1, len(path))} & points
+    for place in places.values() if outer else ():
+        if place.sync is not None and place.sync.path in outer and place.phase is not place.sync:
+            places[place.rank] = attrs.evolve(place, sync=None)
+    return places
 
 
 def is_overdue(phase: OpenPhase, hang_ns: int) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, has_usual, is_overdue, place_of
+from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, has_usual, is_overdue, places_of
 from stormphase.analysis._ranks import DEAD, WELL, OpenPhase, ProcessReport, RankReport, RankState, Usual, ranks_of
 from stormphase.analysis._suspects import Suspect, died_together, since_text, suspects_of
 from stormphase.analysis._waits import Wait, waits_of
@@ -71,7 +71,7 @@ def diagnose(
     """
     reports = ranks_of(processes)
     by_rank = {report.rank: report for report in reports}
-    places = {report.rank: place_of(report) for report in reports}
+    places = places_of(reports)
     waits = waits_of(by_rank, places, hang_ns)
     identity = reports[0].own.identity
     others = sorted(set(other_attempts), reverse=True)
@@ -115,12 +115,15 @@ def _notes(
     for wait in waits:
         if wait.is_hung and not wait.missing:
             everyone = "all ranks that have a journal" if absent else f"all {counted(len(ranks), 'rank')}"
-            who = everyone if len(wait.ranks) == len(ranks) else f"ranks {ranks_text(wait.ranks)}"
+            is_alone = len(wait.ranks) == 1
+            named = f"rank{'' if is_alone else 's'} {ranks_text(wait.ranks)}"
+            who = everyone if len(wait.ranks) == len(ranks) > 1 else named
             gone = [rank for rank in wait.ranks if ranks[rank].own.state in DEAD]
             ended = f", rank {ranks_text(gone)} ended in it" if gone and not wait.is_over else ""
-            verb = "were" if wait.is_over else "others are" if ended else "are"
+            have, now, before = ("has", "is", "was") if is_alone else ("have", "are", "were")
+            verb = before if wait.is_over else "others are" if ended else now
             yield (
-                f"{who} have entered {path_text(wait.path)}{ended} and {verb} in it for {span(wait.for_ns)}: "
+                f"{who} {have} entered {path_text(wait.path)}{ended} and {verb} in it for {span(wait.for_ns)}: "
                 "no journal shows one that is missing there"
             )
         if wait.is_guess:
@@ -130,9 +133,10 @@ def _notes(
             )
         at_work = [each.rank for each in wait.missing if _may_be_at_work(places[each.rank])]
         if wait.is_hung and wait.missing and len(at_work) == len(wait.missing):
+            plural, verb, it = ("s", "are", "they") if len(at_work) > 1 else ("", "is", "it")
             yield (
-                f"how long what rank {ranks_text(at_work)} is in usually takes is not known: "
-                "it may be slow there, and not stuck"
+                f"how long what rank{plural} {ranks_text(at_work)} {verb} in usually takes is not known: "
+                f"{it} may be slow there, and not stuck"
             )
     together = died_together(ranks)
     if together is not None:

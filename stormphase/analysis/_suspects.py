@@ -77,8 +77,10 @@ def suspects_of(
             words.append(f"it is at step {place.step}, most are at {leading_step}")
         words += [_died_beside(each) for each in report.processes[1:] if each.has_died]
         reason = ": ".join([words[0], "; ".join(words[1:])]) if len(words) > 1 else words[0]
-        # The first to die before those that died later, whatever else speaks against them.
-        order = firsts.get(rank, (len(ranks) + 1, report.own.end_ns)) if report.own.has_died else (0, 0)
+        # The first to die before those that died later, whatever else speaks against them; of the living the one that
+        # most wait for. In two collectives at once the odd one out is the likelier reason.
+        waiting = max((len(wait.ranks) for wait, _ in awaited), default=0)
+        order = firsts.get(rank, (len(ranks) + 1, report.own.end_ns)) if report.own.has_died else (-waiting, 0)
         found.append((tier, *order, Suspect(rank=rank, kind=KINDS[tier], reason=reason)))
     return tuple(each[-1] for each in sorted(found, key=lambda each: (*each[:3], each[3].rank)))
 

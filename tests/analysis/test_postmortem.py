@@ -171,3 +171,19 @@ def test_what_was_never_measured_may_be_slow_and_not_stuck(job: Any) -> None:
     usual = {"train / barrier": [0.01] * 8, "train / load": [0.01] * 9}
     job.rank(1, "train,90", "train / load,31", usual=usual)
     assert () == job.diagnose().notes
+
+
+def test_notes_tell_one_rank_from_several() -> None:
+    """Verbs agree: a note about one rank is not said as if it were about many."""
+    point = {"train / barrier": [0.01] * 9}
+    job = jobs.Job(3)
+    job.rank(0, "train,90", "train / barrier,30,sync", usual=point)
+    for rank in (1, 2):
+        job.rank(rank, "train,90", "train / evaluate,31", usual={"train / barrier": [0.01] * 8})
+    words = "how long what ranks 1-2 are in usually takes is not known: they may be slow there, and not stuck"
+    assert (words,) == job.diagnose().notes
+    job = jobs.Job(2)
+    job.rank(0, "train,90", "train / barrier,30,sync", usual=point)
+    job.rank(1, "train,90", usual={"train / barrier": [0.01] * 10})
+    words = "rank 0 has entered train / barrier and is in it for 30.0 s: no journal shows one that is missing there"
+    assert (words,) == job.diagnose().notes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import pytest
+
 from stormphase._liveness import Liveness, Verdict
 from stormphase.analysis._ranks import report_process
 
@@ -115,11 +117,34 @@ def test_who_waits_elsewhere_itself_comes_last(job: Any) -> None:
     job.rank(2, "train,4000", "train / barrier,310,sync", usual=barrier)
     job.rank(3, "train,4000", "train / step,316", usual=USUAL)
     postmortem = job.diagnose()
-    kinds = [(3, "awaited"), (0, "waits_itself"), (1, "waits_itself"), (2, "waits_itself")]
+    kinds = [(3, "awaited"), (2, "waits_itself"), (0, "waits_itself"), (1, "waits_itself")]
     assert kinds == found(job)
     assert "it never entered that step's all_reduce, where 2 ranks wait for 312 s; it waits itself" in (
-        postmortem.suspects[3].reason
+        postmortem.suspects[1].reason
     )
+
+
+def test_of_two_collectives_the_odd_one_out_comes_first(job: Any) -> None:
+    """One rank took another turn: who most wait for stands before those that only it waits for."""
+    waiting(job, 0, 1, 2)
+    barrier = {**USUAL, "train / barrier": [0.01] * 9}
+    job.rank(3, "train,4000", "train / barrier,312,sync", usual=barrier)
+    assert [3, 0, 1, 2] == [rank for rank, _ in found(job)]
+
+
+@pytest.mark.parametrize("verdict", ["alive", "dead"])
+def test_who_is_at_work_within_a_point_that_the_others_are_past_does_not_wait(job: Any, verdict: str) -> None:
+    """A point within a point: all have entered the outer one, and one of them never comes to the inner one."""
+    usual = {"step / sync": [0.1] * 9, "step / sync / prepare": [0.01] * 10, "step / sync / all_reduce": [0.02] * 9}
+    inner = ("step,310", "step / sync,309,sync", "step / sync / all_reduce,308,sync")
+    for rank in (0, 2, 3):
+        job.rank(rank, *inner, usual={**usual, "step / sync / prepare": [0.01] * 10}, verdict=verdict)
+    outer = {**usual, "step / sync / prepare": [0.01] * 9}
+    job.rank(1, "step,310", "step / sync,309,sync", "step / sync / prepare,308", usual=outer, verdict=verdict)
+    (suspect,) = job.diagnose().suspects
+    assert (1, "awaited" if verdict == "alive" else "dead_and_awaited") == (suspect.rank, suspect.kind)
+    assert "it never entered that step's all_reduce, and is what the others wait" in suspect.reason
+    assert not any("no journal shows one that is missing" in note for note in job.diagnose().notes)
 
 
 def test_a_rank_in_an_earlier_round_of_the_same_point_is_missing(job: Any) -> None:
