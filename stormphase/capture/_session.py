@@ -216,6 +216,9 @@ class CaptureSession:
             phase = open_above(phase)
         if self._now is not SystemClock.monotonic_ns:
             when_ns = self._now()
+        if phase is not None and phase._status in FINAL:
+            # Read after the end and written before it, and before the traceback.
+            when_ns = min(when_ns, max(phase._entered_ns, phase._ended_ns - 1))
         name = _RAW_STREAMS[stream]
         for index, output in enumerate(self._outputs_for(phase)):
             feed = output.feed(-1, name, is_binary=True)

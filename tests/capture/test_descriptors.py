@@ -121,6 +121,27 @@ print("python after")
     assert lines.index("sub 1") < lines.index("c 2") < lines.index("c 3") < lines.index("logged")
 
 
+def test_what_was_written_before_a_failure_stands_before_its_traceback(run) -> None:
+    """It is read a while after the phase has ended, and was not said then."""
+    child = run(
+        """
+capture = capturing()
+try:
+    with lanes.enter_phase("p") as phase:
+        os.write(2, b"out of memory\\n")
+        raise ValueError
+except ValueError:
+    pass
+lines = capture.take(phase).lines
+capture.remove()
+end_ns = lanes.anchor.to_wall_ns(phase._ended_ns)
+report = [lines[0].stream, lines[0].text, lines[-1].stream, lines[-1].text, lines[0].time_ns < end_ns]
+"""
+        + REPORT
+    )
+    assert ["stderr", "out of memory", "traceback", "ValueError", "True"] == child.stderr.splitlines()
+
+
 def test_a_library_that_holds_the_gil_does_not_hang(run) -> None:
     """Much text from C in one go, with the GIL held: whoever reads the pipe must not need it."""
     child = run(
