@@ -34,6 +34,8 @@ class Place:
         sync: the innermost synchronisation point on that lane in which it may wait, `phase` itself or one around it;
             None outside of any.
         step: the step that the phase carries, else the last that the rank set.
+        beside: outside of any, a point on another lane in which the rank is for far longer than ever before: what it
+            does meanwhile may well wait for that.
     """
 
     rank: int
@@ -41,6 +43,12 @@ class Place:
     phase: OpenPhase | None
     sync: OpenPhase | None
     step: int | None
+    beside: OpenPhase | None = None
+
+    @property
+    def point(self) -> OpenPhase | None:
+        """The synchronisation point in which the rank waits, if it waits in any."""
+        return self.sync or self.beside
 
 
 @attrs.frozen(kw_only=True)
@@ -79,7 +87,8 @@ def place_of(rank: RankReport) -> Place:
     phase = lane[-1] if lane else None
     sync = next((each for each in reversed(lane) if each.is_sync), None)
     step = own.step if phase is None or phase.step is None else phase.step
-    return Place(rank=rank.rank, state=own.state, phase=phase, sync=sync, step=step)
+    beside = _point_beside(own.open, lane) if sync is None and not own.unwound else None
+    return Place(rank=rank.rank, state=own.state, phase=phase, sync=sync, step=step, beside=beside)
 
 
 def places_of(ranks: Iterable[RankReport]) -> dict[int, Place]:
@@ -153,6 +162,15 @@ def _group(members: Sequence[Place], state: RankState, path: tuple[str, ...]) ->
         greatest_ns=max(times),
         usual=None if longest is None else longest.usual,
     )
+
+
+def _point_beside(phases: Iterable[OpenPhase], lane: Iterable[OpenPhase]) -> OpenPhase | None:
+    """Return the point of another lane that is open for far longer than ever before; of several the first entered."""
+    told = {phase.lane for phase in lane}
+    # The innermost of each lane.
+    points = {phase.lane: phase for phase in phases if phase.is_sync and phase.lane not in told}
+    overdue = [phase for phase in points.values() if has_usual(phase) and is_overdue(phase, 0)]
+    return min(overdue, key=lambda phase: phase.entered_ns, default=None)
 
 
 def _telling_lane(phases: Sequence[OpenPhase]) -> list[OpenPhase]:

@@ -58,13 +58,14 @@ def suspects_of(
     leading_step = _common_step(places)
     victims = {rank for wait in hung for rank in wait.ranks}
     sufferers = {rank for rank in victims if ranks[rank].own.unwound or _waits_too_long(places[rank], hang_ns)}
-    excused = {rank for wait in hung if wait.missing for rank in wait.ranks} & sufferers
+    beside = {rank for rank in victims if places[rank].beside is not None}
+    excused = {rank for wait in hung if wait.missing for rank in wait.ranks} & (sufferers | beside)
     found: list[tuple[int, int, int, Suspect]] = []
     for rank, report in ranks.items():
         place = places[rank]
         awaited = [(wait, each) for wait in hung for each in wait.missing if each.rank == rank]
         tier = _tier(report, place, bool(awaited), rank in firsts, hang_ns)
-        if (tier is DIED and rank in victims) or (tier is DIED_FIRST and rank in excused):
+        if (tier is DIED and rank in victims) or (tier in {DIED_FIRST, OVERDUE} and rank in excused):
             continue  # It waited for another one, until something ended them all.
         if tier is DEAD_AND_AWAITED and rank in sufferers:
             tier = WAITS_ITSELF

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Ranks that meet are not further apart: work that is only queued for a device runs ahead, but not by many rounds.
 MAX_ROUNDS_APART: Final = 4
+# Where no phase around them has ended, nobody can tell how many make a round.
+MAX_POINTS_APART: Final = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -64,8 +66,8 @@ def waits_of(ranks: Mapping[int, RankReport], places: Mapping[int, Place], hang_
     """Return the synchronisation points that ranks are in, those of most ranks first."""
     by_path: dict[tuple[str, ...], list[Place]] = {}
     for place in places.values():
-        if place.sync is not None:
-            by_path.setdefault(place.sync.path, []).append(place)
+        if place.point is not None:
+            by_path.setdefault(place.point.path, []).append(place)
     found = [_wait(path, members, ranks, places, hang_ns) for path, members in by_path.items()]
     return tuple(sorted(found, key=lambda wait: (-len(wait.ranks), wait.path)))
 
@@ -85,7 +87,7 @@ def _wait(
     step = steps.pop() if len(steps) == 1 else None
     # How often they came here in one round of the phase around it: a step may have many of them.
     rounds = max(ranks[place.rank].own.counts.get(path[:-1], 0) for place in waiting) + 1
-    most_apart = MAX_ROUNDS_APART * -(-most // rounds)
+    most_apart = MAX_ROUNDS_APART * -(-most // rounds) if rounds > 1 else MAX_POINTS_APART
     missing = []
     for rank, report in ranks.items():
         if rank in waiting_ranks:
@@ -93,7 +95,7 @@ def _wait(
         each = _missing(report, places[rank], path, most, most_apart, step)
         if each is not None:
             missing.append(each)
-    phases = [place.sync for place in waiting if place.sync is not None]
+    phases = [place.point for place in waiting if place.point is not None]
     has_living = any(place.state not in DEAD for place in waiting)
     waits_for_dead = has_living and any(places[each.rank].state in DEAD for each in missing)
     is_proven = waits_for_dead or _was_broken(waiting, missing, ranks)

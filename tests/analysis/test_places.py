@@ -48,6 +48,17 @@ def test_a_task_tells_more_than_the_phase_it_runs_under() -> None:
     assert (("train", "save", "a", "b"), ("train", "save")) == (found.phase.path, found.sync.path)
 
 
+def test_a_point_of_another_lane_tells_where_it_lasts_longer_than_ever() -> None:
+    """Of a point that was never measured, or is open for no longer than before, nothing follows; nor within another."""
+    usual = {"share": [0.1] * 9, "late": [0.1] * 9, "long": [40.0] * 9, "step / sync": [1.0] * 9}
+    others = ("share,7,lane 2,thread 8,sync", "late,8,lane 3,thread 9,sync", "long,30,lane 4,thread 10,sync")
+    others += ("new,90,lane 5,thread 11,sync", "load,90,lane 6,thread 12")
+    found = place("step,9", *others, usual=usual)
+    assert (("step",), None, ("late",)) == (found.phase.path, found.sync, found.point.path)
+    found = place("step,9", "step / sync,8,sync", *others, usual=usual)
+    assert (("step", "sync"), None) == (found.point.path, found.beside)
+
+
 def test_with_nothing_open_a_rank_is_nowhere() -> None:
     """The step it set last is known all the same."""
     found = place(step=3)

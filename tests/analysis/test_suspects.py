@@ -192,6 +192,27 @@ def test_a_rank_that_never_came_even_once_is_missing(job: Any) -> None:
     assert [(3, "awaited")] == found(job)
 
 
+@pytest.mark.parametrize("point", ["all_reduce", "train / all_reduce"])
+def test_who_takes_no_part_is_not_waited_for_where_there_are_no_rounds(job: Any, point: str) -> None:
+    """A loop without a phase around each step: one that serves data has never been there, and need not come."""
+    for rank in (0, 1, 2):
+        job.rank(rank, "train,4000", f"{point},312,sync", usual={point: [0.01] * 1_000})
+    job.rank(3, "train,4000", "train / serve,0.1", usual={"train / serve": [0.1] * 9_000})
+    assert ((), True) == (job.diagnose().suspects, job.diagnose().is_hung)
+
+
+@pytest.mark.parametrize("verdict", ["alive", "dead"])
+def test_who_waits_for_a_thread_that_waits_for_others_is_not_to_blame(job: Any, verdict: str) -> None:
+    """Gradients are shared by a thread of their own: what the main thread is in meanwhile lasts too long as well."""
+    usual = {"step / wait": [0.01] * 9, "share": [0.01] * 9, "step / load": [0.01] * 9}
+    for rank in (0, 1, 3):
+        job.rank(rank, "step,313", "step / wait,312", "share,311,sync,lane 2,thread 9", usual=usual, verdict=verdict)
+    job.rank(2, "step,313", "step / load,312", usual=usual, verdict=verdict)
+    (suspect,) = job.diagnose().suspects
+    assert (2, "awaited" if verdict == "alive" else "dead_and_awaited") == (suspect.rank, suspect.kind)
+    assert "it never entered that step's share, and is what the others wait" in suspect.reason
+
+
 def test_if_everyone_is_in_it_nobody_is_accused(job: Any) -> None:
     """Then the point itself hangs, or what is beneath it."""
     waiting(job, 0, 1, 2, 3)
