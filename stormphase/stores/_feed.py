@@ -137,7 +137,9 @@ class StoreFeed:
             self._fresh[phase._sequence] = phase
         else:
             self._take_end(entry)
-        if self._unwritten >= BATCH and (self._try() or self._unwritten < MAX_WAITING):
+        # A worker's or child's first at once: if it is killed a moment later, it has been there, and may be to blame.
+        is_due = self._unwritten >= BATCH or self._owners is None
+        if is_due and (self._try() or self._unwritten < MAX_WAITING):
             return
         while self._unwritten >= MAX_WAITING and not self.is_over():
             # Nothing more is taken from the queue, which is bounded and counts what it drops.

@@ -483,6 +483,19 @@ def test_a_forked_child_has_a_record_of_its_own(tmp_path, lanes, facts):
     assert {"succeeded"} == {record.status.value for record in records}
 
 
+def test_a_childs_first_phase_does_not_wait_for_its_batch(lanes, facts):
+    """A worker that is killed a moment after it began has been there, and is what its parent failed by."""
+    store = Unreliable()
+    feed = StoreFeed(store, lanes, facts)
+    feed.after_fork_in_child()
+    with lanes.enter_phase("load") as load:
+        feed.take((load,))
+        assert [("process", "active"), ("load", "active")] == [(each.name, each.status.value) for each in store.query()]
+        with lanes.enter_phase("shard") as shard:
+            feed.take((shard,))
+    assert [("begin", 2)] == store.calls
+
+
 def test_a_child_without_phases_writes_nothing(lanes, facts):
     """It is nobody's business that it was there; one that was forked outside of all phases hangs under its rank."""
     store = MemoryStore()
