@@ -236,16 +236,22 @@ def _waiting(processor: Any) -> int | None:
     batch_size = getattr(batch, "_max_export_batch_size", None)
     if not isinstance(queue, deque) or not isinstance(batch_size, int) or not hasattr(lock, "locked"):
         return None
+    if _is_shut_down(processor):
+        return None  # It takes nothing any more, and says so to nobody; the queue that is empty proves nothing then.
     # In this order: what had left the queue by then is exported if nobody exports now. Of what is being exported, and
     # the SDK does that under its lock, one batch at a time, nobody can tell.
     count = len(queue)
     return count + batch_size if lock is not None and lock.locked() else count
 
 
+def _is_shut_down(processor: Any) -> bool:
+    return getattr(getattr(processor, "_batch_processor", None), "_shutdown", False) is True
+
+
 def _flushed(processor: Any, timeout_ms: int) -> bool:
     """Flush one processor; False if it says so or raises. None, as the SDK once returned, is no failure."""
     try:
-        return processor.force_flush(timeout_ms) is not False
+        return processor.force_flush(timeout_ms) is not False and not _is_shut_down(processor)
     except Exception:  # noqa: BLE001 - a user's processor may raise anything
         _log.warning("stormphase: flushing %r failed", processor, exc_info=True)
         return False

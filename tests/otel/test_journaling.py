@@ -247,6 +247,26 @@ def test_what_waits_in_the_sdks_queue_is_told_once_it_was_exported(bridged: Call
     batch.shutdown()
 
 
+def test_what_a_processor_was_given_after_its_shutdown_is_never_told(bridged: Callable[..., Bridged]) -> None:
+    """It takes such a span, drops it and has an empty queue: recovery has to send it."""
+    exporter = InMemorySpanExporter()
+    batch = BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000)
+    rig = bridged(processors=[batch])
+    told: list[Any] = []
+    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    with rig.enter("before") as before:
+        pass
+    rig.deliver()
+    assert rig.bridge.flush(1.0)
+    batch.shutdown()
+    with rig.enter("after"):
+        pass
+    rig.deliver()
+    rig.bridge.tick()
+    assert not rig.bridge.flush(1.0)
+    assert ([before], ["before"]) == (told, [span.name for span in exporter.get_finished_spans()])
+
+
 def test_a_failure_that_is_sent_unsampled_waits_in_the_queue_as_well(bridged: Callable[..., Bridged]) -> None:
     """With its ancestors; what went well never gets there."""
     batch = BatchSpanProcessor(InMemorySpanExporter(), schedule_delay_millis=3_600_000)

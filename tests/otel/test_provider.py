@@ -194,6 +194,9 @@ def test_private_names_of_the_span_sdk(provider: TracerProvider) -> None:
     assert 0 == resolve_tracer(provider)[2].waiting()
     with batch._batch_processor._export_lock:
         assert batch._batch_processor._max_export_batch_size == resolve_tracer(provider)[2].waiting()
+    assert resolve_tracer(provider)[2].force_flush(1_000)
+    batch.shutdown()
+    assert (None, False) == (resolve_tracer(provider)[2].waiting(), resolve_tracer(provider)[2].force_flush(1_000))
     assert {"sampler", "resource", "span_processor", "id_generator"} <= vars(sdk.tracer).keys()
     has_configurator = hasattr(provider, "_tracer_configurator")
     assert has_configurator is hasattr(Tracer, "_is_enabled")
