@@ -24,7 +24,7 @@ def record_of(
     *,
     process: ProcessIdentity | None = None,
     correlation_id: str | None = None,
-    output: Sequence[OutputLine] = (),
+    output: Sequence[OutputLine] | None = (),
 ) -> PhaseRecord:
     """Return the record that a pair of boundaries tells of. Pure; thread-, fork- and async-safe.
 
@@ -35,7 +35,7 @@ def record_of(
         exit: its exit boundary, or None while it is open.
         process: the process that it belongs to.
         correlation_id: what else the run is known by: the caller's word, else the trace id.
-        output: what was captured while it was open.
+        output: what was captured while it was open; None where nobody knows.
 
     Raises:
         ValueError: if there is neither, they are of two phases or of another kind, or an exit whose enter is missing
@@ -93,12 +93,15 @@ def record_of(
         root_cause_scope_id=error.get("root_cause_scope_id"),
         root_cause_path=None if cause_path is None else tuple(cause_path),
         process=process,
-        output=tuple(output),
+        output=None if output is None else tuple(output),
     )
 
 
 def _open(
-    enter: PhaseBoundary, process: ProcessIdentity | None, correlation_id: str | None, output: Sequence[OutputLine]
+    enter: PhaseBoundary,
+    process: ProcessIdentity | None,
+    correlation_id: str | None,
+    output: Sequence[OutputLine] | None,
 ) -> PhaseRecord:
     scope = _scope_of(enter, PHASE_ENTER)
     get = scope.get
@@ -123,7 +126,7 @@ def _open(
         is_sync=get("is_sync", False),
         attributes=get("attributes", _NO_ATTRIBUTES),
         process=process,
-        output=tuple(output),
+        output=None if output is None else tuple(output),
     )
 
 

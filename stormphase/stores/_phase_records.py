@@ -123,4 +123,5 @@ def open_record(phase: PhaseHandle, *, process: ProcessIdentity | None, correlat
         is_sync=extra is not None and extra.is_sync,
         attributes=phase._attributes or {},
         process=process,
+        output=None,  # It is stored with the end; until then a store knows nothing of it.
     )

@@ -207,7 +207,9 @@ def check(directory, what, confirmed, seen):
             assert ("failed" if word == "check" else "succeeded") == record.status.value, record
             assert (word == "check") == (record.traceback is not None), record
         else:
-            assert ("active", None, ()) == (record.status.value, record.ended_ns, record.output), record
+            # A tracker's store does not know what an open phase has said; the other victim writes records of its own.
+            known = () if what == "step" else None
+            assert ("active", None, known) == (record.status.value, record.ended_ns, record.output), record
     ended = {record.attributes["n"] for record in records if record.is_ended and record.name == "step"}
     missing = set(range(confirmed)) - ended
     assert not missing, f"{len(missing)} of {confirmed} confirmed phases are missing: {sorted(missing)[:5]}"

@@ -39,6 +39,7 @@ def test_both_ways_give_the_same_record(lanes, lenient, ended, clock):
         assert record_of(exit=exit_boundary(phase), correlation_id="c") == ended_record(
             phase, process=None, correlation_id="c", output=()
         )
-        assert record_of(enter_boundary(phase), correlation_id="c") == open_record(
+        # A store hears what a phase has said when that ends: until then nobody knows.
+        assert record_of(enter_boundary(phase), correlation_id="c", output=None) == open_record(
             phase, process=None, correlation_id="c"
         )
