@@ -21,7 +21,7 @@ from stormphase.journal._plain import parse
 from stormphase.journal._writer import SCRATCH_SLOT, SegmentWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from stormphase._phase import PhaseHandle
     from stormphase.journal._file import JournalFile
@@ -35,9 +35,9 @@ ORPHAN_TICKS: Final = 50
 _LONGEST_PATIENCE: Final = 64
 _MAX_NOTES: Final = 4_096
 _TRIES: Final = 8
-_SLOTS_AT_ONCE: Final = 64
+_SLOTS_AT_ONCE: Final = 32
 # Some 40 us of work, and then a pause: who sleeps for no time has the GIL back before another thread has woken up.
-_PAUSE_S: Final = 0.001
+_PAUSE_S: Final = 0.0005
 _ALL_AT_ONCE: Final = 1_024
 
 
@@ -262,19 +262,19 @@ class Folder:
         """Return how many slots there are before the blobs begin."""
         return (self._file.word(segment + _format.BLOBS_FROM) - _format.FIRST_SLOT) // _format.SLOT
 
-    def _slots(self, segment: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Return offset and fields of each slot that is not empty."""
+    def _slots(self, segment: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yield offset and fields of each slot that is not empty, as they were at the call."""
         first = segment + _format.FIRST_SLOT
         data = self._file.bytes_at(first, self._slots_of(segment) * _format.SLOT)
         found = zip(range(first, first + len(data), _format.SLOT), _format.WHOLE_SLOT.iter_unpack(data), strict=True)
-        return [(slot, fields) for slot, fields in found if fields[8]]
+        return ((slot, fields) for slot, fields in found if fields[8])
 
     def _add_up(self, segment: int, slots_at_once: int) -> int:
         """Add what has ended in the segment to the totals, and return how many that are."""
         add = self._totals.add
         added = 0
         for index, (_, fields) in enumerate(self._slots(segment)):
-            if index % slots_at_once == slots_at_once - 1:
+            if index % slots_at_once == 0 and slots_at_once != _ALL_AT_ONCE:
                 time.sleep(_PAUSE_S)  # noqa: TID251 - waits for nothing: training may want the GIL
             entered_ns, _, _, path, _, blob_at, blob_length, flags, _, ended_ns, children_ns, word = fields
             status = word >> _format.STATUS_SHIFT

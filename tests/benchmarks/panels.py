@@ -69,7 +69,7 @@ PANELS: dict[str, Panel] = {
         "sdk:SdkSpanWithTwoEvents", "sdk:SdkSpanWithTwoRichEvents", "ours_bridged:BridgedWithSpanEvents"
     ),
     "cpu_log_events": _cpu("sdk:SdkSpanWithTwoLogs", "ours_bridged:BridgedWithLogs"),
-    "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep"), rounds=12, operations=1_000),
+    "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep", "sdk:SdkStep"), rounds=12, operations=1_000),
     "tail_journal": Panel(
         "tail", ("ours:PlainStep", "ours_journaled:BridgedAndJournaledStep"), rounds=12, operations=1_000
     ),

@@ -13,7 +13,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from workload import OUTER, PHASE, THREE_ATTRIBUTES, TWO_EVENTS
+from workload import OUTER, PHASE, PIECES_PER_STEP, THREE_ATTRIBUTES, TWO_EVENTS, work_without_gil
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,6 +141,22 @@ class SdkSpanWithAttributes(SdkSpan):
         for _ in range(count):
             with self._tracer.start_as_current_span(PHASE, attributes=THREE_ATTRIBUTES):
                 pass
+
+
+class SdkStep(SdkSpan):
+    """A short step that lets go of the GIL, with a span around it and one around each of its pieces."""
+
+    name = "step of 8 pieces, 9 SDK spans"
+    delivered_per_operation = 1 + PIECES_PER_STEP
+
+    def batch(self, count: int) -> None:
+        """Do `count` steps."""
+        start = self._tracer.start_as_current_span
+        for _ in range(count):
+            with start(PHASE):
+                for _ in range(PIECES_PER_STEP):
+                    with start(PHASE):
+                        work_without_gil()
 
 
 class SdkSpanDelivered(SdkSpan):
