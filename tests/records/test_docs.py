@@ -43,7 +43,9 @@ def test_what_the_page_shows_runs(page, tmp_path, monkeypatch, make_tracker, cap
     ]
     assert [("train / upload", "no route to host", "train / upload")] == found[1]
     assert [("step 0",), ("step 1",), ("step 2",)] == found[2]
-    assert [("train", "digits", "succeeded"), ("train / step", "digits", "succeeded")] == [row[:3] for row in found[3][:2]]
+    assert [("train", "digits", "succeeded"), ("train / step", "digits", "succeeded")] == [
+        row[:3] for row in found[3][:2]
+    ]
     assert [("train / upload", None, "succeeded")] == [row[:3] for row in found[3][2:]]  # Its first try had failed.
     (commands,) = blocks(page, "sh")
     for line in commands.splitlines():
