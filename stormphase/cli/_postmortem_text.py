@@ -35,7 +35,7 @@ _ALL_ALIKE: Final = "who died; nothing speaks against one more than against anot
 
 def write_postmortem(page: Page, postmortem: Postmortem, now_wall_ns: int, wanted: Collection[int] | None) -> None:
     """Add the text to `page`; `wanted` ranks in detail, or those of the first suspects if it is None."""
-    page.line(f"stormphase postmortem: {title_text(postmortem)}", style=BOLD)
+    page.wrapped(f"stormphase postmortem: {title_text(postmortem)}", indent="  ", style=BOLD)
     page.line(f"read at {utc(now_wall_ns)}", style=DIM)
     page.wrapped(_states_text(postmortem), style=_verdict_style(postmortem))
     page.line()

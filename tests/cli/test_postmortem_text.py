@@ -195,3 +195,12 @@ def test_lines_fit_into_the_terminal(job: Any, columns: str) -> None:
     job.rank(0, "train,9", " train / " + "x" * 300 + ",8", usual={"train": [1] * 9}, verdict="dead")
     out = text_of(job, stream=Terminal(), COLUMNS=columns, NO_COLOR="1")
     assert int(columns) >= max(len(line) for line in out.splitlines())
+
+
+def test_how_many_ranks_there_are_is_never_cut_off(job: Any) -> None:
+    """A session id that was derived has 32 digits, which leave no room for the rest beside it."""
+    image = job.image(0, "train,9")
+    image = attrs.evolve(image, identity=attrs.evolve(image.identity, session_id="5fde07d02a8e3a03" * 2))
+    job.processes.append(report_process(image, Verdict(Liveness.UNKNOWN, "silent")))
+    expected = ["stormphase postmortem: session 5fde07d02a8e3a035fde07d02a8e3a03, attempt 0, 1 of", "  4 ranks"]
+    assert expected == text_of(job).splitlines()[:2]
