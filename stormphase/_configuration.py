@@ -204,7 +204,10 @@ def _checked_patterns(patterns: Any) -> tuple[str | re.Pattern[str], ...]:
     Raises:
         ConfigurationError: if one of them is no regular expression, or matches the empty text.
     """
-    found = (patterns,) if isinstance(patterns, (str, re.Pattern)) else tuple(patterns)
+    try:
+        found = (patterns,) if isinstance(patterns, (str, re.Pattern)) else tuple(patterns)
+    except TypeError:
+        found = (patterns,)
     Redactor(patterns=found)
     return found
 

@@ -129,7 +129,10 @@ PLAIN: Final = Options()
 
 
 def _checked_names(arguments: Sequence[Any]) -> tuple[str, ...]:
-    names = (arguments,) if isinstance(arguments, str) else tuple(arguments)
+    try:
+        names = (arguments,) if isinstance(arguments, str) else tuple(arguments)
+    except TypeError:  # True, as `result` may be.
+        names = (arguments,)
     for name in names:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             raise ConfigurationError(

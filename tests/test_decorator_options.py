@@ -174,11 +174,11 @@ def test_an_unknown_argument(tracker: Any, name: str, message: str) -> None:
     assert f"{__name__}.test_an_unknown_argument.<locals>.load() has" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a.", 3])
-def test_an_argument_that_is_no_name(tracker: Any, name: Any) -> None:
-    """What can be no parameter's name fails when it is told."""
+@pytest.mark.parametrize("arguments", [("",), ("a b",), ("a.",), (3,), 3, True])
+def test_an_argument_that_is_no_name(tracker: Any, arguments: Any) -> None:
+    """What can be no parameter's name fails when it is told; so does True, which only `result` may be."""
     with pytest.raises(ConfigurationError, match="must be names of parameters"):
-        tracker.phase("f", arguments=(name,))
+        tracker.phase("f", arguments=arguments)
 
 
 def test_a_function_without_signature(tracker: Any, ended: list[PhaseHandle]) -> None:

@@ -225,9 +225,12 @@ def test_a_trackers_own_patterns_hold_for_all_that_it_keeps(
 
 
 def test_a_pattern_that_cannot_work_is_refused_at_construction():
-    """A tracker says which pattern is none, and how to write one."""
+    """A tracker says which pattern is none, and how to write one; so do the options of capture."""
     with pytest.raises(ConfigurationError, match=r"'\(' is no regular expression.*Write redact="):
         PhaseTracker(redact=["("])
+    for make in (PhaseTracker, CaptureOptions):
+        with pytest.raises(ConfigurationError, match=r"True is no regular expression.*Write redact="):
+            make(redact=True)
 
 
 def test_a_tracker_without_capture_gives_its_patterns_to_workers():

@@ -45,7 +45,10 @@ def _level(level: int | str) -> int:
 
 
 def _patterns(patterns: Any) -> tuple[str | re.Pattern[str], ...]:
-    return (patterns,) if isinstance(patterns, (str, re.Pattern)) else tuple(patterns)
+    try:
+        return (patterns,) if isinstance(patterns, (str, re.Pattern)) else tuple(patterns)
+    except TypeError:
+        return (patterns,)  # For the validator to refuse.
 
 
 @attrs.frozen(kw_only=True)
