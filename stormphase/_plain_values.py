@@ -183,10 +183,12 @@ class Normaliser:
         plain: dict[str, Value] = {}
         for key, value in first_items(mapping, self._spend(length(mapping))):
             clean = self.key(key, depth)
-            if clean in plain:
+            # Deep inside, a key is no name that the program gave: it may be a customer's.
+            told = clean if self.redactor is None else self.redactor.begin(clean, MAX_KEY_CHARS)
+            if told in plain:
                 self.counts.count_dropped()
             else:
-                plain[clean] = self.item(clean, value, depth + 1)
+                plain[told] = self.item(clean, value, depth + 1)
         return plain
 
     def _fields(self, value: Any, names: list[str], depth: int) -> dict[str, Value]:

@@ -162,7 +162,10 @@ class Redactor:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict) and depth < _DEEPEST:
-            return {key: self.item(key, each, depth + 1) for key, each in value.items()}
+            return {
+                self.text(key) if isinstance(key, str) else key: self.item(key, each, depth + 1)
+                for key, each in value.items()
+            }
         if type(value) in (list, tuple) and depth < _DEEPEST:
             return type(value)(self.value(each, depth + 1) for each in value)
         return value

@@ -955,6 +955,15 @@ def test_secrets_of_fields_are_not_taken(counts: AttributeCounts, redactor: Reda
     assert {"login": {"user": "bob", "password": REDACTED}} == take({"login": login("bob", "x1")}, counts, redactor)
 
 
+def test_keys_deep_inside_lose_secrets(counts: AttributeCounts, redactor: Redactor) -> None:
+    """They are data, as in orders by customer; two that are the same then are one, and that is counted."""
+    orders = {"correct-horse": {"password": "x1"}, "bob": {"correct-horse ": 2}}
+    expected = {REDACTED: {"password": REDACTED}, "bob": {f"{REDACTED} ": 2}}
+    assert {"orders": expected} == take({"orders": orders}, counts, redactor)
+    assert {"orders": {REDACTED: 1}} == take({"orders": {"correct-horse": 1, REDACTED: 2}}, counts, redactor)
+    assert 1 == counts.dropped
+
+
 def test_a_text_full_of_secrets_is_cut_and_counted(counts: AttributeCounts, redactor: Redactor) -> None:
     """What is left of it may be short; that much of it was not looked at is counted all the same."""
     taken = take({"note": "correct-horse " * 2_000}, counts, redactor)

@@ -126,7 +126,7 @@ def test_a_wrong_pattern_is_an_error_at_the_start(pattern: object) -> None:
 
 
 def test_attributes_lose_secrets_by_key_and_by_value() -> None:
-    """A credential's key takes the whole value, also deep inside; numbers and other keys stay."""
+    """A credential's key takes the whole value, also deep inside, where keys lose theirs; numbers stay."""
     values = {
         "apiKey": "x",
         "tokens": 5,
@@ -134,6 +134,7 @@ def test_attributes_lose_secrets_by_key_and_by_value() -> None:
         "db": {"password": "p", "host": "h"},
         "url": "x://a:b@c",
         "secrets": ["a", {"b": ("c", 7)}, None],
+        "orders": {"token=1x": 2},
     }
     expected = {
         "apiKey": REDACTED,
@@ -142,6 +143,7 @@ def test_attributes_lose_secrets_by_key_and_by_value() -> None:
         "db": {"password": REDACTED, "host": "h"},
         "url": f"x://a:{REDACTED}@c",
         "secrets": [REDACTED, {"b": (REDACTED, 7)}, None],
+        "orders": {f"token={REDACTED}": 2},
     }
     assert expected == Redactor().mapping(values)
 
