@@ -137,8 +137,10 @@ def _reasons(record: PhaseRecord) -> list[str]:
         where = " / ".join(record.root_cause_path) if record.root_cause_path else f"scope {record.root_cause_scope_id}"
         found.append(f"first arose in {where}")
     found += [text for text in (record.reason, record.evidence) if text]
-    if record.status in (PhaseStatus.FAILED, PhaseStatus.LOST) and record.output:
-        found.append(f"last said: {record.output[-1].text}")
+    # The traceback says again what stands above.
+    said = [line.text for line in record.output or () if line.stream != "traceback"]
+    if record.status in (PhaseStatus.FAILED, PhaseStatus.LOST) and said:
+        found.append(f"last said: {said[-1]}")
     return found
 
 

@@ -27,7 +27,11 @@ FAILED = as_ended(
     error_message="bad batch",
     root_cause_scope_id="00000000000000ab",
     root_cause_path=("train", "load", "parse"),
-    output=(OutputLine(5, "stdout", "reading"), OutputLine(6, "stderr", "it is broken")),
+    output=(
+        OutputLine(5, "stdout", "reading"),
+        OutputLine(6, "stderr", "it is broken"),
+        OutputLine(7, "traceback", "ValueError: bad batch"),
+    ),
 )
 TRAIN = as_ended(example_record(path=("train",), attributes={"epoch": 1}, entered_ns=NOW_NS - 2 * HOUR_NS))
 OPEN = example_record(path=("evaluate",), attributes={"loss": float("nan")}, entered_ns=NOW_NS, process=own_process())
