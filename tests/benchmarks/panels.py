@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FLOOR = "floor:Floor"
+SKELETON = "skeleton:Skeleton"
 MILLISECOND = 1_000_000
 
 
@@ -52,17 +53,18 @@ PANELS: dict[str, Panel] = {
     "stormlog_tracker": _cost("peers:StormlogTracker"),
     "one_logger": _cost("peers:OneLogger"),
     "logfire": _cost("sdk:Logfire"),
-    "local": _cost("ours:Root", "ours:Nested", "ours:NestedWithAttributes", rounds=1_500),
+    "local": _cost("ours:Root", "ours:Nested", "ours:NestedWithAttributes", SKELETON, rounds=1_500),
     "journal": _cost(
         "ours:Nested",
         "ours:NestedWithAttributes",
         "ours_journaled:Journaled",
         "ours_journaled:JournaledWithAttributes",
+        SKELETON,
         rounds=1_500,
     ),
     "recorder": _cost("ours:RecorderByToken"),
-    "bridge": _cost("ours_bridged:Bridged", "sdk:SdkSpan", rounds=1_500),
-    "bridge_journal": _cost("ours_journaled:BridgedAndJournaled", "sdk:SdkSpan", rounds=1_500),
+    "bridge": _cost("ours_bridged:Bridged", "sdk:SdkSpan", SKELETON, rounds=1_500),
+    "bridge_journal": _cost("ours_journaled:BridgedAndJournaled", "sdk:SdkSpan", SKELETON, rounds=1_500),
     "bridge_attributes": _cost("ours_bridged:BridgedWithAttributes", "sdk:SdkSpanWithAttributes"),
     "cpu_default": _cpu("sdk:SdkSpanDelivered", "ours_bridged:BridgedDelivered"),
     "cpu_span_events": _cpu(
