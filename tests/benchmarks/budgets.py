@@ -90,7 +90,7 @@ BUDGETS = (
     ),
     Budget(
         "cpu_span_events",
-        "the same with two span events each, against the SDK's, bare as ours",
+        "the same with two span events each, against the SDK's that say the same",
         1 / 3,
         _ratio(
             "cpu_span_events",
@@ -255,10 +255,29 @@ REDRAWN = (
         "x skeleton",
     ),
     Budget(
+        "s_bridge_journal_of_sdk",
+        "the same against the SDK's `start_as_current_span` with a BatchSpanProcessor, redrawn",
+        1 / 5,
+        _ratio("bridge_journal", "stormphase with bridge and journal", SDK),
+        "x SDK",
+    ),
+    Budget(
         "s_tail",
         "wall p99 of that short step with bridge, against the SDK's spans in its place",
         1,
         _ratio("tail", "step of 8 pieces, 9 phases with bridge", "step of 8 pieces, 9 SDK spans", "p99_ns"),
+        "x SDK",
+    ),
+    Budget(
+        "s_tail_journal",
+        "wall p99 of that short step with bridge and journal, against the SDK's spans in its place",
+        1,
+        _ratio(
+            "tail_journal",
+            "step of 8 pieces, 9 phases with bridge and journal",
+            "step of 8 pieces, 9 SDK spans",
+            "p99_ns",
+        ),
         "x SDK",
     ),
 )

@@ -13,7 +13,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from workload import OUTER, PHASE, PIECES_PER_STEP, THREE_ATTRIBUTES, TWO_EVENTS, work_without_gil
+from workload import OUTER, PHASE, PIECES_PER_STEP, STATUS_ATTRIBUTE, THREE_ATTRIBUTES, TWO_EVENTS, work_without_gil
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,7 +167,7 @@ class SdkSpanDelivered(SdkSpan):
 
 
 class SdkSpanWithTwoEvents(SdkSpanDelivered):
-    """A span with two events, bare as ours are."""
+    """A span with two events that say what ours do: the second one has the status."""
 
     name = "OTel SDK, span with two span events, delivered"
     delivered_per_operation = 3
@@ -176,8 +176,8 @@ class SdkSpanWithTwoEvents(SdkSpanDelivered):
         """Start and end `count` spans."""
         for _ in range(count):
             with self._tracer.start_as_current_span(PHASE) as span:
-                for event in TWO_EVENTS:
-                    span.add_event(event)
+                span.add_event(TWO_EVENTS[0])
+                span.add_event(TWO_EVENTS[1], STATUS_ATTRIBUTE)
 
 
 class SdkSpanWithTwoRichEvents(SdkSpanDelivered):

@@ -8,6 +8,7 @@ OUTER = "train"
 PHASE = "step"
 THREE_ATTRIBUTES: dict[str, int | float | str] = {"epoch": 3, "learning_rate": 0.001, "split": "train"}
 TWO_EVENTS = ("enter", "exit")
+STATUS_ATTRIBUTE = {"stormphase.phase.status": "succeeded"}  # what our second event has, and no more
 PIECES_PER_STEP = 8
 
 # Large enough that hashlib lets go of the GIL, and about 1/8 ms long: eight of them are a short step.
