@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # What the machine has too little of: nothing is wrong with the directory, and training must not fail for it.
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _DIRECTORY_MODE: Final = 0o700
+_CLEAN: Final = "clean"
 _MAX_ATTEMPTS: Final = 1 << 31  # a forged journal must not have the next attempt begin where no number goes
 
 _log = logging.getLogger("stormphase")
@@ -40,6 +41,8 @@ class _Found:
     session_id: str
     rank: int
     attempt: int
+    world_size: int
+    has_ended_well: bool
     forked_from: int | None
     process: ProcessIdentity
     heartbeat_wall_ns: int
@@ -89,7 +92,8 @@ def attempt_of(path: Path, identity: RankIdentity) -> int:
     """Return which attempt of its session a rank begins, after those whose journals lie in `path`.
 
     The next one, if this rank has begun the last one, or all who did are dead; else the last one, which other ranks
-    have begun a moment ago. The launcher's own count wins if it is higher.
+    have begun a moment ago. That is so as well if all of them have ended well by now, in a job of the same size. The
+    launcher's own count wins if it is higher.
 
     Raises:
         ConfigurationError: if a process of the same session and rank lives.
@@ -110,7 +114,13 @@ def attempt_of(path: Path, identity: RankIdentity) -> int:
     last = max(journal.attempt for journal in found)
     has_begun = any(journal.rank == identity.rank and journal.attempt == last for journal in found)
     others_live = any(journal.attempt == last for journal in alive)
-    return max(identity.attempt, last if others_live and not has_begun else last + 1)
+    others_are_done = all(
+        journal.has_ended_well and journal.world_size == identity.world_size
+        for journal in found
+        if journal.attempt == last and journal.forked_from is None
+    )
+    is_in_last = not has_begun and (others_live or others_are_done)
+    return max(identity.attempt, last if is_in_last else last + 1)
 
 
 def _is_alive(journal: _Found, this: ProcessIdentity) -> bool:
@@ -145,6 +155,8 @@ def _look_at(file: Path) -> _Found | None:
         session_id=identity.session_id,
         rank=identity.rank,
         attempt=identity.attempt,
+        world_size=identity.world_size,
+        has_ended_well=header.end_note is not None and header.end_note.kind == _CLEAN,
         forked_from=int_or_none(header.facts.get("forked_from")),
         process=header.process,
         heartbeat_wall_ns=header.heartbeat_wall_ns,

@@ -45,9 +45,12 @@ def put(tmp_path, monkeypatch):
         lambda process, **_: Verdict(Liveness.ALIVE if process.pid in alive else Liveness.DEAD, "said so"),
     )
 
-    def put_one(pid, *, rank=0, attempt=0, is_alive=False, forked_from=None, session_id="a-session"):
+    def put_one(
+        pid, *, rank=0, attempt=0, is_alive=False, forked_from=None, session_id="a-session", world_size=8, end=None
+    ):
         facts = {**FACTS, "rank": rank, "attempt": attempt, "forked_from": forked_from, "session_id": session_id}
-        data = journal(facts=facts)
+        note = None if end is None else {"kind": end, "ended_ns": 5_000}
+        data = journal(facts={**facts, "world_size": world_size}, end_note=note)
         struct.pack_into("<Q", data, 48, pid)
         (tmp_path / f"rank-{rank}.attempt-{attempt}.pid-{pid}.0.journal").write_bytes(data)
         if is_alive:
@@ -75,6 +78,21 @@ def test_ranks_that_start_together_join_one_attempt(tmp_path, put):
     put(10, rank=0, attempt=0)
     put(11, rank=1, attempt=1, is_alive=True)
     assert 1 == attempt_of(tmp_path, IDENTITY)
+
+
+def test_a_rank_that_comes_when_others_are_done_joins_them(tmp_path, put):
+    """A short job's first rank may have ended well before the last one has imported what it needs."""
+    put(10, rank=0, attempt=0, world_size=2)
+    put(11, rank=1, attempt=1, world_size=2, end="clean")
+    assert 1 == attempt_of(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize("other", [{"end": "exception"}, {"end": None}, {"end": "clean", "world_size": 1}])
+def test_a_rank_that_comes_after_a_failure_or_another_job_begins_the_next_attempt(tmp_path, put, other):
+    """One rank of those before did not end well, or the job was of another size."""
+    put(11, rank=1, attempt=1, world_size=3, end="clean")
+    put(12, rank=2, attempt=1, **{"world_size": 3, **other})
+    assert 2 == attempt_of(tmp_path, attrs.evolve(IDENTITY, world_size=3))
 
 
 def test_a_rank_that_has_begun_that_attempt_before_begins_the_next(tmp_path, put):
