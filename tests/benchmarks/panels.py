@@ -71,9 +71,9 @@ PANELS: dict[str, Panel] = {
         "sdk:SdkSpanWithTwoEvents", "sdk:SdkSpanWithTwoRichEvents", "ours_bridged:BridgedWithSpanEvents"
     ),
     "cpu_log_events": _cpu("sdk:SdkSpanWithTwoLogs", "ours_bridged:BridgedWithLogs"),
-    "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep", "sdk:SdkStep"), rounds=12, operations=1_000),
+    "tail": Panel("tail", ("ours:PlainStep", "ours_bridged:BridgedStep", "sdk:SdkStep"), rounds=24, operations=1_000),
     "tail_journal": Panel(
-        "tail", ("ours:PlainStep", "ours_journaled:BridgedAndJournaledStep", "sdk:SdkStep"), rounds=12, operations=1_000
+        "tail", ("ours:PlainStep", "ours_journaled:BridgedAndJournaledStep", "sdk:SdkStep"), rounds=24, operations=1_000
     ),
     "capture": _cost("ours:Root", "ours_captured:Silent", rounds=1_500),
     "print": _cost("ours_captured:PlainPrint", "ours_captured:CapturedPrint"),

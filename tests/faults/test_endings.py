@@ -366,14 +366,19 @@ for is_busy in are_busy:
 
 
 def test_threads_that_work_while_the_interpreter_shuts_down_disturb_nothing(run_python, tmp_path):
-    """Daemons are stopped anywhere: what they have open is ABANDONED, but for a step that one was just entering."""
+    """Daemons are stopped anywhere: what they have open is ABANDONED, but for a step that one was just entering.
+
+    They fill the journal faster than it can be folded, so one of them may take the room of another's record that has
+    just ended: that is counted.
+    """
     run_python(BEGIN + AT_WORK_UNTIL_THE_END, str(tmp_path / "runs"))
     (image,) = journals(tmp_path / "runs")
     assert ((), "ended") == (image.damage, image.end_note.kind)
     assert {"step"} >= {phase.path[-1] for phase in image.open}
     workers = {path[0]: totals for path, totals in image.totals.items() if len(path) == 1 and path != ("step",)}
-    assert {f"worker {number}": 1 for number in range(4)} == {name: each.count for name, each in workers.items()}
-    assert 4 == sum(each.abandoned for each in workers.values())
+    assert {f"worker {number}" for number in range(4)} >= set(workers)
+    assert {(1, 1)} >= {(each.count, each.abandoned) for each in workers.values()}
+    assert 4 - len(workers) <= image.unfolded
 
 
 @pytest.mark.parametrize("raised", ["ValueError('bad')", "SystemExit(5)", "KeyboardInterrupt()"])
