@@ -180,6 +180,11 @@ class SinkWorker:
         return request
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether somebody has asked it to hand over all there is, and it is at that."""
+        return bool(self._requests)
+
+    @property
     def is_over(self) -> bool:
         """Whether it has ended, or was told to: nothing more is handed over."""
         return self._is_over

@@ -101,7 +101,6 @@ class OpenJournal:
         self._has_warned = False
         self._has_warned_of_deletion = False
         self._next_growth_ns = 0
-        self._is_ending = False
         self._unwritten = itertools.count()  # `next` on it is one C call: no count is lost between threads.
         self._put_off: deque[int] = deque()  # full segments that could not be folded yet
         self._watches: list[Callable[[], object]] = []
@@ -237,7 +236,6 @@ class OpenJournal:
 
     def finish(self, timeout_s: float) -> None:
         """End the worker; what comes later is still stored, and nobody looks."""
-        self._is_ending = True
         try:
             self._worker.wait(self._worker.ask(timeout_s, is_last=True), timeout_s)
         finally:  # Also when an impatient KeyboardInterrupt ends the wait.
@@ -274,7 +272,7 @@ class OpenJournal:
 
     def _fold(self, segment: int) -> None:
         # Who waits for the end of it has more of that than of a worker that is polite.
-        is_urgent = self._is_ending or len(self._segments) < _LOW
+        is_urgent = self._worker.is_awaited or len(self._segments) < _LOW
         is_folded = self._folder.fold(segment, is_urgent=is_urgent)
         if not is_folded and self._segments.is_left(segment):
             self._put_off.append(segment)
