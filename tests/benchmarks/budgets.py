@@ -23,7 +23,8 @@ REASONS: dict[str, str] = {
     "nested": "redrawn below",
     "bridge": "redrawn below; the bridge adds 3",
     "cpu_span_events": "within the noise: 0.32 on 3.13 in the run before",
-    "tail": "from 1.35 to 1.67 in five runs of a day, redrawn below: the SDK's thread holds the GIL for some 0.3 ms in one step of 57, whoever makes the spans",
+    "tail": "from 1.35 to 1.67 in five runs of a day, redrawn below: the SDK's "
+    "thread holds the GIL for some 0.3 ms in one step of 57, whoever makes the spans",
     "journal": "redrawn below: the two stores are C calls, and take 1.2 floors by themselves",
     "journal_attributes": "redrawn below: marshal, a slice of the mapped file and one more call",
     "bridge_journal": "redrawn below",
