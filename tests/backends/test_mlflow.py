@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.backend
 
+# Its body may not be there yet.
+LOADED_TEXT = """new Promise(resolve => {
+    const tell = () => resolve(document.body.innerText);
+    document.readyState === "complete" ? tell() : addEventListener("load", tell);
+})"""
+
 
 @pytest.fixture
 def tracer(mlflow_server: MlflowServer) -> Iterator[Tracer]:
@@ -138,7 +144,7 @@ def test_what_is_not_on_the_page_cannot_be_clicked(mlflow_server: MlflowServer) 
 def test_a_text_that_never_shows_is_an_error_with_what_is_shown(mlflow_server: MlflowServer) -> None:
     """Waiting for a text in vain says which is missing and what the page shows instead."""
     with open_page(f"{mlflow_server.url}/version", timeout_s=2) as page:
-        version = page.evaluate("document.body.innerText")
+        version = page.evaluate(LOADED_TEXT)
         with pytest.raises(BrowserError, match="never showed \\['nowhere to be seen'\\]. It shows: '" + version):
             page.wait_for_text(version, "nowhere to be seen")
 
