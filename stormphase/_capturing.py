@@ -5,10 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable, Mapping, Sequence
 
     from stormphase._lanes import LaneSet
@@ -27,18 +24,11 @@ class SessionCapture:
     Args:
         options: what the tracker was told; None if only the phases that ask for it are captured.
         environ: whose credentials must not be stored.
-        redact: what else must not be, beside the options' own.
     """
 
-    def __init__(
-        self,
-        options: CaptureOptions | None,
-        environ: Mapping[str, str],
-        redact: tuple[str | re.Pattern[str], ...] = (),
-    ) -> None:
+    def __init__(self, options: CaptureOptions | None, environ: Mapping[str, str]) -> None:
         """Capture nothing yet."""
         self._options = options
-        self._redact = redact
         self._environ = environ
         self._lanes: LaneSet | None = None
         self._lock = threading.Lock()
@@ -67,8 +57,6 @@ class SessionCapture:
         from stormphase.capture import CaptureSession  # noqa: PLC0415 - only programs that capture load it
 
         assert self._lanes is not None  # noqa: S101 - called after `start`
-        if self._redact:
-            options = attrs.evolve(options, redact=(*self._redact, *options.redact))
         session = CaptureSession(self._lanes, options, captures_all=captures_all, environ=self._environ)
         if self._on_begin is not None:
             self._on_begin(session)

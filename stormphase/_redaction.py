@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from stormphase.exceptions import ConfigurationError
 
@@ -88,8 +88,6 @@ _PATTERNS: Final = (
 )
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?(?:e[+-]?[0-9]{1,3})?%?")
 _NOT_SECRET: Final = frozenset({"", '""', "''", "none", "null", "true", "false", "...", "***", REDACTED.lower()})
-
-T = TypeVar("T")
 
 
 class Redactor:

@@ -83,7 +83,7 @@ class Session:
         self._may_stop = [True]
         self._stopped = Latch()
         self._stopping_thread: int | None = None
-        self.capture = SessionCapture(settings.capture, environ, settings.redact)
+        self.capture = SessionCapture(settings.capture, environ)
         self._last_words: LastWords | None = None
         self._process = ProcessWatch(self._stop_at_exit, self._after_fork_in_child)
         self._sinks: SinkSet | None = None

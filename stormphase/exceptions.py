@@ -81,7 +81,6 @@ class Misuse:
     FOREIGN_THREAD = "foreign_thread"
     FOREIGN_TASK = "foreign_task"
     FOREIGN_PROCESS = "foreign_process"
-    FOREIGN_SESSION = "foreign_session"
     FOREIGN_TRACKER = "foreign_tracker"
     FOREIGN_CONTEXT = "foreign_context"
     FORGED_TOKEN = "forged_token"  # noqa: S105 - the name of a rule, not a secret

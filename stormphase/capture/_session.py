@@ -70,7 +70,10 @@ class CaptureSession:
         self.options = options
         self.captures_all = captures_all
         self.log_level = options.log_level
-        self.redactor = Redactor(environ=os.environ if environ is None else environ, patterns=options.redact)
+        # A session's redacts what the tracker and the options were told; lanes by themselves have none.
+        self.redactor = lanes.redactor or Redactor(
+            environ=os.environ if environ is None else environ, patterns=options.redact
+        )
         self._keeps_outside = keeps_outside
         self._lanes = lanes
         self._now = lanes.now

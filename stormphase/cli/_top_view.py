@@ -31,7 +31,6 @@ _TALL: Final = 36
 _LEAST_ON_SUSPECTS: Final = 5
 _MOST_ON_SUSPECTS: Final = 12
 MAX_ALONE: Final = 5
-SLOW: Final = 3  # so many times the median, and beyond the 99th percentile
 PLAIN, BOLD, DIM, RED, YELLOW, GREEN, CYAN = "", "bold", "dim", "red", "yellow", "green", "cyan"
 _WIDTHS: Final = {"rank": 12, "state": 9, "step": 7, "steps/s": 7, "in phase": 8, "median": 7}
 _WIDER: Final = {"rank": 28, "step": 13}  # where there is room

@@ -70,7 +70,6 @@ EXIT: Final = struct.Struct("<qqQ")
 EXIT_AT: Final = ENTER.size
 SEQUENCE_AT: Final = 40
 WORD_AT: Final = 64
-FLAGS_AT: Final = 36
 HANDED_OVER_AT: Final = 39
 WHOLE_SLOT: Final = struct.Struct("<qQqIIHHIQqqQ")
 
