@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from stormphase import _liveness
+from stormphase._attempts import Begun, next_attempt
 from stormphase._clock import SystemClock
 from stormphase._liveness import Liveness
 from stormphase._model import ProcessIdentity
@@ -89,11 +90,7 @@ def warn_of_no_room(directory: Path, error: OSError) -> None:
 
 
 def attempt_of(path: Path, identity: RankIdentity) -> int:
-    """Return which attempt of its session a rank begins, after those whose journals lie in `path`.
-
-    The next one, if this rank has begun the last one, or all who did are dead; else the last one, which other ranks
-    have begun a moment ago. That is so as well if all of them have ended well by now, in a job of the same size. The
-    launcher's own count wins if it is higher.
+    """Return which attempt of its session a rank begins, after those whose journals lie in `path`; see `next_attempt`.
 
     Raises:
         ConfigurationError: if a process of the same session and rank lives.
@@ -111,16 +108,19 @@ def attempt_of(path: Path, identity: RankIdentity) -> int:
                 setting="session_id",
                 fix="Give each launch a session id of its own, or end that process.",
             )
-    last = max(journal.attempt for journal in found)
-    has_begun = any(journal.rank == identity.rank and journal.attempt == last for journal in found)
-    others_live = any(journal.attempt == last for journal in alive)
-    others_are_done = all(
-        journal.has_ended_well and journal.world_size == identity.world_size
-        for journal in found
-        if journal.attempt == last and journal.forked_from is None
+    return next_attempt(
+        identity,
+        [
+            Begun(
+                attempt=journal.attempt,
+                rank=journal.rank,
+                is_alive=journal in alive,
+                is_done=journal.has_ended_well and journal.world_size == identity.world_size,
+                is_child=journal.forked_from is not None,
+            )
+            for journal in found
+        ],
     )
-    is_in_last = not has_begun and (others_live or others_are_done)
-    return max(identity.attempt, last if is_in_last else last + 1)
 
 
 def _is_alive(journal: _Found, this: ProcessIdentity) -> bool:

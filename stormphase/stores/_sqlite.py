@@ -8,17 +8,18 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from stormphase._attempts import Begun, next_attempt
 from stormphase._clock import SystemClock
+from stormphase._liveness import Liveness, judge, own_process
 from stormphase._record import OutputLine, PhaseRecord
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
-from stormphase.stores._attempts import Begun, next_attempt
 from stormphase.stores._lost import close_lost
 from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
 from stormphase.stores._sqlite_fork import ForkGate
-from stormphase.stores._sqlite_schema import MIGRATIONS
+from stormphase.stores._sqlite_schema import MIGRATIONS, SEQUENCE_BITS
 from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
 
 if TYPE_CHECKING:
@@ -166,18 +167,39 @@ class SqliteStore:
         Raises:
             StoreError: if the file cannot be read.
         """
-        sql = (
-            "SELECT session_attempt, rank, last_seen_ns, host, boot_id, pid, pid_started, pid_namespace"
-            " FROM stored_owner WHERE session_id = ? AND typeof(session_attempt) = 'integer'"
-        )
+        # An owner's own record is the first of its rows.
+        sql = f"""
+            SELECT o.session_attempt, o.rank, ifnull(r.kind <> 'rank', TRUE),
+                CASE WHEN r.status = 'succeeded' AND json_valid(r.attributes)
+                    THEN json_extract(r.attributes, '$."stormphase.world_size"') = ? END,
+                o.last_seen_ns, o.host, o.boot_id, o.pid, o.pid_started, o.pid_namespace
+            FROM stored_owner o LEFT JOIN stored_record r ON r.id = o.id << {SEQUENCE_BITS}
+            WHERE o.session_id = ? AND typeof(o.session_attempt) = 'integer'
+        """
         try:
             begun = [
-                Begun(attempt, rank, rows.process_of(process), seen_ns if type(seen_ns) is int else None)
-                for attempt, rank, seen_ns, *process in self._read(sql, (rows.sound(identity.session_id),))
+                Begun(
+                    attempt=attempt,
+                    rank=rank,
+                    is_alive=self._lives(rows.process_of(process), seen_ns),
+                    is_done=bool(is_done),
+                    is_child=bool(is_child),
+                )
+                for attempt, rank, is_child, is_done, seen_ns, *process in self._read(
+                    sql, (identity.world_size, rows.sound(identity.session_id))
+                )
             ]
         except rows.WrongRowError as error:
             raise trouble(self.path, error) from error
-        return next_attempt(identity, begun, self._clock.wall_ns())
+        return next_attempt(identity, begun)
+
+    def _lives(self, process: ProcessIdentity | None, seen_ns: Any) -> bool:
+        if process is None:
+            return False
+        last_seen_ns = seen_ns if type(seen_ns) is int else None
+        now_ns = self._clock.wall_ns()
+        verdict = judge(process, heartbeat_wall_ns=last_seen_ns, now_wall_ns=now_ns, this=own_process())
+        return verdict.state is Liveness.ALIVE
 
     def note_alive(self, process: ProcessIdentity) -> None:
         """Take note that `process` lives now, though it has nothing to write.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 
-import attrs
 import pytest
 
-from stormphase._liveness import own_process
 from stormphase._model import RankIdentity
 from stormphase.stores import MemoryStore, SqliteStore
-from stormphase.stores._attempts import Begun, next_attempt, number_attempt
+from stormphase.stores._attempts import number_attempt
 
 IDENTITY = RankIdentity(
     session_id="s",
@@ -23,31 +21,47 @@ IDENTITY = RankIdentity(
     host="node",
     launcher="explicit",
 )
-ALIVE = own_process()
-DEAD = attrs.evolve(ALIVE, started=1)
+EARLIER = """
+import contextlib, os, sys
+from stormphase import PhaseTracker
+from stormphase.stores import SqliteStore
+
+with contextlib.suppress(SystemExit):
+    with PhaseTracker(
+        session_id="s", rank={rank}, world_size={world_size}, bridge=None, store=SqliteStore(sys.argv[1])
+    ) as tracker:
+        with tracker.enter_phase("work"):
+            pass
+        tracker.flush(10)
+        {ending}
+"""
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Return what puts a process with a store of this file into it, in an earlier process that has ended as it says."""
+    store = SqliteStore(tmp_path / "runs.db")
+
+    def begin(run_python, *, rank: int, ending: str = "", world_size: int = 2) -> SqliteStore:
+        run_python(EARLIER.format(rank=rank, world_size=world_size, ending=ending), str(store.path))
+        return store
+
+    return begin
 
 
 @pytest.mark.parametrize(
-    ("begun", "attempt", "expected"),
+    ("earlier", "expected"),
     [
-        ([], 0, 0),
-        ([], 3, 3),
-        ([(0, 1, DEAD)], 0, 1),
-        ([(0, 1, ALIVE)], 0, 1),
-        ([(0, 0, DEAD)], 0, 1),
-        ([(0, 0, ALIVE)], 0, 0),
-        ([(0, 0, None)], 0, 1),
-        ([(0, 1, DEAD), (1, 0, ALIVE)], 0, 1),
-        ([(0, 1, DEAD), (1, 0, DEAD)], 0, 2),
-        ([(0, 1, DEAD), (1, None, ALIVE)], 0, 1),
-        ([(0, 1, DEAD)], 1, 1),
-        ([(2, 1, DEAD)], 1, 3),
+        ({"rank": 0}, 0),
+        ({"rank": 1}, 1),
+        ({"rank": 0, "world_size": 3}, 1),
+        ({"rank": 0, "ending": "os._exit(0)"}, 1),
+        ({"rank": 0, "ending": "raise SystemExit(3)"}, 1),
     ],
 )
-def test_which_attempt_a_rank_begins(begun, attempt, expected):
-    """The next one if it has begun the last or all of that are dead, else the last; never below the launcher's."""
-    identity = attrs.evolve(IDENTITY, attempt=attempt)
-    assert expected == next_attempt(identity, [Begun(*each, None) for each in begun], 0)
+def test_a_rank_joins_others_that_are_done_and_not_those_that_died(run_python, begun, earlier, expected):
+    """A short job's first rank may have ended well before the last one comes; else it is the next attempt."""
+    assert expected == begun(run_python, **earlier).next_attempt(IDENTITY)
 
 
 def test_a_store_that_cannot_count_counts_nothing(tmp_path):
