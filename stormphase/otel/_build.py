@@ -26,7 +26,7 @@ from stormphase._model import PhaseStatus
 from stormphase.otel._provider import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.trace import Link
 
@@ -92,10 +92,15 @@ class SpanFacts:
 
 
 class DirectSender:
-    """Builds `ReadableSpan`s and hands them to the processors, applying the provider's limits and scope itself."""
+    """Builds `ReadableSpan`s and hands them to the processors, applying the provider's limits and scope itself.
 
-    def __init__(self, sdk: SdkTracer) -> None:
-        """Take the SDK's classes: the user's provider has shown that the SDK is in use."""
+    Args:
+        sdk: the provider and its tracer: it has shown that the SDK is in use, so its classes may be taken.
+        keep: called with each span once the processors have it.
+    """
+
+    def __init__(self, sdk: SdkTracer, keep: Callable[[Any], object]) -> None:
+        """Take the SDK's classes."""
         from opentelemetry.sdk.trace import Event, ReadableSpan  # noqa: PLC0415 - never before an SDK provider is seen
         from opentelemetry.sdk.util import BoundedList  # noqa: PLC0415 - likewise
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415 - likewise
@@ -105,6 +110,7 @@ class DirectSender:
         self._bounded_list = BoundedList
         self._scope = InstrumentationScope(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
         self._sdk = sdk
+        self._keep = keep
         limits = sdk.limits
         self._limits = limits
         self._max_attributes = _or_unlimited(limits.max_span_attributes)
@@ -139,6 +145,7 @@ class DirectSender:
             self._scope,
         )
         tracer.span_processor.on_end(span)
+        self._keep(span)
 
     @property
     def is_unlimited(self) -> bool:
@@ -186,6 +193,7 @@ class DirectSender:
             self._scope,
         )
         tracer.span_processor.on_end(span)
+        self._keep(span)
 
     def _events(self, events: Sequence[SpanEvent]) -> Any:
         limits = self._limits

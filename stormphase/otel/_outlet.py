@@ -16,6 +16,7 @@ from stormphase.otel._budget import SpanBudget, promote
 from stormphase.otel._build import UNSET, DirectSender, SpanFacts, StartedSender
 from stormphase.otel._carrier import DROPPED, PROMOTED, SENT, SPAN_KEY
 from stormphase.otel._facts import ERROR_STATUSES, session_attributes
+from stormphase.otel._letting_go import LettingGo
 from stormphase.otel._pacing import Pacer
 from stormphase.otel._span import PhaseSpan, is_quiet
 
@@ -76,7 +77,8 @@ class SpanOutlet:
         self._counts = counts
         self._is_rank_promoted = False
         self._has_warned = False
-        self._direct = DirectSender(sdk)
+        self._letting_go = LettingGo(sdk.waiting)
+        self._direct = DirectSender(sdk, self._letting_go.keep)
         self._started: StartedSender | None = None
         self._open_spans: dict[int, tuple[Span, int]] = {}
         self.pacer = Pacer(sdk.queue_size, sdk.room, sdk.force_flush)
@@ -94,6 +96,23 @@ class SpanOutlet:
             self._takes_readable and self._is_enabled and session.is_sampled and self._direct.is_unlimited
         )
         self._until_refresh = REFRESH_AFTER
+
+    def tick(self) -> None:
+        """Do what is due now and then, also where no span comes."""
+        self.refresh()
+        self._letting_go.let_go_of_old(self.handed_over_count)
+
+    def flush(self, timeout_ms: int) -> bool:
+        """Flush the processors, and let go of all spans; False if they are known not to be delivered."""
+        try:
+            return self.pacer.flush(timeout_ms)
+        finally:
+            self._letting_go.let_go()
+
+    @property
+    def kept_count(self) -> int:
+        """How many spans that were handed over are still referred to from here."""
+        return len(self._letting_go)
 
     def waiting(self) -> int:
         """Return how many of the spans handed over last may not have been exported yet."""
@@ -328,6 +347,7 @@ class SpanOutlet:
         """Forget the spans that the parent has open, and count anew."""
         self._counts = counts
         self._open_spans = {}
+        self._letting_go.let_go()
         self._is_child = True
         self.offered_count = self.handed_over_count = 0
 

@@ -352,7 +352,7 @@ class OTelBridge:
         if self._events is not None:
             self._events.look_again()
         if self._outlet is not None:
-            self._outlet.refresh()
+            self._outlet.tick()
         if self.on_handed_over is not None:
             self._underway.settle(self.on_handed_over, most=TOLD_A_TICK)
         announces = self._events_mode != "off" and not self._events_on_spans
@@ -379,7 +379,7 @@ class OTelBridge:
     def flush(self, timeout_s: float) -> bool:
         """Flush the user's processors; False if one says that it failed. The SDK may take longer than asked."""
         timeout_ms = max(1, int(timeout_s * 1_000))
-        spans = self._outlet is None or self._outlet.pacer.flush(timeout_ms)
+        spans = self._outlet is None or self._outlet.flush(timeout_ms)
         logs = self._events is None or self._events.flush(timeout_ms)
         reals = self._real is None or self._real.flush(timeout_ms)
         if self.on_handed_over is not None:

@@ -492,5 +492,7 @@ def test_the_console_exporter_shows_a_phase(provider: TracerProvider) -> None:
     _, _, sdk = resolve_tracer(provider)
     trace_facts = Trace(trace_id=1, flags=trace.TraceFlags(3))
     context = SpanContext(1, 2, is_remote=False, trace_flags=trace_facts.flags)
-    DirectSender(sdk).send(SpanFacts("step", context, None, trace_facts, 10, 20, {"a": 1}, [("e", 15, {})]))
-    assert '"name": "step"' in out.getvalue()
+    kept: list[object] = []
+    sender = DirectSender(sdk, kept.append)
+    sender.send(SpanFacts("step", context, None, trace_facts, 10, 20, {"a": 1}, [("e", 15, {})]))
+    assert ('"name": "step"' in out.getvalue(), 1) == (True, len(kept))
