@@ -101,7 +101,7 @@ class JournalingBridge(Bridge, Protocol):
     """
 
     phase_trace_facts: Callable[[PhaseHandle], Mapping[str, Any] | None] | None
-    on_handed_over: Callable[[PhaseHandle], object] | None
+    on_handed_over: Callable[[Sequence[PhaseHandle]], object] | None
     on_finished: Callable[[], object] | None
 
     def journal_facts(self) -> Mapping[str, Any] | None:
@@ -130,13 +130,16 @@ def phase_trace_of(bridge: Bridge | None) -> Callable[[PhaseHandle], Mapping[str
 
 
 def listen(
-    bridge: Bridge, *, on_handed_over: Callable[[PhaseHandle], object], on_finished: Callable[[], object] | None = None
+    bridge: Bridge,
+    *,
+    on_handed_over: Callable[[Sequence[PhaseHandle]], object],
+    on_finished: Callable[[], object] | None = None,
 ) -> bool:
     """Have a bridge tell of the phases that it has handed over; False if it cannot.
 
     Args:
         bridge: any.
-        on_handed_over: called on the bridge's worker with each ended phase that recovery need not send.
+        on_handed_over: called on the bridge's worker with ended phases that recovery need not send, each of them once.
         on_finished: called there once the rank's own span was handed over; the flush comes after it.
     """
     if not hasattr(bridge, "on_handed_over"):

@@ -30,6 +30,7 @@ IDLE_S: Final = 0.05
 TICK_NS: Final = 200_000_000
 LONGEST_WAIT_S: Final = 1e9  # some 30 years: what clocks and locks can still add up
 REVIVE_S: Final = 0.25
+FOR_EVER: Final = float("inf")
 
 _log = logging.getLogger("stormphase")
 
@@ -258,21 +259,25 @@ class SinkWorker:
             self._bell.wait(gap_s if queue else IDLE_S)
 
     def _work(self, slice_ns: int) -> None:
-        now = self._clock.monotonic_ns
-        until_ns = now() + slice_ns
-        while self._queue and now() < until_ns and not self._is_over:
-            self._hand_over()
+        self._hand_over(self._bound, self._clock.monotonic_ns() + slice_ns)
 
-    def _hand_over(self) -> None:
-        try:
-            entry = self._queue.popleft()
-        except IndexError:  # `give_up` emptied it in between.
-            return
-        self._handed_over += 1
-        try:
-            self._take(entry)
-        except BaseException:  # noqa: BLE001 - a sink may raise anything, also SystemExit; it is counted
-            self._count_failure()
+    def _hand_over(self, most: int, until_ns: float) -> None:
+        """Hand over at most so many, and no more once it is so late; a loop without calls of its own, for its price."""
+        now, pop, take = self._clock.monotonic_ns, self._queue.popleft, self._take
+        for _ in range(most):
+            if self._is_over:
+                return
+            try:
+                entry = pop()
+            except IndexError:  # All are handed over, or `give_up` emptied it in between.
+                return
+            self._handed_over += 1
+            try:
+                take(entry)
+            except BaseException:  # noqa: BLE001 - a sink may raise anything, also SystemExit; it is counted
+                self._count_failure()
+            if now() >= until_ns:
+                return
 
     def _count_failure(self) -> None:
         self._failed += 1
@@ -280,10 +285,9 @@ class SinkWorker:
             self._warn("stormphase: sink %r raised; further failures are only counted", self.name, has_error=True)
 
     def _meet(self, request: _Request) -> None:
-        for _ in range(len(self._queue)):
-            if self._is_over:
-                return
-            self._hand_over()
+        self._hand_over(len(self._queue), FOR_EVER)
+        if self._is_over:
+            return
         if request.is_last and self._finish_sink is not None and not self._is_finished:
             self._is_finished = True
             self._guarded(self._finish_sink)

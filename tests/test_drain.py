@@ -516,7 +516,7 @@ def test_an_entry_that_is_taken_back_at_the_last_moment_is_not_handed_over(feed)
 
         def monotonic_ns(self) -> int:
             self.readings += 1
-            if self.readings == 2:  # The first one says until when to work.
+            if self.readings == 1:  # It says until when to work.
                 assert "entry" == each.worker.take_back()
             return 0
 

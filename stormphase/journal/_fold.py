@@ -148,9 +148,9 @@ class Folder:
     def _make_room_of(self, segment: int) -> bool:
         return bool(self._locked(self._discard, segment, self._open_now(segment)))
 
-    def note_handed_over(self, phase: PhaseHandle) -> None:
-        """Note on the record of an ended phase that the bridge has it."""
-        self._locked(self._note_handed_over, phase)
+    def note_handed_over(self, phases: Iterable[PhaseHandle]) -> None:
+        """Note on the records of ended phases that the bridge has them."""
+        self._locked(self._note_handed_over, phases)
 
     def _locked(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Call under the lock; not at all, and None, in a signal handler that interrupted its owner.
@@ -185,15 +185,20 @@ class Folder:
         self._file.put_together(stores)
         self._segments.note_folded(segment)
 
-    def _note_handed_over(self, phase: PhaseHandle) -> None:
-        slot = phase._slot
+    def _note_handed_over(self, phases: Iterable[PhaseHandle]) -> None:
         file = self._file
-        if slot == SCRATCH_SLOT:
-            return
-        if file.word(slot + _format.SEQUENCE_AT) == phase._sequence:
-            file.put_bytes(slot + _format.HANDED_OVER_AT, b"\x01")
-        elif (unsent := file.word(_format.CLEARED_UNSENT)) > 0:
-            file.put_word(_format.CLEARED_UNSENT, unsent - 1)
+        words, buffer = file.words, file.buffer
+        cleared = 0
+        for phase in phases:
+            slot = getattr(phase, "_slot", SCRATCH_SLOT)
+            if slot == SCRATCH_SLOT:
+                continue
+            if words[(slot + _format.SEQUENCE_AT) >> 3] == phase._sequence:
+                buffer[slot + _format.HANDED_OVER_AT] = 1
+            else:
+                cleared += 1
+        if cleared and (unsent := file.word(_format.CLEARED_UNSENT)):
+            file.put_word(_format.CLEARED_UNSENT, max(0, unsent - cleared))
 
     def _open_now(self, segment: int) -> _OpenPhases | None:
         """Return what is open, if that may be of use for a segment; without the lock, as it takes another one."""

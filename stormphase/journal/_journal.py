@@ -22,7 +22,7 @@ from stormphase.journal._totals import Totals
 from stormphase.journal._writer import SCRATCH_SLOT, SegmentWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from stormphase._lane import Lane
@@ -213,10 +213,9 @@ class OpenJournal:
         self.file.put_word(_format.STOP_ASKED_NS, self.lanes.now())
         self.file.put_word(_format.STOP_SIGNAL, number)
 
-    def note_handed_over(self, phase: PhaseHandle) -> None:
-        """Write that the bridge has an ended phase; on the bridge's worker."""
-        if getattr(phase, "_slot", SCRATCH_SLOT) != SCRATCH_SLOT:
-            self._folder.note_handed_over(phase)
+    def note_handed_over(self, phases: Sequence[PhaseHandle]) -> None:
+        """Write that the bridge has some ended phases; on the bridge's worker."""
+        self._folder.note_handed_over(phases)
 
     def put_stacks(self, stacks: Mapping[str, Any]) -> bool:
         """Store the stacks of all threads; False if there is no room."""

@@ -9,12 +9,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from stormphase._phase import PhaseHandle
 
-LOOK_EVERY: Final = 64  # phases
-TOLD_EACH: Final = 2  # so that what piled up is told a little at a time: each takes the journal's lock
+TELL_EVERY: Final = 16  # phases: to tell of one takes the journal's lock, and to tell of many takes it once
+TOLD_AT_ONCE: Final = 2 * TELL_EVERY  # so that what piled up is told a little at a time
+TELLS_A_LOOK: Final = 4
 TOLD_A_TICK: Final = 128
 MAX_PHASES: Final = 16_384
 
@@ -31,27 +32,35 @@ class Underway:
         self._waiting = waiting
         self._phases: deque[PhaseHandle] = deque()
         self._exported = 0  # of those, the first ones
+        self._until_tell = TELL_EVERY
+        self._until_look = TELLS_A_LOOK
 
     def __len__(self) -> int:
         """Return how many are not told of yet."""
         return len(self._phases)
 
-    def take(self, phase: PhaseHandle, tell: Callable[[PhaseHandle], object]) -> None:
-        """Take a phase whose span was just handed over, and `tell` of a few whose spans have been exported."""
+    def take(self, phase: PhaseHandle, tell: Callable[[Sequence[PhaseHandle]], object]) -> None:
+        """Take a phase whose span was just handed over; now and then, `tell` of some whose spans have been exported."""
         phases = self._phases
         if not phases and not self._waiting():  # There is no queue.
-            tell(phase)
+            tell((phase,))
             return
         phases.append(phase)
-        if len(phases) % LOOK_EVERY == 0:
+        self._until_tell -= 1
+        if self._until_tell > 0:
+            return
+        self._until_tell = TELL_EVERY
+        self._until_look -= 1
+        if self._until_look <= 0:
+            self._until_look = TELLS_A_LOOK
             self._look()
-        if len(phases) > MAX_PHASES:
+        while len(phases) > MAX_PHASES:
             # A processor that has stopped: what it was given long ago is left to recovery, rather than kept in memory.
             phases.popleft()
             self._exported = max(0, self._exported - 1)
-        self._tell(TOLD_EACH, tell)
+        self._tell(TOLD_AT_ONCE, tell)
 
-    def settle(self, tell: Callable[[PhaseHandle], object], *, most: int = MAX_PHASES) -> None:
+    def settle(self, tell: Callable[[Sequence[PhaseHandle]], object], *, most: int = MAX_PHASES) -> None:
         """Look what has been exported by now, and `tell` of at most so many."""
         if self._phases:
             self._look()
@@ -65,7 +74,9 @@ class Underway:
     def _look(self) -> None:
         self._exported = max(self._exported, len(self._phases) - self._waiting())
 
-    def _tell(self, most: int, tell: Callable[[PhaseHandle], object]) -> None:
-        for _ in range(min(most, self._exported)):
-            self._exported -= 1
-            tell(self._phases.popleft())
+    def _tell(self, most: int, tell: Callable[[Sequence[PhaseHandle]], object]) -> None:
+        count = min(most, self._exported)
+        if count > 0:
+            self._exported -= count
+            popleft = self._phases.popleft
+            tell([popleft() for _ in range(count)])

@@ -68,8 +68,8 @@ class OTelBridge:
     Attributes:
         phase_trace_facts: for a journal: returns what must be kept of a phase's trace, or None; itself None where no
             phase has anything to say. Set by `attach`.
-        on_handed_over: called on the worker with each ended phase whose span was handed over and has left the SDK's
-            queue, or that was deliberately not sent.
+        on_handed_over: called on the worker with ended phases, each of them once, whose spans were handed over and have
+            left the SDK's queue, or were deliberately not sent.
         on_finished: called on the worker once the rank's and the session's spans were handed over.
 
     Raises:
@@ -112,7 +112,7 @@ class OTelBridge:
         self._recovery: BackgroundRecovery | None = None
         self.exit_hook: Callable[[PhaseHandle], object] | None = None
         self.phase_trace_facts: Callable[[PhaseHandle], Mapping[str, Any] | None] | None = None
-        self.on_handed_over: Callable[[PhaseHandle], object] | None = None
+        self.on_handed_over: Callable[[Sequence[PhaseHandle]], object] | None = None
         self.on_finished: Callable[[], object] | None = None
         self._output: OutputLog | None = None
         self._session: BridgeSession | None = None
@@ -254,6 +254,26 @@ class OTelBridge:
 
     def take(self, phase: PhaseHandle | OverdueNotice) -> None:
         """Send what there is to say of one ended or overdue phase; children come before their parents on a lane."""
+        outlet = self._outlet
+        if (
+            type(phase) is PhaseSpan
+            and phase._extra is None
+            and outlet is not None
+            and phase._ended_ns - phase._entered_ns < LONG_NS
+            and outlet.take_plain(phase, with_boundaries=self._puts_all_on_spans)
+        ):
+            # As nearly every phase is, so all that there is to do for one stands here, in few calls.
+            try:
+                if self._metrics is not None:
+                    self._metrics.record_guarded(phase, self._counts)
+                if self._emits_all:
+                    self._emit(phase, _BOTH_BOUNDARIES, is_failure=False, was_announced=False, is_sent=True)
+                if self._output is not None and self.takes_output:
+                    self._output(phase)
+            finally:
+                if self.on_handed_over is not None:
+                    self._underway.take(phase, self.on_handed_over)
+            return
         if isinstance(phase, OverdueNotice):
             self._announce_overdue(phase)
             return
@@ -266,12 +286,12 @@ class OTelBridge:
             if self.on_handed_over is not None:
                 self._note_handed_over(phase, self.on_handed_over)
 
-    def _note_handed_over(self, phase: PhaseHandle, tell: Callable[[PhaseHandle], object]) -> None:
+    def _note_handed_over(self, phase: PhaseHandle, tell: Callable[[Sequence[PhaseHandle]], object]) -> None:
         """Tell of a phase whose span the processors have taken for good, or that none of them shall have."""
         if self._outlet is not None and self._outlet.has_queued(phase):
             self._underway.take(phase, tell)
         else:
-            tell(phase)
+            tell((phase,))
 
     @property
     def takes_output(self) -> bool:
@@ -295,15 +315,6 @@ class OTelBridge:
             return
         if self._metrics is not None:
             self._metrics.record_guarded(phase, self._counts)
-        if (
-            phase._extra is None
-            and self._outlet is not None
-            and phase._ended_ns - phase._entered_ns < LONG_NS
-            and self._outlet.take_plain(phase, with_boundaries=self._puts_all_on_spans)
-        ):
-            if self._emits_all:
-                self._emit(phase, _BOTH_BOUNDARIES, is_failure=False, was_announced=False, is_sent=True)
-            return
         is_failure = phase._status in ERROR_STATUSES
         was_announced = self._long_open.forget(phase)
         wants = self._wanted_boundaries(phase, is_failure=is_failure, was_announced=was_announced)

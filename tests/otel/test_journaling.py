@@ -194,7 +194,7 @@ def test_each_ended_phase_is_told_once(bridged: Callable[..., Bridged], options:
     rig = bridged(**options)
     told: list[Any] = []
     finished: list[bool] = []
-    assert _bridge.listen(rig.bridge, on_handed_over=told.append, on_finished=lambda: finished.append(True))
+    assert _bridge.listen(rig.bridge, on_handed_over=told.extend, on_finished=lambda: finished.append(True))
     phases = [rig.enter("a"), rig.enter("b")]
     phases[1].close(error=ValueError("x"))
     phases[0].close()
@@ -214,7 +214,7 @@ def test_a_phase_at_which_a_processor_raises_is_told_as_well(bridged: Callable[.
 
     rig = bridged()
     told: list[Any] = []
-    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    _bridge.listen(rig.bridge, on_handed_over=told.extend)
     rig.bridge._sdk.tracer.span_processor = Raising()
     with rig.enter("a") as phase:
         pass
@@ -228,7 +228,7 @@ def test_what_waits_in_the_sdks_queue_is_told_once_it_was_exported(bridged: Call
     batch = BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000)
     rig = bridged(processors=[batch])
     told: list[Any] = []
-    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    _bridge.listen(rig.bridge, on_handed_over=told.extend)
     with rig.enter("outer") as outer, rig.enter("inner") as inner:
         pass
     rig.deliver()
@@ -253,7 +253,7 @@ def test_what_a_processor_was_given_after_its_shutdown_is_never_told(bridged: Ca
     batch = BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000)
     rig = bridged(processors=[batch])
     told: list[Any] = []
-    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    _bridge.listen(rig.bridge, on_handed_over=told.extend)
     with rig.enter("before") as before:
         pass
     rig.deliver()
@@ -272,7 +272,7 @@ def test_a_failure_that_is_sent_unsampled_waits_in_the_queue_as_well(bridged: Ca
     batch = BatchSpanProcessor(InMemorySpanExporter(), schedule_delay_millis=3_600_000)
     rig = bridged(processors=[batch], sampler=ALWAYS_OFF, keep_failures=True)
     told: list[Any] = []
-    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    _bridge.listen(rig.bridge, on_handed_over=told.extend)
     with rig.enter("outer") as outer:
         with rig.enter("well") as well:
             pass
@@ -300,7 +300,7 @@ def test_of_a_processor_that_shows_no_queue_a_good_flush_tells(bridged: Callable
     processor = BatchOfOthers()
     rig = bridged(processors=[processor])
     told: list[Any] = []
-    _bridge.listen(rig.bridge, on_handed_over=told.append)
+    _bridge.listen(rig.bridge, on_handed_over=told.extend)
     with rig.enter("a") as phase:
         pass
     rig.deliver()
