@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stormphase import _exits, _misuse, _moves, _tasks
+from stormphase import _exits, _misuse, _moves, _native, _tasks
 from stormphase._attributes import AttributeCounts, take
 from stormphase._counts import Counts
 from stormphase._enter import enter_phase, take_or_count
@@ -426,3 +426,6 @@ class LaneSet:
     resume = _moves.resume
     release = _moves.release
     acquire = _moves.acquire
+
+
+_native.quicken(LaneSet)

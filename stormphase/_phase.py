@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stormphase._record import PhaseRecord
 
 FINAL: Final = frozenset(status for status, rule in TABLE.rules.items() if rule.is_final)
-_ON_SUCCESS = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.SUCCEEDED)
+ON_SUCCESS: Final = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.SUCCEEDED)
 
 
 class PhaseExtra:
@@ -147,7 +147,7 @@ class PhaseHandle:
                 lane.top = below
                 below._children_ns = below._children_ns + (ended_ns - self._entered_ns)
                 self._ended_ns = ended_ns
-                self._status = _ON_SUCCESS
+                self._status = ON_SUCCESS
                 self._context_token = None
                 told = 0
                 try:

@@ -11,7 +11,7 @@ from stormphase import _ambient, _carrying, _configuration, _decorator, _misuse
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
 from stormphase._clock import SystemClock
 from stormphase._counts import Counts
-from stormphase._enter import enter_phase
+from stormphase._lanes import LaneSet
 from stormphase._model import RankIdentity
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._phase import PhaseToken
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
     from stormphase._record import PhaseRecord
     from stormphase.capture import CaptureOptions, CaptureSession
@@ -206,7 +205,7 @@ class PhaseTracker:
 
     # Phases
 
-    enter_phase = enter_phase
+    enter_phase = LaneSet.enter_phase
 
     def enter(
         self,

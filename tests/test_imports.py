@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 # that know nothing of each other; a plus joins files of one room, which may import each other but not in a circle. A
 # name stands for a module, or for a package with all that is in it, whose files are one room.
 ROOMS = """
-    _derived_ids, _version, exceptions, typing
+    _derived_ids, _speedups, _version, exceptions, typing
     _arrays, _attribute_counts, _clock, _model, _redaction, _said_lines
     _attempts, _attributes + _plain_values, _bell, _counts, _ids, _liveness, _paths, _process, _status, _tasks, _totals
     _record + _record_fields + _recording + _attribution
-    _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lane + _lanes + _recorder, _signals
+    _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lane + _native + _lanes + _recorder
+    _signals
     _ambient, _bridge, _rank + _environ + _launchers + _process_facts + _session_id + _carried
     _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
     capture, journal, stores

@@ -19,16 +19,16 @@ from pathlib import Path
 import pytest
 
 import stormphase
-from stormphase import _attribute_counts, _attributes, _enter, _plain_values
+from stormphase import _attribute_counts, _attributes, _enter, _native, _plain_values
 from stormphase._boundary import self_ns
-from stormphase._phase import FINAL, PhaseHandle
+from stormphase._phase import FINAL
 from stormphase._recorder import PhaseRecorder
 
 PACKAGE = str(Path(stormphase.__file__).parent)
 # They touch neither lane nor context, and are long.
 NOT_STRUCK = (_attributes.__file__, _plain_values.__file__, _attribute_counts.__file__)
 TOOL_ID = 4
-LEAST_POINTS = 20
+LEAST_POINTS = 20 if _native.speedups is None else 10  # In the compiled half no handler runs.
 OTHERS_STEP = 11  # what raises is tried at every place, what does not at every eleventh
 
 
@@ -470,7 +470,7 @@ def test_a_reset_at_any_place_ends_everything_once(scenario):
 
 def test_between_taking_a_phase_off_its_lane_and_its_end_no_signal_can_come():
     """From the store that takes a phase off its lane to that of its status there is no such instruction."""
-    code = PhaseHandle.__exit__.__code__
+    code = _native.python_exit.__code__
     instructions = list(dis.get_instructions(code))
     stores = [n for n, each in enumerate(instructions) if each.opname == "STORE_ATTR" and each.argval == "top"]
     for start in stores:
@@ -496,6 +496,18 @@ ended = []
 lanes = PhaseRecorder().lane_set("s", 0)
 lanes.exit_queues = (ended.append,)
 random.seed(int(sys.argv[1]))
+
+def run():
+    with lanes.enter_phase("inner"):
+        with lanes.enter_phase("innermost", {"k": 1}) as phase:
+            phase.set_attribute("late", 1)
+    lanes.exit(lanes.enter("by token"))
+    moved = lanes.enter_phase("moved")
+    token = moved.release()
+    lanes.acquire(token).close()
+
+with lanes.enter_phase("outer"):
+    run()  # What is made at first sight, an interrupt would keep from being made, again and again.
 hits, inside, tries, wanted = 0, 0, 0, int(sys.argv[2])
 while hits < wanted and tries < 20 * wanted:
     tries += 1
@@ -505,13 +517,7 @@ while hits < wanted and tries < 20 * wanted:
             with lanes.enter_phase("outer"):
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 4e-5))
                 for _ in range(50):
-                    with lanes.enter_phase("inner"):
-                        with lanes.enter_phase("innermost", {"k": 1}) as phase:
-                            phase.set_attribute("late", 1)
-                    lanes.exit(lanes.enter("by token"))
-                    moved = lanes.enter_phase("moved")
-                    token = moved.release()
-                    lanes.acquire(token).close()
+                    run()
                 is_over = True
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

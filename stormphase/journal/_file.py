@@ -17,6 +17,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from stormphase import _native
 from stormphase.journal import _format
 
 if sys.platform != "win32":
@@ -71,10 +72,7 @@ class JournalFile:
             os.close(self._fd)
             path.unlink()
             raise
-        self.put_enter: Callable[..., None] = functools.partial(_format.ENTER.pack_into, self._map)
-        # Where a slot's second half begins, so that both halves are stored by the slot's own offset.
-        second_halves = memoryview(self._map)[_format.EXIT_AT :]
-        self.put_exit: Callable[..., None] = functools.partial(_format.EXIT.pack_into, second_halves)
+        self.put_enter, self.put_exit = _slot_stores(self._map)
         self.buffer: mmap.mmap = self._map
         self.words = memoryview(self._map).cast("Q")
         self._beats = 0
@@ -218,6 +216,16 @@ class JournalFile:
             for offset in range(start, min(end, start + _PAGES_AT_ONCE * _PAGE), _PAGE):
                 words[offset >> 3] = 0
             time.sleep(0)  # noqa: TID251 - waits for nothing: training may want the GIL
+
+
+def _slot_stores(mapped: mmap.mmap) -> tuple[Callable[..., None], Callable[..., None]]:
+    if _native.speedups is not None:
+        stores: tuple[Callable[..., None], Callable[..., None]] = _native.speedups.slot_stores(mapped)
+        return stores
+    # Where a slot's second half begins, so that both halves are stored by the slot's own offset.
+    second_halves = memoryview(mapped)[_format.EXIT_AT :]
+    put_enter = functools.partial(_format.ENTER.pack_into, mapped)
+    return put_enter, functools.partial(_format.EXIT.pack_into, second_halves)
 
 
 def _within_limit(max_bytes: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from marshal import dumps
 from typing import TYPE_CHECKING, Final
 
+from stormphase import _native
 from stormphase.journal import _format
 from stormphase.journal._phase_facts import all_facts, entered_facts, parent_sequence, step_word
 
@@ -246,3 +247,7 @@ class SegmentWriter:
         if full is not None:
             self._journal.note_full(full)
         return True
+
+
+if _native.speedups is not None:
+    _native.speedups.bind_writer(SegmentWriter)

@@ -24,6 +24,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from stormphase import _native
 from stormphase._attributes import to_otel
 from stormphase._lanes import ContextCarrier
 from stormphase.otel import ids
@@ -89,6 +90,10 @@ class SpanCarrier(ContextCarrier):
 
     def _make_put(self) -> Callable[[Any], contextvars.Token[Any]]:
         # A closure: its variables are found faster than attributes, and no frame stands between it and C.
+        if _native.speedups is not None:
+            compiled: Callable[[Any], contextvars.Token[Any]]
+            compiled = _native.speedups.span_put(self.variable, SPAN_KEY, self.phase_key, Context, PhaseSpan)
+            return compiled
         get = self.variable.get
         set_variable = self.variable.set
         span_key = SPAN_KEY

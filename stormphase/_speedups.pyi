@@ -1,0 +1,29 @@
+# What `_speedups.c` offers. Used by `_native` and by those whose classes it has to know; see there.
+
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from typing import Any
+
+SOURCE: str  # The SHA-256 of what it was built from, as hex digits.
+
+def bind(
+    *,
+    handle: type,
+    lane: type,
+    lanes: type,
+    path: type,
+    quiet_name: type,
+    variable: ContextVar[Any],
+    clock: Callable[[], int],
+    enter_phase: Callable[..., Any],
+    take_back: Callable[..., None],
+    active: object,
+    succeeded: object,
+    slot_bytes: int,
+    no_step: int,
+) -> tuple[Any, Any, Any]: ...
+def bind_writer(writer: type, /) -> None: ...
+def span_put(
+    variable: ContextVar[Any], span_key: str, phase_key: str, context: type, span: type, /
+) -> Callable[[Any], Token[Any]]: ...
+def slot_stores(file: object, /) -> tuple[Callable[..., None], Callable[..., None]]: ...
