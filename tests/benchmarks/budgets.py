@@ -17,20 +17,6 @@ if TYPE_CHECKING:
 
 # Budget's key -> why it is missed. A reason is shown only while its budget is missed.
 REASONS: dict[str, str] = {
-    "root": "redrawn below: a bare skeleton of a phase takes 4.7 and 4.5 floors. Left out one by one on 3.11, the "
-    "context variable saves 1.1, two clock reads 0.6, the thread's lane 0.5, the thread's number at exit 0.4, the "
-    "caller's place for messages 0.4, the id 0.3",
-    "nested": "redrawn below",
-    "bridge": "redrawn below; the bridge adds 3",
-    "cpu_span_events": "within the noise: 0.32 on 3.13 in the run before",
-    "tail": "from 1.35 to 1.67 in five runs of a day, redrawn below: the SDK's "
-    "thread holds the GIL for some 0.3 ms in one step of 57, whoever makes the spans",
-    "journal": "redrawn below: the two stores are C calls, and take 1.2 floors by themselves",
-    "journal_attributes": "redrawn below: marshal, a slice of the mapped file and one more call",
-    "bridge_journal": "redrawn below",
-    "bridge_journal_of_sdk": "the SDK's span takes 69 floors on 3.13, and 95 on 3.11",
-    "tail_journal": "redrawn below: as with the bridge alone, and the journal's own worker",
-    "print": "within the noise: 2.70 in the run before",
     "threads": "other work ran on the machine's two cores",
     "import": "47 modules of its own, and hashlib, json and logging of the standard library",
 }
@@ -61,10 +47,9 @@ def _ratio(panel: str, subject: str, reference: str, value: str = "best_ns") -> 
     return lambda found: found[panel][subject][value] / found[panel][reference][value]
 
 
-def _difference(subject: str, without: str, unit: str = "floor") -> Callable[[Found], float]:
+def _difference(subject: str, without: str, unit: str = "floor", panel: str = "journal") -> Callable[[Found], float]:
     return lambda found: (
-        (found["journal"][subject]["best_ns"] - found["journal"][without]["best_ns"])
-        / found["journal"][unit]["best_ns"]
+        (found[panel][subject]["best_ns"] - found[panel][without]["best_ns"]) / found[panel][unit]["best_ns"]
     )
 
 
@@ -223,62 +208,61 @@ BUDGETS = (
 )
 
 SKELETON = "bare skeleton of a phase"
-# What the rows in multiples of the floor were redrawn to, and why: docs/decisions.md, 22.
-REDRAWN = (
+IN_PYTHON = "{}, in Python alone"
+# The same where the package was built without a C compiler, in multiples of a skeleton, and why: docs/decisions.md, 22.
+PURE = (
     Budget(
-        "s_root", f"{BUDGETS[0].what}, redrawn", 1.6, _ratio("local", "stormphase, at the root", SKELETON), "x skeleton"
+        "s_root",
+        IN_PYTHON.format(BUDGETS[0].what),
+        1.6,
+        _ratio("local_pure", "stormphase, at the root", SKELETON),
+        "x skeleton",
     ),
     Budget(
-        "s_nested", f"{BUDGETS[1].what}, redrawn", 1.7, _ratio("local", "stormphase, nested", SKELETON), "x skeleton"
+        "s_nested",
+        IN_PYTHON.format(BUDGETS[1].what),
+        1.7,
+        _ratio("local_pure", "stormphase, nested", SKELETON),
+        "x skeleton",
     ),
-    Budget("s_bridge", f"{BUDGETS[2].what}, redrawn", 2.4, _ratio("bridge", BRIDGE_COST, SKELETON), "x skeleton"),
+    Budget(
+        "s_bridge",
+        IN_PYTHON.format(BUDGETS[2].what),
+        2.4,
+        _ratio("bridge_pure", BRIDGE_COST, SKELETON),
+        "x skeleton",
+    ),
     Budget(
         "s_journal",
-        "journal adds, redrawn",
+        "journal adds, in Python alone",
         0.9,
-        _difference("stormphase, nested, with journal", "stormphase, nested", SKELETON),
+        _difference("stormphase, nested, with journal", "stormphase, nested", SKELETON, "journal_pure"),
         "x skeleton",
     ),
     Budget(
         "s_journal_attributes",
-        "journal adds with 3 attributes at enter, redrawn",
+        "journal adds with 3 attributes at enter, in Python alone",
         2.4,
         _difference(
-            "stormphase, nested, with journal and 3 attributes", "stormphase, nested, with 3 attributes", SKELETON
+            "stormphase, nested, with journal and 3 attributes",
+            "stormphase, nested, with 3 attributes",
+            SKELETON,
+            "journal_pure",
         ),
         "x skeleton",
     ),
     Budget(
         "s_bridge_journal",
-        "bridge and journal, training thread, redrawn",
+        "bridge and journal, training thread, in Python alone",
         3.2,
-        _ratio("bridge_journal", "stormphase with bridge and journal", SKELETON),
+        _ratio("bridge_journal_pure", "stormphase with bridge and journal", SKELETON),
         "x skeleton",
     ),
     Budget(
         "s_bridge_journal_of_sdk",
-        "the same against the SDK's `start_as_current_span` with a BatchSpanProcessor, redrawn",
+        "the same against the SDK's `start_as_current_span` with a BatchSpanProcessor, in Python alone",
         1 / 5,
-        _ratio("bridge_journal", "stormphase with bridge and journal", SDK),
-        "x SDK",
-    ),
-    Budget(
-        "s_tail",
-        "wall p99 of that short step with bridge, against the SDK's spans in its place",
-        1,
-        _ratio("tail", "step of 8 pieces, 9 phases with bridge", "step of 8 pieces, 9 SDK spans", "p99_ns"),
-        "x SDK",
-    ),
-    Budget(
-        "s_tail_journal",
-        "wall p99 of that short step with bridge and journal, against the SDK's spans in its place",
-        1,
-        _ratio(
-            "tail_journal",
-            "step of 8 pieces, 9 phases with bridge and journal",
-            "step of 8 pieces, 9 SDK spans",
-            "p99_ns",
-        ),
+        _ratio("bridge_journal_pure", "stormphase with bridge and journal", SDK),
         "x SDK",
     ),
 )

@@ -37,8 +37,8 @@ class Environment:
     Attributes:
         python: its interpreter.
         version: of CPython, as `3.11.7`.
-        packages: the versions of stormphase and its peers, and how this CPython was built: profile-guided
-            optimisation speeds some things up more than others.
+        packages: the versions of stormphase and its peers, how this CPython was built (profile-guided optimisation
+            speeds some things up more than others), and whether a C compiler was there for stormphase.
     """
 
     python: Path
@@ -102,7 +102,9 @@ _VERSION = "import platform; print(platform.python_version())"
 _PACKAGES = f"""
 import importlib.metadata as metadata, json, sysconfig
 is_optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+from stormphase import _native
 build = {{"(build of CPython)": "with PGO" if is_optimised else "without PGO"}}
+build |= {{"(build of stormphase)": "compiled" if _native.speedups else "in Python alone"}}
 print(json.dumps(build | {{name: metadata.version(name) for name in {("stormphase", *PEERS)!r}}}))
 """
 

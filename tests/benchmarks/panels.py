@@ -44,6 +44,18 @@ def _cpu(*subjects: str) -> Panel:
     return Panel("cpu", subjects, rounds=60, sample_ns=1_000 * MILLISECOND)
 
 
+_LOCAL = ("ours:Root", "ours:Nested", "ours:NestedWithAttributes", SKELETON)
+_JOURNAL = (
+    "ours:Nested",
+    "ours:NestedWithAttributes",
+    "ours_journaled:Journaled",
+    "ours_journaled:JournaledWithAttributes",
+    SKELETON,
+)
+_BRIDGE = ("ours_bridged:Bridged", "sdk:SdkSpan", SKELETON)
+_BRIDGE_JOURNAL = ("ours_journaled:BridgedAndJournaled", "sdk:SdkSpan", SKELETON)
+_PURE = {"STORMPHASE_PURE": "1"}  # As where there was no C compiler.
+
 PANELS: dict[str, Panel] = {
     "contextmanager": _cost("peers:EmptyContextManager"),
     "codetiming": _cost("peers:Codetiming"),
@@ -53,18 +65,15 @@ PANELS: dict[str, Panel] = {
     "stormlog_tracker": _cost("peers:StormlogTracker"),
     "one_logger": _cost("peers:OneLogger"),
     "logfire": _cost("sdk:Logfire"),
-    "local": _cost("ours:Root", "ours:Nested", "ours:NestedWithAttributes", SKELETON, rounds=1_500),
-    "journal": _cost(
-        "ours:Nested",
-        "ours:NestedWithAttributes",
-        "ours_journaled:Journaled",
-        "ours_journaled:JournaledWithAttributes",
-        SKELETON,
-        rounds=1_500,
-    ),
+    "local": _cost(*_LOCAL, rounds=1_500),
+    "journal": _cost(*_JOURNAL, rounds=1_500),
     "recorder": _cost("ours:RecorderByToken"),
-    "bridge": _cost("ours_bridged:Bridged", "sdk:SdkSpan", SKELETON, rounds=1_500),
-    "bridge_journal": _cost("ours_journaled:BridgedAndJournaled", "sdk:SdkSpan", SKELETON, rounds=1_500),
+    "bridge": _cost(*_BRIDGE, rounds=1_500),
+    "bridge_journal": _cost(*_BRIDGE_JOURNAL, rounds=1_500),
+    "local_pure": _cost(*_LOCAL, rounds=1_500, **_PURE),
+    "journal_pure": _cost(*_JOURNAL, rounds=1_500, **_PURE),
+    "bridge_pure": _cost(*_BRIDGE, rounds=1_500, **_PURE),
+    "bridge_journal_pure": _cost(*_BRIDGE_JOURNAL, rounds=1_500, **_PURE),
     "bridge_attributes": _cost("ours_bridged:BridgedWithAttributes", "sdk:SdkSpanWithAttributes"),
     "cpu_default": _cpu("sdk:SdkSpanDelivered", "ours_bridged:BridgedDelivered"),
     "cpu_span_events": _cpu(

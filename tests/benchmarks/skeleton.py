@@ -1,4 +1,4 @@
-"""The least that a phase can cost: what the redrawn budgets are a multiple of. See docs/decisions.md, 22.
+"""The least that a phase can cost: what a phase in Python alone is measured by. See docs/decisions.md, 22.
 
 It looks a lane up, makes one slotted object, follows a path, takes a number, reads the clock twice, sets and resets one
 context variable and compares the thread. It finds no task, keeps no place for messages, minds no signal handler, has no

@@ -82,7 +82,7 @@ def test_what_must_be_nothing_is_missed_by_a_count(budgets):
 def test_every_reason_belongs_to_a_budget(budgets, monkeypatch):
     """A reason under a misspelt key would never be shown."""
     monkeypatch.undo()
-    assert set() == set(budgets.REASONS) - {budget.key for budget in (*budgets.BUDGETS, *budgets.REDRAWN)}
+    assert set() == set(budgets.REASONS) - {budget.key for budget in (*budgets.BUDGETS, *budgets.PURE)}
 
 
 def test_a_row_has_its_budget_and_figure(report):
