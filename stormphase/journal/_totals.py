@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 from stormphase._model import PhaseStatus
 from stormphase.journal import _format
-from stormphase.journal._histogram import bucket_of
+from stormphase.journal._histogram import bucket_of, count_buckets
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stormphase.journal._file import JournalFile
     from stormphase.journal._segments import Segments
 
@@ -73,6 +75,27 @@ class Totals:
         if status != _SUCCEEDED:
             word = _COUNTED_AS[status]
             total.others[word] = total.others.get(word, 0) + 1
+
+    def add_all(self, path: int, durations_ns: Sequence[int], inside_ns: Sequence[int]) -> None:
+        """Count phases of one path that have succeeded and were not paused.
+
+        Args:
+            path: its number.
+            durations_ns: how long each took; at least one.
+            inside_ns: how much of that their children had, in all.
+        """
+        total = self._sums.get(path)
+        if total is None:
+            total = self._sums[path] = _Sum(durations_ns[0])
+        total_ns = sum(durations_ns)
+        total.count += len(durations_ns)
+        total.total_ns += total_ns
+        total.own_ns += total_ns - sum(inside_ns)
+        total.shortest_ns = min(total.shortest_ns, *durations_ns)
+        total.longest_ns = max(total.longest_ns, *durations_ns)
+        buckets = total.buckets
+        for bucket, times in count_buckets(durations_ns).items():
+            buckets[bucket] = buckets.get(bucket, 0) + times
 
     def forget(self) -> None:
         """Forget what was added since the last `changes`, and what that would have changed."""
