@@ -10,8 +10,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <frameobject.h>
+#include <marshal.h>
 #include <structmember.h>
 #include <stdint.h>
+#include <string.h>
 #include <time.h>
 
 #ifdef Py_GIL_DISABLED
@@ -81,6 +83,7 @@
     X(path, number, "number")
 
 #define WRITER_SLOTS(X)                                                                                                \
+    X(writer, blobs_from, "_blobs_from")                                                                               \
     X(writer, last_slot, "last_slot")                                                                                  \
     X(writer, slot, "slot")                                                                                            \
     X(writer, traces_phases, "traces_phases")                                                                          \
@@ -138,7 +141,7 @@ static PyTypeObject *handle_class, *lane_class, *lanes_class, *path_class, *quie
 static PyObject *python_enter, *python_take_back, *is_active, *has_succeeded;
 static PyObject *monotonic_ns, *zero, *no_step, *no_arguments, *unwinding_names;
 static PyCFunction variable_set, variable_reset, variable_get;
-static long long slot_bytes;
+static long long slot_bytes, segment_bytes, blobs_from_at, max_blob;
 static PyObject *s_lanes, *s_lane, *s_trio, *s_leave, *s_tell_rest, *s_enter_again, *s_enter, *s_resumed_ns;
 
 /* --- Small pieces ------------------------------------------------------------------------------------------------ */
@@ -303,28 +306,55 @@ write_with_writer(PyObject *writer, PyObject *handle)
     return result == NULL ? -1 : 0;
 }
 
-/* Write a plain phase into the journal; its writer does what is not. */
+static PyTypeObject SlotStoreType;
+static int store_blob(PyObject *stores, long long at, PyObject *blob, long long word_at);
+
+/* Write a plain phase into the journal, with attributes or NULL; its writer does what is not plain. */
 static int
-write_plainly(PyObject *writer, PyObject *lane, PyObject *below, PyObject *path, PyObject *handle)
+write_plainly(PyObject *writer, PyObject *lane, PyObject *below, PyObject *path, PyObject *handle, PyObject *attributes)
 {
     if (Py_TYPE(writer) != writer_class || SLOT(writer, writer_traces_phases) != Py_False ||
         SLOT(path, path_number) == zero)
         return write_with_writer(writer, handle);
-    PyObject *step = SLOT(handle, handle_step);
-    PyObject *write_enter = SLOT(writer, writer_write_enter);
-    PyObject *slot = SLOT(writer, writer_slot);
-    long long at = PyLong_AsLongLong(slot), last = PyLong_AsLongLong(SLOT(writer, writer_last_slot));
-    if ((at == -1 || last == -1) && PyErr_Occurred())
-        return -1;
+    PyObject *write_enter = SLOT(writer, writer_write_enter), *blob = NULL, *blob_word = NULL, *from = NULL;
+    PyObject *next = NULL, *last_left = NULL, *result = NULL;
+    long long length = 0;
+    int written = -1;
+    Py_INCREF(write_enter);
+    if (attributes != NULL) {
+        if (!Py_IS_TYPE(write_enter, &SlotStoreType) || !PyDict_CheckExact(attributes))
+            goto by_writer;
+        if ((blob = PyMarshal_WriteObjectToString(attributes, 2)) == NULL)
+            goto done;
+        length = PyBytes_GET_SIZE(blob);
+        if (length > max_blob)
+            goto by_writer;
+    }
+    PyObject *slot = SLOT(writer, writer_slot), *step = SLOT(handle, handle_step);
+    long long at = PyLong_AsLongLong(slot), last = PyLong_AsLongLong(SLOT(writer, writer_last_slot)) - length;
+    long long start = PyLong_AsLongLong(SLOT(writer, writer_blobs_from)) - length;
+    if (PyErr_Occurred())
+        goto done;
     if (at > last)
-        return write_with_writer(writer, handle);
-    PyObject *next = PyLong_FromLongLong(at + slot_bytes);
-    if (next == NULL)
-        return -1;
+        goto by_writer;
+    if ((next = PyLong_FromLongLong(at + slot_bytes)) == NULL)
+        goto done;
+    if (blob != NULL) {
+        long long offset = start & (segment_bytes - 1);
+        if ((blob_word = PyLong_FromLongLong(offset | length << 16)) == NULL ||
+            (last_left = PyLong_FromLongLong(last)) == NULL || (from = PyLong_FromLongLong(start)) == NULL)
+            goto done;
+        /* Nobody tells of the place yet, so it does no harm that the writer may give it to another phase. */
+        if (store_blob(write_enter, start, blob, (at & ~(segment_bytes - 1)) + blobs_from_at) < 0)
+            goto done;
+        store(writer, writer_last_slot, last_left);
+        store(writer, writer_blobs_from, from);
+        last_left = from = NULL;
+    }
     /* From here to the store in the file nothing else runs. What the writer lets go of is kept by the handle. */
     SLOT(writer, writer_slot) = next;
     SLOT(handle, handle_slot) = slot;
-    Py_INCREF(write_enter);
+    next = NULL;
     PyObject *args[] = {
         NULL,
         slot,
@@ -333,14 +363,24 @@ write_plainly(PyObject *writer, PyObject *lane, PyObject *below, PyObject *path,
         step == Py_None ? no_step : step,
         SLOT(path, path_number),
         SLOT(lane, lane_number),
-        zero,
+        blob_word == NULL ? zero : blob_word,
         zero,
         SLOT(handle, handle_sequence),
     };
-    PyObject *result = PyObject_Vectorcall(write_enter, args + 1, 9 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    Py_DECREF(write_enter);
+    result = PyObject_Vectorcall(write_enter, args + 1, 9 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    written = result == NULL ? -1 : 0;
+    goto done;
+by_writer:
+    written = write_with_writer(writer, handle);
+done:
     Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
+    Py_XDECREF(next);
+    Py_XDECREF(last_left);
+    Py_XDECREF(from);
+    Py_XDECREF(blob_word);
+    Py_XDECREF(blob);
+    Py_DECREF(write_enter);
+    return written;
 }
 
 /* Undo an enter into which an exception came, which stays raised. */
@@ -502,12 +542,9 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     }
     PyObject *writer = SLOT(lane, lane_writer);
     if (writer != Py_None) {
-        int written;
+        int is_empty = taken == NULL || taken == Py_None || (PyDict_CheckExact(taken) && PyDict_GET_SIZE(taken) == 0);
         Py_INCREF(writer);
-        if (taken == NULL)
-            written = write_plainly(writer, lane, below, path, handle);
-        else
-            written = write_with_writer(writer, handle);
+        int written = write_plainly(writer, lane, below, path, handle, is_empty ? NULL : taken);
         Py_DECREF(writer);
         if (written < 0) {
             take_back(lanes, lane, handle);
@@ -886,6 +923,26 @@ store_words(SlotStore *self, PyObject *slot, const uint64_t *words, Py_ssize_t c
     Py_RETURN_NONE;
 }
 
+/* Store a blob, and first the word that says from where on its segment has them, so that no reader takes one for a slot. */
+static int
+store_blob(PyObject *stores, long long at, PyObject *blob, long long word_at)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(((SlotStore *)stores)->file, &view, PyBUF_WRITABLE) < 0)
+        return -1;
+    Py_ssize_t length = PyBytes_GET_SIZE(blob);
+    int fits = word_at >= 0 && word_at % 8 == 0 && at >= word_at && at + length <= view.len;
+    if (fits) {
+        uint64_t offset = (uint64_t)(at & (segment_bytes - 1));
+        __atomic_store_n((uint64_t *)((char *)view.buf + word_at), offset, __ATOMIC_RELEASE);
+        memcpy((char *)view.buf + at, PyBytes_AS_STRING(blob), (size_t)length);
+    }
+    else
+        PyErr_Format(PyExc_IndexError, "no place for a blob at offset %lld of the journal", at);
+    PyBuffer_Release(&view);
+    return fits ? 0 : -1;
+}
+
 static PyObject *
 store_enter(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
 {
@@ -1057,16 +1114,20 @@ bind(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
 }
 
 static PyObject *
-bind_writer(PyObject *Py_UNUSED(module), PyObject *type)
+bind_writer(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
 {
-    if (!PyType_Check(type)) {
-        PyErr_SetString(PyExc_TypeError, "a writer's class is needed");
+    static char *names[] = {"writer", "segment_bytes", "blobs_from_at", "max_blob", NULL};
+    PyTypeObject *type;
+    long long segment, from, most;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "$O!LLL", names, &PyType_Type, &type, &segment, &from, &most))
         return NULL;
-    }
     if (writer_class == NULL) {
-        if (find_writer((PyTypeObject *)type) < 0)
+        if (find_writer(type) < 0)
             return NULL;
-        KEEP(writer_class, (PyTypeObject *)type);
+        segment_bytes = segment;
+        blobs_from_at = from;
+        max_blob = most;
+        KEEP(writer_class, type);
     }
     Py_RETURN_NONE;
 }
@@ -1074,7 +1135,7 @@ bind_writer(PyObject *Py_UNUSED(module), PyObject *type)
 static PyMethodDef functions[] = {
     {"bind", (PyCFunction)(void (*)(void))bind, METH_VARARGS | METH_KEYWORDS,
      "Take note of the Python that stands beside; return `enter_phase`, `__enter__` and `__exit__`."},
-    {"bind_writer", bind_writer, METH_O, "Take note of the class of the journal's writers."},
+    {"bind_writer", (PyCFunction)(void (*)(void))bind_writer, METH_VARARGS | METH_KEYWORDS, "Take note of the class of the journal's writers."},
     {"span_put", span_put, METH_VARARGS, "Return what makes a span's phase current in OpenTelemetry's context."},
     {"slot_stores", slot_stores, METH_O, "Return what stores the two halves of a slot into a mapped file."},
     {NULL, NULL, 0, NULL},

@@ -250,4 +250,9 @@ class SegmentWriter:
 
 
 if _native.speedups is not None:
-    _native.speedups.bind_writer(SegmentWriter)
+    _native.speedups.bind_writer(
+        writer=SegmentWriter,
+        segment_bytes=_format.SEGMENT,
+        blobs_from_at=_BLOBS_FROM,
+        max_blob=_MAX_BLOB,
+    )
