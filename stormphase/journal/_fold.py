@@ -35,10 +35,17 @@ ORPHAN_TICKS: Final = 50
 _LONGEST_PATIENCE: Final = 64
 _MAX_NOTES: Final = 4_096
 _TRIES: Final = 8
-_SLOTS_AT_ONCE: Final = 64
+_BYTES_AT_ONCE: Final = 64 * _format.SLOT
 # Some 20 us of work, and then a pause: who sleeps for no time has the GIL back before another thread has woken up.
 _PAUSE_S: Final = 0.0005
-_ALL_AT_ONCE: Final = 1_024
+
+
+def _pause() -> None:
+    time.sleep(_PAUSE_S)  # noqa: TID251 - waits for nothing: training may want the GIL
+
+
+def _no_pause() -> None:
+    """Go on: somebody waits for it, or room is short."""
 
 
 @functools.cache
@@ -108,10 +115,13 @@ class Folder:
             segment: its offset.
             is_urgent: whether to do it at one go, and not let training have the GIL in between.
         """
+        pause = _no_pause if is_urgent else _pause
+        pause()
         if not self._locked(self._begin_fold, segment, self._open_now(segment)):
             return False
         try:
-            added = self._add_up(segment, _ALL_AT_ONCE if is_urgent else _SLOTS_AT_ONCE)
+            added = self._add_up(segment, pause)
+            pause()
             self._locked(self._end_fold, segment)
         finally:
             self._folding = None
@@ -267,29 +277,20 @@ class Folder:
         """Return how many slots there are before the blobs begin."""
         return (self._file.word(segment + _format.BLOBS_FROM) - _format.FIRST_SLOT) // _format.SLOT
 
-    def _slots(self, segment: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Yield offset and fields of each slot that is not empty, as they were at the call."""
+    def _parts(self, segment: int, pause: Callable[[], object]) -> Iterator[Iterator[tuple[int, ...]]]:
+        """Yield the fields of some slots at a time, as they were at the call, with a pause before each."""
         first = segment + _format.FIRST_SLOT
         data = self._file.bytes_at(first, self._slots_of(segment) * _format.SLOT)
-        found = zip(range(first, first + len(data), _format.SLOT), _format.WHOLE_SLOT.iter_unpack(data), strict=True)
-        return ((slot, fields) for slot, fields in found if fields[8])
+        for at in range(0, len(data), _BYTES_AT_ONCE):
+            pause()
+            yield _format.WHOLE_SLOT.iter_unpack(data[at : at + _BYTES_AT_ONCE])
 
-    def _parts(self, segment: int, slots_at_once: int) -> Iterator[Iterator[tuple[int, ...]]]:
-        """Yield the fields of so many slots at once, as they were at the call, with a pause before each."""
-        first = segment + _format.FIRST_SLOT
-        data = self._file.bytes_at(first, self._slots_of(segment) * _format.SLOT)
-        size = slots_at_once * _format.SLOT
-        for at in range(0, len(data), size):
-            if slots_at_once != _ALL_AT_ONCE:
-                time.sleep(_PAUSE_S)  # noqa: TID251 - waits for nothing: training may want the GIL
-            yield _format.WHOLE_SLOT.iter_unpack(data[at : at + size])
-
-    def _add_up(self, segment: int, slots_at_once: int) -> int:
+    def _add_up(self, segment: int, pause: Callable[[], object]) -> int:
         """Add what has ended in the segment to the totals, and return how many that are."""
         add = self._totals.add
         plain: dict[int, tuple[list[int], list[int]]] = {}  # by path: how long they took, and their children
         added = 0
-        for fields in itertools.chain.from_iterable(self._parts(segment, slots_at_once)):
+        for fields in itertools.chain.from_iterable(self._parts(segment, pause)):
             entered_ns, _, _, path, _, blob_at, blob_length, flags, sequence, ended_ns, children_ns, word = fields
             if not sequence:
                 continue
@@ -387,7 +388,9 @@ class Folder:
         """Return how many of the ended phases of a segment were not handed over to the bridge."""
         if not self._counts_unsent:
             return 0
-        return max(0, ended - sum(1 for _, fields in self._slots(segment) if fields[7] & _format.IS_HANDED_OVER))
+        first = segment + _format.FIRST_SLOT
+        marks_from, slots_end = first + _format.HANDED_OVER_AT, first + self._slots_of(segment) * _format.SLOT
+        return max(0, ended - self._file.buffer[marks_from : slots_end : _format.SLOT].count(1))
 
 
 class _OpenPhases:

@@ -40,6 +40,7 @@ _HISTORY_SHARE: Final = 4
 _FREE_SHARE: Final = 2
 _TRIES: Final = 8
 _FOLDS_IN_NEED: Final = 8
+_CLEARED_AT_ONCE: Final = 2  # One goes, with each full segment, and another one, to make up for what was put off.
 _MAX_NOTE_CHARS: Final = 1_024
 _RETRY_NS: Final = 5_000_000_000
 
@@ -298,7 +299,11 @@ class OpenJournal:
             look()
 
     def _make_room(self) -> None:
+        cleared = 0
         while (free := len(self._segments)) < _ENOUGH:
+            if cleared >= _CLEARED_AT_ONCE and free >= _LOW:
+                return  # The next full segment, or the next tick, goes on: training may want the GIL.
+            cleared += 1
             if self._segments.folded_count > self._history:
                 if not self._folder.clear_oldest_folded():
                     return
