@@ -223,7 +223,7 @@ class LaneSet:
         self, name: str, attributes: Any = None, sync: bool = False, timeout_s: float | None = None
     ) -> PhaseToken:
         """Enter a phase and return its token; see `PhaseTracker.enter`."""
-        handle = self.enter_phase(name, attributes, sync=sync, timeout_s=timeout_s)
+        handle = self.enter_phase(name, attributes, sync, timeout_s)
         if handle is NOOP:
             return NOOP_TOKEN
         frame = _getframe(1)
