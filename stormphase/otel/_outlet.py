@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags
 
 from stormphase import _errors
+from stormphase._ids import scope_id_number
 from stormphase._status import outcome_of
 from stormphase.otel._budget import SpanBudget, promote
 from stormphase.otel._build import UNSET, DirectSender, SpanFacts, StartedSender
@@ -18,6 +19,7 @@ from stormphase.otel._carrier import DROPPED, PROMOTED, SENT, SPAN_KEY
 from stormphase.otel._facts import ERROR_STATUSES, session_attributes
 from stormphase.otel._letting_go import LettingGo
 from stormphase.otel._pacing import Pacer
+from stormphase.otel._provider import local_contexts
 from stormphase.otel._span import PhaseSpan, is_quiet
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class SpanOutlet:
         self._is_rank_promoted = False
         self._has_warned = False
         self._letting_go = LettingGo(sdk.waiting)
+        session = traces.session
+        self._context_of = local_contexts(session.trace_id, session.flags, session.state)
         self._direct = DirectSender(sdk, self._letting_go.keep)
         self._started: StartedSender | None = None
         self._open_spans: dict[int, tuple[Span, int]] = {}
@@ -148,11 +152,10 @@ class SpanOutlet:
             if budget.left < 1 or getattr(below, "_fate", None) is None:
                 return False
             budget.left -= 1
-        session = self._traces.session
         facts = self._facts
         context: SpanContext | None = getattr(phase, "_span_context", None)
         if context is None:
-            context = SpanContext(session.trace_id, phase.scope_id_number, False, session.flags, session.state)  # noqa: FBT003
+            context = self._context_of(scope_id_number(phase._lane.id_base, phase._sequence))
         offset_ns = facts.wall_offset_ns
         self.offered_count += 1
         phase._fate = SENT

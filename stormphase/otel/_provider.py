@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import Context
-from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, ProxyTracerProvider
+from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, ProxyTracerProvider, SpanContext
 
 from stormphase._attributes import MAX_ATTRIBUTES
 from stormphase._version import __version__
@@ -24,7 +24,7 @@ from stormphase.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import TraceFlags, Tracer, TraceState
 
 _log = logging.getLogger("stormphase")
 
@@ -125,6 +125,27 @@ class SdkTracer:
 
     def _processors(self) -> list[Any]:
         return list(_flat(self.tracer.span_processor))
+
+
+def local_contexts(trace_id: int, flags: TraceFlags, state: TraceState) -> Callable[[int], SpanContext]:
+    """Return what makes the contexts of this process's spans in one trace, from their ids, which must be valid.
+
+    A `SpanContext` is a tuple. Where it is one of the fields known here, it is made without the checks of its own that
+    take half of the time.
+    """
+    fields = (trace_id, 1, False, flags, state)
+    if tuple(SpanContext(*fields)) != (*fields, True):
+
+        def checked(span_id: int) -> SpanContext:
+            return SpanContext(trace_id, span_id, False, flags, state)  # noqa: FBT003 - positional is twice as fast
+
+        return checked
+    make, kind = tuple.__new__, SpanContext
+
+    def known(span_id: int) -> SpanContext:
+        return make(kind, (trace_id, span_id, False, flags, state, True))
+
+    return known
 
 
 def resolve_tracer(provider: Any) -> tuple[Way, Tracer | None, SdkTracer | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import threading
@@ -496,3 +497,22 @@ def test_the_console_exporter_shows_a_phase(provider: TracerProvider) -> None:
     sender = DirectSender(sdk, kept.append)
     sender.send(SpanFacts("step", context, None, trace_facts, 10, 20, {"a": 1}, [("e", 15, {})]))
     assert ('"name": "step"' in out.getvalue(), 1) == (True, len(kept))
+
+
+def test_contexts_made_without_the_apis_checks_are_those_that_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal, valid and copied alike; where a context is another tuple, or none, it is asked for one."""
+    facts = (1 << 100, trace.TraceFlags(3), trace.TraceState([("a", "b")]))
+    asked = trace.SpanContext(facts[0], 7, is_remote=False, trace_flags=facts[1], trace_state=facts[2])
+    made = _provider.local_contexts(*facts)(7)
+    assert (asked, trace.SpanContext, True) == (made, type(made), made.is_valid)
+    assert asked == copy.copy(made)
+    assert (7, facts[1], facts[2], False) == (made.span_id, made.trace_flags, made.trace_state, made.is_remote)
+
+    class Longer(trace.SpanContext):
+        """A context of a release to come."""
+
+        def __new__(cls, *fields: Any) -> Any:
+            return tuple.__new__(cls, (*fields, True, "more"))
+
+    monkeypatch.setattr(_provider, "SpanContext", Longer)
+    assert (facts[0], 7, False, *facts[1:], True, "more") == tuple(_provider.local_contexts(*facts)(7))
