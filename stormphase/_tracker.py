@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from stormphase import _ambient, _carrying, _configuration, _decorator, _misuse
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _MAX_STEP = 2**63 - 1
 
 __all__ = ["DEFAULT_BRIDGE", "STOP_TIMEOUT_S", "Bridge", "BridgeSession", "PhaseTracker"]
+
+# In flight where nothing has failed: a loop or a generator is over.
+_NO_OUTCOMES: Final = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 
 class PhaseTracker:
@@ -120,6 +123,7 @@ class PhaseTracker:
         self._may_start = [True]  # Taken by one C call, `pop`: of two threads one gets it.
         self._session: Session | None = None
         self._is_disabled = False
+        self._handled_at_start = 0  # The exception's id, since to hold the exception would hold its frames.
         self._lanes: LaneSet  # Those of the session, while it runs; see `enter_phase`.
         self._counts = Counts()  # What was misused before the start.
         self._step: int | None = None
@@ -162,6 +166,7 @@ class PhaseTracker:
         return self
 
     def _start(self, environ: Mapping[str, str]) -> None:
+        self._handled_at_start = id(sys.exc_info()[1])
         recorder = PhaseRecorder(clock=self._settings.clock, on_misuse=self._settings.on_misuse)
         session = Session(self._settings, environ, recorder, self._on_stop)
         session.note_step(self._step)
@@ -186,6 +191,9 @@ class PhaseTracker:
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End the session: what is open becomes ABANDONED, the sinks get all, workers end.
 
+        Where an exception passes, or is being handled, as in a `finally` or an `except` block, that is the session's
+        outcome, as it is for a `with` block; unless it was being handled when the session began.
+
         A second call does nothing but wait for the first; before start, it does nothing at all. On a sink's own thread
         it returns at once, and the session stops on another one. Never raises, but lets KeyboardInterrupt pass.
 
@@ -193,7 +201,10 @@ class PhaseTracker:
             timeout_s: how long to wait for sinks, in all; what they did not take by then is dropped and counted.
         """
         if self._session is not None:
-            self._session.stop(None, timeout_s)
+            outcome = sys.exc_info()[1]
+            if id(outcome) == self._handled_at_start or isinstance(outcome, _NO_OUTCOMES):
+                outcome = None
+            self._session.stop(outcome, timeout_s)
 
     def flush(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Return whether within `timeout_s` seconds all sinks had, and delivered, every boundary so far.

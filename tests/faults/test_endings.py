@@ -243,6 +243,38 @@ def test_what_ends_a_with_block_is_the_outcome(run_python, tmp_path, ending, kin
     assert [status, status] == [phase.status for phase in image.ended]
 
 
+@pytest.mark.parametrize(
+    ("ending", "kind", "said"),
+    [
+        ("try:\n    raise ValueError('bad')\nfinally:\n    tracker.stop()", "exception", "bad"),
+        ("try:\n    sys.exit(3)\nfinally:\n    tracker.stop()", "exit", "3"),
+        ("try:\n    sys.exit(0)\nfinally:\n    tracker.stop()", "clean", None),
+        ("try:\n    raise ValueError('bad')\nexcept ValueError:\n    tracker.stop()", "exception", "bad"),
+        ("try:\n    next(iter(()))\nexcept StopIteration:\n    tracker.stop()", "clean", None),
+        ("try:\n    pass\nfinally:\n    tracker.stop()", "clean", None),
+    ],
+)
+def test_a_stop_while_an_exception_passes_tells_of_it_as_a_with_block_does(run_python, tmp_path, ending, kind, said):
+    """`start` with `stop` in a `finally` is what `with` does: a rank that raised is not called clean."""
+    run_python(BEGIN + "tracker.start()\n" + ending, str(tmp_path / "runs"), check=False)
+    (image,) = journals(tmp_path / "runs")
+    assert (kind, said) == (image.end_note.kind, image.end_note.error_message)
+
+
+def test_a_session_within_an_except_block_does_not_end_by_what_that_handles(run_python, tmp_path):
+    """What was being handled when the session began is not its outcome; what is raised in it is."""
+    program = """
+try:
+    raise OSError("no cluster")
+except OSError:
+    tracker.start()
+    tracker.stop()
+"""
+    run_python(BEGIN + program, str(tmp_path / "runs"))
+    (image,) = journals(tmp_path / "runs")
+    assert "clean" == image.end_note.kind
+
+
 def test_sigterm_is_told_if_the_session_was_asked_to_stop_by_it(run_python, tmp_path):
     """With stop_on_sigterm the journal has the signal, when it came, and an ordered end."""
     ending = "os.kill(os.getpid(), signal.SIGTERM)\nwait()"
