@@ -58,6 +58,7 @@ def quicken(lanes: type[LaneSet]) -> None:
             variable=ContextVar("stormphase_probe"),
             clock=SystemClock.monotonic_ns,
             enter_phase=enter_phase,
+            exit=python_exit,
             take_back=_exits.take_back,
             active=PhaseStatus.ACTIVE,
             succeeded=ON_SUCCESS,

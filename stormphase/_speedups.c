@@ -135,10 +135,22 @@ store(PyObject *object, Py_ssize_t offset, PyObject *value)
     Py_XDECREF(old);
 }
 
+/* Return what a slot holds, a new reference, since a call may put something else there; NULL with an exception if it is
+ * empty, as where a test that patches an attribute deletes it for a moment. */
+static inline PyObject *
+load(PyObject *object, Py_ssize_t offset)
+{
+    PyObject *value = SLOT(object, offset);
+    if (value == NULL)
+        PyErr_Format(PyExc_AttributeError, "'%s' object lacks an attribute", Py_TYPE(object)->tp_name);
+    Py_XINCREF(value);
+    return value;
+}
+
 /* --- What is known once it is bound ----------------------------------------------------------------------------- */
 
 static PyTypeObject *handle_class, *lane_class, *lanes_class, *path_class, *quiet_name_class, *writer_class;
-static PyObject *python_enter, *python_take_back, *is_active, *has_succeeded;
+static PyObject *python_enter, *python_exit, *python_take_back, *is_active, *has_succeeded, *modules;
 static PyObject *monotonic_ns, *zero, *no_step, *no_arguments, *unwinding_names;
 static PyCFunction variable_set, variable_reset, variable_get;
 static long long slot_bytes, segment_bytes, blobs_from_at, max_blob;
@@ -146,32 +158,55 @@ static PyObject *s_lanes, *s_lane, *s_trio, *s_leave, *s_tell_rest, *s_enter_aga
 
 /* --- Small pieces ------------------------------------------------------------------------------------------------ */
 
-/* Set an exception aside, and put it back. */
-#if PY_VERSION_HEX >= 0x030C0000
-typedef PyObject *Pending;
-static inline Pending set_aside(void) { return PyErr_GetRaisedException(); }
-static inline void put_back(Pending pending) { PyErr_SetRaisedException(pending); }
-static inline void forget(Pending pending) { Py_XDECREF(pending); }
-#else
+/* What an `except BaseException:` block does that ends in `raise`: meanwhile the exception counts as being handled, so
+ * that it is the context of whatever else is raised there. */
 typedef struct {
-    PyObject *type, *value, *traceback;
-} Pending;
-static inline Pending
-set_aside(void)
+    PyObject *type, *value, *traceback, *handled_type, *handled, *handled_traceback;
+} Handling;
+
+static void
+begin_handling(Handling *handling)
 {
-    Pending pending;
-    PyErr_Fetch(&pending.type, &pending.value, &pending.traceback);
-    return pending;
-}
-static inline void put_back(Pending pending) { PyErr_Restore(pending.type, pending.value, pending.traceback); }
-static inline void
-forget(Pending pending)
-{
-    Py_XDECREF(pending.type);
-    Py_XDECREF(pending.value);
-    Py_XDECREF(pending.traceback);
-}
+#if PY_VERSION_HEX >= 0x030C0000
+    handling->value = PyErr_GetRaisedException();
+    handling->handled = PyErr_GetHandledException();
+    PyErr_SetHandledException(handling->value);
+#else
+    PyErr_Fetch(&handling->type, &handling->value, &handling->traceback);
+    PyErr_NormalizeException(&handling->type, &handling->value, &handling->traceback);
+    if (handling->traceback != NULL)
+        PyException_SetTraceback(handling->value, handling->traceback);
+    PyErr_GetExcInfo(&handling->handled_type, &handling->handled, &handling->handled_traceback);
+    Py_XINCREF(handling->type);
+    Py_XINCREF(handling->value);
+    Py_XINCREF(handling->traceback);
+    PyErr_SetExcInfo(handling->type, handling->value, handling->traceback);
 #endif
+}
+
+/* The exception is raised again, unless `result`, which is let go of, is NULL and another one is raised. */
+static void
+end_handling(Handling *handling, PyObject *result)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetHandledException(handling->handled);
+    Py_XDECREF(handling->handled);
+    if (result == NULL)
+        Py_DECREF(handling->value);
+    else
+        PyErr_SetRaisedException(handling->value);
+#else
+    PyErr_SetExcInfo(handling->handled_type, handling->handled, handling->handled_traceback);
+    if (result == NULL) {
+        Py_XDECREF(handling->type);
+        Py_XDECREF(handling->value);
+        Py_XDECREF(handling->traceback);
+    }
+    else
+        PyErr_Restore(handling->type, handling->value, handling->traceback);
+#endif
+    Py_XDECREF(result);
+}
 
 /* The variable whose method `bound` is, if it is that one of a context variable; else NULL. */
 static inline PyObject *
@@ -245,7 +280,7 @@ count_up(PyObject *object, Py_ssize_t offset)
 
 /* Hand the whole call to the Python. */
 static PyObject *
-enter_in_python(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+call_python(PyObject *function, PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
     Py_ssize_t all = count + (names == NULL ? 0 : PyTuple_GET_SIZE(names));
     PyObject **given = PyMem_Malloc((size_t)(all + 1) * sizeof(PyObject *));
@@ -254,7 +289,7 @@ enter_in_python(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObjec
     given[0] = self;
     for (Py_ssize_t i = 0; i < all; i++)
         given[i + 1] = args[i];
-    PyObject *result = PyObject_Vectorcall(python_enter, given, (size_t)count + 1, names);
+    PyObject *result = PyObject_Vectorcall(function, given, (size_t)count + 1, names);
     PyMem_Free(given);
     return result;
 }
@@ -263,19 +298,24 @@ enter_in_python(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObjec
 static inline int
 may_be_in_task(PyObject *lanes)
 {
-    PyObject *tasks = SLOT(lanes, lanes_running_tasks);
+    PyObject *tasks = load(lanes, lanes_running_tasks);
+    if (tasks == NULL)
+        return -1;
     Py_ssize_t running = PyDict_CheckExact(tasks) ? PyDict_GET_SIZE(tasks) : PyObject_IsTrue(tasks);
+    Py_DECREF(tasks);
     if (running < 0)
         return -1;
     if (running) {
-        PyObject *loop = PyObject_CallNoArgs(SLOT(lanes, lanes_running_loop));
+        PyObject *running_loop = load(lanes, lanes_running_loop);
+        PyObject *loop = running_loop == NULL ? NULL : PyObject_CallNoArgs(running_loop);
+        Py_XDECREF(running_loop);
         if (loop == NULL)
             return -1;
         Py_DECREF(loop);
         if (loop != Py_None)
             return 1;
     }
-    return PyDict_Contains(PyImport_GetModuleDict(), s_trio);
+    return PyDict_Contains(modules, s_trio);
 }
 
 /* Note on `handle` from where it was entered: the Python function that called us. */
@@ -284,7 +324,7 @@ note_caller(PyObject *handle)
 {
     PyFrameObject *frame = PyEval_GetFrame();
     if (frame == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "no Python function called");
+        PyErr_SetString(PyExc_ValueError, "call stack is not deep enough");
         return -1;
     }
 #if PY_VERSION_HEX >= 0x030B0000
@@ -316,11 +356,12 @@ write_plainly(PyObject *writer, PyObject *lane, PyObject *below, PyObject *path,
     if (Py_TYPE(writer) != writer_class || SLOT(writer, writer_traces_phases) != Py_False ||
         SLOT(path, path_number) == zero)
         return write_with_writer(writer, handle);
-    PyObject *write_enter = SLOT(writer, writer_write_enter), *blob = NULL, *blob_word = NULL, *from = NULL;
+    PyObject *write_enter = load(writer, writer_write_enter), *blob = NULL, *blob_word = NULL, *from = NULL;
     PyObject *next = NULL, *last_left = NULL, *result = NULL;
     long long length = 0;
     int written = -1;
-    Py_INCREF(write_enter);
+    if (write_enter == NULL)
+        return -1;
     if (attributes != NULL) {
         if (!Py_IS_TYPE(write_enter, &SlotStoreType) || !PyDict_CheckExact(attributes))
             goto by_writer;
@@ -367,6 +408,11 @@ write_plainly(PyObject *writer, PyObject *lane, PyObject *below, PyObject *path,
         zero,
         SLOT(handle, handle_sequence),
     };
+    for (int i = 1; i < 10; i++)
+        if (args[i] == NULL) {
+            PyErr_SetString(PyExc_AttributeError, "a number that the journal needs is missing");
+            goto done;
+        }
     result = PyObject_Vectorcall(write_enter, args + 1, 9 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
     written = result == NULL ? -1 : 0;
     goto done;
@@ -387,24 +433,33 @@ done:
 static void
 take_back(PyObject *lanes, PyObject *lane, PyObject *handle)
 {
-    Pending pending = set_aside();
-    PyObject *result = PyObject_CallFunctionObjArgs(python_take_back, lanes, lane, handle, NULL);
-    if (result == NULL) {
-        forget(pending);
-        return;
-    }
-    Py_DECREF(result);
-    put_back(pending);
+    Handling handling;
+    begin_handling(&handling);
+    end_handling(&handling, PyObject_CallFunctionObjArgs(python_take_back, lanes, lane, handle, NULL));
+}
+
+/* Return a tuple of who is to be told, empty for nobody; NULL with an exception. */
+static inline PyObject *
+load_queues(PyObject *lanes, Py_ssize_t offset)
+{
+    PyObject *queues = load(lanes, offset);
+    if (queues == NULL || PyTuple_CheckExact(queues))
+        return queues;
+    int is_some = PyObject_IsTrue(queues);
+    PyObject *listed = is_some < 0 ? NULL : is_some ? PySequence_Tuple(queues) : PyTuple_New(0);
+    Py_DECREF(queues);
+    return listed;
 }
 
 /* Tell the sinks of an enter. */
 static int
 tell_of_enter(PyObject *lanes, PyObject *lane, PyObject *handle)
 {
-    PyObject *queues = SLOT(lanes, lanes_enter_queues);
+    PyObject *queues = load_queues(lanes, lanes_enter_queues);
     int result = -1;
-    Py_INCREF(queues);
-    if (count_up(lane, lane_entered_count) < 0)
+    if (queues == NULL)
+        return -1;
+    if (PyTuple_GET_SIZE(queues) > 0 && count_up(lane, lane_entered_count) < 0)
         goto done;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(queues); i++) {
         PyObject *told = PyTuple_Pack(1, handle);
@@ -428,7 +483,7 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     PyObject *attributes = Py_None;
     if (names == NULL && count >= 1 && count <= 4) {
         if ((count >= 3 && args[2] != Py_False) || (count == 4 && args[3] != Py_None))
-            return enter_in_python(self, args, count, names);
+            return call_python(python_enter, self, args, count, names);
         if (count >= 2)
             attributes = args[1];
     }
@@ -436,19 +491,22 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
              PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "attributes") == 0)
         attributes = args[1];
     else
-        return enter_in_python(self, args, count, names);
+        return call_python(python_enter, self, args, count, names);
     PyObject *name = args[0];
     if (!PyUnicode_Check(name))
-        return enter_in_python(self, args, count, names);
+        return call_python(python_enter, self, args, count, names);
 
     /* What is found to be wrong before anything is changed leads to the Python, which says what is to be said. */
     PyObject *lane = NULL, *below = NULL, *path = NULL, *handle = NULL, *taken = NULL, *spent_ns = NULL, *result = NULL;
+    PyObject *local, *outer_path = NULL, *children = NULL, *called = NULL;
+    PyTypeObject *type = NULL;
     PyObject *lanes = PyObject_GetAttr(self, s_lanes);
     if (lanes == NULL)
         goto python_if_missing;
-    if (Py_TYPE(lanes) != lanes_class || SLOT(lanes, lanes_redactor) == NULL) /* The last that is set when it is made. */
+    if (Py_TYPE(lanes) != lanes_class || (local = load(lanes, lanes_local)) == NULL)
         goto python;
-    lane = PyObject_GetAttr(SLOT(lanes, lanes_local), s_lane);
+    lane = PyObject_GetAttr(local, s_lane);
+    Py_DECREF(local);
     if (lane == NULL)
         goto python_if_missing;
     if (Py_TYPE(lane) != lane_class)
@@ -456,39 +514,45 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     int is_in_task = may_be_in_task(lanes);
     if (is_in_task < 0)
         goto done;
-    if (is_in_task)
+    if (is_in_task || (below = load(lane, lane_top)) == NULL)
         goto python;
-    below = SLOT(lane, lane_top);
-    Py_INCREF(below);
     if (below == lane) {
-        PyObject *origin = current_phase(SLOT(lanes, lanes_current_phase));
+        if ((called = load(lanes, lanes_current_phase)) == NULL)
+            goto python;
+        PyObject *origin = current_phase(called);
+        Py_CLEAR(called);
         if (origin == NULL)
             goto done;
         Py_DECREF(origin);
         if (origin != Py_None)
             goto python;
-        path = SLOT(lane, lane_path);
+        outer_path = SLOT(lane, lane_path);
     }
     else if (PyObject_TypeCheck(below, handle_class))
-        path = SLOT(below, handle_path);
-    if (path == NULL || Py_TYPE(path) != path_class || !PyDict_CheckExact(SLOT(path, path_children))) {
-        path = NULL;
+        outer_path = SLOT(below, handle_path);
+    Py_XINCREF(outer_path);
+    if (outer_path == NULL || Py_TYPE(outer_path) != path_class ||
+        (children = load(outer_path, path_children)) == NULL || !PyDict_CheckExact(children))
         goto python;
-    }
-    path = PyDict_GetItemWithError(SLOT(path, path_children), name);
+    path = PyDict_GetItemWithError(children, name);
     if (path == NULL) {
-        if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError))
+        if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_KeyError))
             goto done;
         goto python;
     }
     Py_INCREF(path);
-    PyTypeObject *type = (PyTypeObject *)SLOT(lanes, lanes_handle_type);
-    if (!PyType_Check(type) || !PyType_IsSubtype(type, handle_class))
+    type = (PyTypeObject *)load(lanes, lanes_handle_type);
+    if (type == NULL || !PyType_Check(type) || !PyType_IsSubtype(type, handle_class))
         goto python;
 
     if (attributes != Py_None) {
-        PyObject *given[] = {attributes, SLOT(lanes, lanes_attribute_counts), SLOT(lanes, lanes_redactor)};
-        taken = PyObject_Vectorcall(SLOT(lanes, lanes_taken), given, 3, NULL);
+        PyObject *counts = load(lanes, lanes_attribute_counts), *redactor = load(lanes, lanes_redactor);
+        PyObject *given[] = {attributes, counts, redactor};
+        if (counts != NULL && redactor != NULL && (called = load(lanes, lanes_taken)) != NULL)
+            taken = PyObject_Vectorcall(called, given, 3, NULL);
+        Py_XDECREF(counts);
+        Py_XDECREF(redactor);
+        Py_CLEAR(called);
         if (taken == NULL)
             goto done;
     }
@@ -497,8 +561,15 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
         goto done;
     if (note_caller(handle) < 0)
         goto done;
-    PyObject *sequence = SLOT(lanes, lanes_sequence);
-    if ((SLOT(handle, handle_sequence) = Py_TYPE(sequence)->tp_iternext(sequence)) == NULL)
+    PyObject *sequence = load(lanes, lanes_sequence);
+    if (sequence == NULL)
+        goto done;
+    if (!PyIter_Check(sequence))
+        PyErr_Format(PyExc_TypeError, "'%s' object is not an iterator", Py_TYPE(sequence)->tp_name);
+    else if ((SLOT(handle, handle_sequence) = Py_TYPE(sequence)->tp_iternext(sequence)) == NULL && !PyErr_Occurred())
+        PyErr_SetNone(PyExc_StopIteration);
+    Py_DECREF(sequence);
+    if (SLOT(handle, handle_sequence) == NULL || (SLOT(handle, handle_step) = load(lanes, lanes_step)) == NULL)
         goto done;
 #define HOLD(field, value)                                                                                             \
     do {                                                                                                               \
@@ -510,16 +581,18 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     HOLD(below, below);
     HOLD(path, path);
     HOLD(attributes, taken == NULL ? Py_None : taken);
-    HOLD(step, SLOT(lanes, lanes_step));
     HOLD(children_ns, zero);
     HOLD(extra, Py_None);
     HOLD(status, is_active);
 #undef HOLD
     Py_ssize_t sum_of_below = below == lane ? lane_children_ns : handle_children_ns;
-    spent_ns = SLOT(below, sum_of_below);
-    Py_INCREF(spent_ns);
-    SLOT(handle, handle_entered_ns) = read_clock(SLOT(lane, lane_now));
+    if ((spent_ns = load(below, sum_of_below)) == NULL || (called = load(lane, lane_now)) == NULL)
+        goto done;
+    SLOT(handle, handle_entered_ns) = read_clock(called);
+    Py_CLEAR(called);
     if (SLOT(handle, handle_entered_ns) == NULL)
+        goto done;
+    if ((called = load(lanes, lanes_put)) == NULL)
         goto done;
     /* None may have used the lane since the clock was read. */
     if (SLOT(lane, lane_top) != below || SLOT(below, sum_of_below) != spent_ns) {
@@ -536,14 +609,16 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     }
     Py_INCREF(handle);
     store(lane, lane_top, handle);
-    if ((SLOT(handle, handle_context_token) = put_into_context(SLOT(lanes, lanes_put), handle)) == NULL) {
+    PyObject *writer = NULL;
+    if ((SLOT(handle, handle_context_token) = put_into_context(called, handle)) == NULL ||
+        (writer = load(lane, lane_writer)) == NULL) {
         take_back(lanes, lane, handle);
         goto done;
     }
-    PyObject *writer = SLOT(lane, lane_writer);
-    if (writer != Py_None) {
+    if (writer == Py_None)
+        Py_DECREF(writer);
+    else {
         int is_empty = taken == NULL || taken == Py_None || (PyDict_CheckExact(taken) && PyDict_GET_SIZE(taken) == 0);
-        Py_INCREF(writer);
         int written = write_plainly(writer, lane, below, path, handle, is_empty ? NULL : taken);
         Py_DECREF(writer);
         if (written < 0) {
@@ -551,8 +626,7 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
             goto done;
         }
     }
-    if (PyTuple_GET_SIZE(SLOT(lanes, lanes_enter_queues)) > 0 && Py_TYPE(name) != quiet_name_class &&
-        tell_of_enter(lanes, lane, handle) < 0)
+    if (Py_TYPE(name) != quiet_name_class && tell_of_enter(lanes, lane, handle) < 0)
         goto done;
     Py_INCREF(handle);
     result = handle;
@@ -563,10 +637,14 @@ python_if_missing:
         goto done;
 python:
     PyErr_Clear();
-    result = enter_in_python(self, args, count, names);
+    result = call_python(python_enter, self, args, count, names);
 done:
+    Py_XDECREF(called);
     Py_XDECREF(spent_ns);
     Py_XDECREF(handle);
+    Py_XDECREF(type);
+    Py_XDECREF(children);
+    Py_XDECREF(outer_path);
     Py_XDECREF(taken);
     Py_XDECREF(path);
     Py_XDECREF(below);
@@ -588,8 +666,12 @@ handle_enter(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyObject *
 leave(PyObject *lane, PyObject *handle, PyObject *error)
 {
-    PyObject *args[] = {SLOT(lane, lane_lanes), handle, error, Py_True};
+    PyObject *lanes = load(lane, lane_lanes);
+    if (lanes == NULL)
+        return NULL;
+    PyObject *args[] = {lanes, handle, error, Py_True};
     PyObject *result = PyObject_VectorcallMethod(s_leave, args, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, unwinding_names);
+    Py_DECREF(lanes);
     if (result == NULL)
         return NULL;
     Py_DECREF(result);
@@ -612,26 +694,27 @@ is_own_lane(PyObject *lane)
 
 /* Tell journal and sinks of a plain end; where an exception comes in, the rest are told by the Python. */
 static int
-tell_of_exit(PyObject *lane, PyObject *handle, PyObject *spent_ns)
+tell_of_exit(PyObject *lane, PyObject *handle, PyObject *ended_ns, PyObject *spent_ns)
 {
-    PyObject *lanes = SLOT(lane, lane_lanes), *write_exit = SLOT(lane, lane_write_exit), *queues = NULL;
+    PyObject *lanes = load(lane, lane_lanes), *write_exit = NULL, *queues = NULL;
     Py_ssize_t told = 0;
+    if (lanes == NULL)
+        return -1;
+    if ((write_exit = load(lane, lane_write_exit)) == NULL)
+        goto failed;
     if (write_exit != Py_None) {
-        PyObject *slot = SLOT(handle, handle_slot);
-        if (slot == NULL) {
-            PyErr_SetString(PyExc_AttributeError, "_slot");
-            goto failed;
-        }
-        PyObject *args[] = {NULL, slot, SLOT(handle, handle_ended_ns), spent_ns, SLOT(handle, handle_sequence)};
-        Py_INCREF(write_exit);
-        PyObject *result = PyObject_Vectorcall(write_exit, args + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-        Py_DECREF(write_exit);
+        PyObject *slot = load(handle, handle_slot), *sequence = load(handle, handle_sequence), *result = NULL;
+        PyObject *args[] = {NULL, slot, ended_ns, spent_ns, sequence};
+        if (slot != NULL && sequence != NULL)
+            result = PyObject_Vectorcall(write_exit, args + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        Py_XDECREF(slot);
+        Py_XDECREF(sequence);
         if (result == NULL)
             goto failed;
         Py_DECREF(result);
     }
-    queues = SLOT(lanes, lanes_exit_queues);
-    Py_INCREF(queues);
+    if ((queues = load_queues(lanes, lanes_exit_queues)) == NULL)
+        goto failed;
     if (PyTuple_GET_SIZE(queues) > 0) {
         if (count_up(lane, lane_ended_count) < 0)
             goto failed;
@@ -644,81 +727,98 @@ tell_of_exit(PyObject *lane, PyObject *handle, PyObject *spent_ns)
         }
     }
     Py_DECREF(queues);
+    Py_DECREF(write_exit);
+    Py_DECREF(lanes);
     return 0;
 failed:
     Py_XDECREF(queues);
-    {
-        Pending pending = set_aside();
-        PyObject *count = PyLong_FromSsize_t(told), *result = NULL;
-        if (count != NULL)
-            result = PyObject_CallMethodObjArgs(lanes, s_tell_rest, handle, count, NULL);
-        Py_XDECREF(count);
-        if (result == NULL)
-            forget(pending);
-        else
-            put_back(pending);
-        Py_XDECREF(result);
-    }
+    Py_XDECREF(write_exit);
+    Handling handling;
+    begin_handling(&handling);
+    PyObject *count = PyLong_FromSsize_t(told), *rest = NULL;
+    if (count != NULL)
+        rest = PyObject_CallMethodObjArgs(lanes, s_tell_rest, handle, count, NULL);
+    Py_XDECREF(count);
+    end_handling(&handling, rest);
+    Py_DECREF(lanes);
     return -1;
 }
 
-PyDoc_STRVAR(handle_exit_doc, "__exit__($self, exc_type, exc, traceback, /)\n--\n\n");
+/* Return `before + (ended - entered)`, as numbers of any kind that a clock may give. */
+static PyObject *
+add_time(PyObject *before, PyObject *ended, PyObject *entered)
+{
+    if (PyLong_CheckExact(before) && PyLong_CheckExact(ended) && PyLong_CheckExact(entered)) {
+        int is_long[3];
+        long long sum, took, end = PyLong_AsLongLongAndOverflow(ended, &is_long[0]);
+        long long begin = PyLong_AsLongLongAndOverflow(entered, &is_long[1]);
+        long long had = PyLong_AsLongLongAndOverflow(before, &is_long[2]);
+        if (!is_long[0] && !is_long[1] && !is_long[2] && !__builtin_sub_overflow(end, begin, &took) &&
+            !__builtin_add_overflow(had, took, &sum))
+            return PyLong_FromLongLong(sum);
+    }
+    PyObject *took = PyNumber_Subtract(ended, entered);
+    PyObject *sum = took == NULL ? NULL : PyNumber_Add(before, took);
+    Py_XDECREF(took);
+    return sum;
+}
+
+PyDoc_STRVAR(handle_enter_doc, "__enter__($self)\n--\n\nReturn the handle: the phase is already entered.");
+PyDoc_STRVAR(handle_exit_doc, "__exit__($self, exc_type, exc, traceback)\n--\n\n"
+                              "End the phase; never swallows the block's exception, nor replaces it.");
 
 static PyObject *
-handle_exit(PyObject *self, PyObject *const *args, Py_ssize_t count)
+handle_exit(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
-    if (count != 3) {
-        PyErr_Format(PyExc_TypeError, "__exit__ takes 3 positional arguments, not %zd", count);
-        return NULL;
-    }
-    PyObject *error = args[1], *lane = SLOT(self, handle_lane);
-    if (lane == NULL || Py_TYPE(lane) != lane_class) {
-        PyErr_SetString(PyExc_AttributeError, "_lane");
-        return NULL;
-    }
-    PyObject *token = SLOT(self, handle_context_token);
-    if (error != Py_None || SLOT(lane, lane_top) != self || SLOT(self, handle_extra) != Py_None || token == NULL ||
-        !is_own_lane(lane))
-        return leave(lane, self, error);
-    int is_plain = 1;
+    PyObject *lane = SLOT(self, handle_lane);
+    if (count != 3 || names != NULL || lane == NULL || Py_TYPE(lane) != lane_class)
+        return call_python(python_exit, self, args, count, names);
+    PyObject *error = args[1], *token = SLOT(self, handle_context_token), *entered_ns = SLOT(self, handle_entered_ns);
     PyObject *spent_ns = SLOT(self, handle_children_ns), *below = SLOT(self, handle_below);
-    PyObject *sum = NULL, *result = NULL;
+    if (error != Py_None || SLOT(lane, lane_top) != self || SLOT(self, handle_extra) != Py_None || !is_own_lane(lane))
+        return leave(lane, self, error);
+    if (token == NULL || entered_ns == NULL || spent_ns == NULL || below == NULL)
+        return call_python(python_exit, self, args, count, names);
+    Py_ssize_t sum_of_below = below == lane ? lane_children_ns : handle_children_ns;
+    PyObject *ended_ns = NULL, *before = NULL, *sum = NULL, *result = NULL, *called;
+    int is_plain = 1;
     Py_INCREF(lane); /* The handle keeps it, and may lose it where others end the phase. */
     Py_INCREF(below);
     Py_INCREF(spent_ns);
     Py_INCREF(token);
-    PyObject *ended_ns = read_clock(SLOT(lane, lane_now));
-    if (ended_ns == NULL)
+    Py_INCREF(entered_ns);
+    if ((called = load(lane, lane_now)) == NULL)
         goto done;
-    if (take_out_of_context(SLOT(lane, lane_reset), token) < 0) {
+    ended_ns = read_clock(called);
+    Py_DECREF(called);
+    if (ended_ns == NULL || (called = load(lane, lane_reset)) == NULL)
+        goto done;
+    int is_reset = take_out_of_context(called, token);
+    Py_DECREF(called);
+    if (is_reset < 0) {
         /* Another context, or reset before by an exit that was interrupted. */
         if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_RuntimeError))
             goto done;
         PyErr_Clear();
         is_plain = 0;
     }
-    if (is_plain && SLOT(lane, lane_top) == self && SLOT(self, handle_children_ns) == spent_ns &&
-        SLOT(self, handle_below) == below && (below == lane || PyObject_TypeCheck(below, handle_class))) {
-        Py_ssize_t sum_of_below = below == lane ? lane_children_ns : handle_children_ns;
-        long long ended = PyLong_AsLongLong(ended_ns), entered = PyLong_AsLongLong(SLOT(self, handle_entered_ns));
-        long long before = PyLong_AsLongLong(SLOT(below, sum_of_below));
-        if ((ended == -1 || entered == -1 || before == -1) && PyErr_Occurred())
-            goto done;
-        if ((sum = PyLong_FromLongLong(before + (ended - entered))) == NULL)
-            goto done;
-        /* Nothing else runs in these stores: what they let go of are numbers, a status and a token that is held here,
-         * and the lane's own hold on the phase, of which the caller has another. */
+    if (is_plain && (below == lane || PyObject_TypeCheck(below, handle_class)) &&
+        ((before = load(below, sum_of_below)) == NULL || (sum = add_time(before, ended_ns, entered_ns)) == NULL))
+        goto done;
+    if (sum != NULL && SLOT(lane, lane_top) == self && SLOT(self, handle_children_ns) == spent_ns &&
+        SLOT(self, handle_below) == below && SLOT(below, sum_of_below) == before) {
+        /* Nothing else runs in these stores: what they let go of is held here, but for a status. */
         Py_INCREF(below);
         store(lane, lane_top, below);
         store(below, sum_of_below, sum);
         sum = NULL;
+        Py_INCREF(ended_ns);
         store(self, handle_ended_ns, ended_ns);
-        ended_ns = NULL;
         Py_INCREF(has_succeeded);
         store(self, handle_status, has_succeeded);
         Py_INCREF(Py_None);
         store(self, handle_context_token, Py_None);
-        if (tell_of_exit(lane, self, spent_ns) == 0) {
+        if (tell_of_exit(lane, self, ended_ns, spent_ns) == 0) {
             Py_INCREF(Py_None);
             result = Py_None;
         }
@@ -727,7 +827,9 @@ handle_exit(PyObject *self, PyObject *const *args, Py_ssize_t count)
         result = leave(lane, self, error);
 done:
     Py_XDECREF(sum);
+    Py_XDECREF(before);
     Py_XDECREF(ended_ns);
+    Py_DECREF(entered_ns);
     Py_DECREF(token);
     Py_DECREF(spent_ns);
     Py_DECREF(below);
@@ -742,7 +844,7 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
     PyObject *variable, *span_key, *phase_key, *plain_outer;
-    PyTypeObject *context_class;
+    PyTypeObject *context_class, *span_class;
     Py_ssize_t outer, extra;
 } SpanPut;
 
@@ -750,21 +852,25 @@ static PyObject *
 span_put_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
 {
     SpanPut *self = (SpanPut *)callable;
-    if (PyVectorcall_NARGS(flags) != 1 || names != NULL || !PyObject_TypeCheck(args[0], handle_class)) {
-        PyErr_SetString(PyExc_TypeError, "put takes one phase");
+    if (PyVectorcall_NARGS(flags) != 1 || names != NULL || !PyObject_TypeCheck(args[0], self->span_class)) {
+        PyErr_SetString(PyExc_TypeError, "put takes one phase that is a span");
         return NULL;
     }
-    PyObject *phase = args[0], *context = NULL, *token = NULL, *outer;
-    if (PyContextVar_Get(self->variable, NULL, &outer) < 0)
+    PyObject *phase = args[0], *context = NULL, *token = NULL, *outer, *extra;
+    if ((extra = load(phase, self->extra)) == NULL)
         return NULL;
+    if (PyContextVar_Get(self->variable, NULL, &outer) < 0) {
+        Py_DECREF(extra);
+        return NULL;
+    }
     if (outer == NULL || !PyDict_Check(outer)) {
         PyErr_SetString(PyExc_TypeError, "OpenTelemetry's context is no dict");
         goto done;
     }
     /* What a phase was entered in is noted once, and stays when it is resumed. */
-    int is_first = SLOT(phase, self->extra) == Py_None;
+    int is_first = extra == Py_None;
     if (!is_first) {
-        PyObject *resumed_ns = PyObject_GetAttr(SLOT(phase, self->extra), s_resumed_ns);
+        PyObject *resumed_ns = PyObject_GetAttr(extra, s_resumed_ns);
         if (resumed_ns == NULL)
             goto done;
         is_first = resumed_ns == Py_None;
@@ -790,6 +896,7 @@ span_put_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject 
 done:
     Py_XDECREF(context);
     Py_XDECREF(outer);
+    Py_DECREF(extra);
     return token;
 }
 
@@ -802,6 +909,7 @@ span_put_traverse(PyObject *object, visitproc visit, void *arg)
     Py_VISIT(self->phase_key);
     Py_VISIT(self->plain_outer);
     Py_VISIT(self->context_class);
+    Py_VISIT(self->span_class);
     return 0;
 }
 
@@ -823,6 +931,7 @@ span_put_free(PyObject *object)
     Py_XDECREF(self->phase_key);
     Py_XDECREF(self->plain_outer);
     Py_XDECREF(self->context_class);
+    Py_XDECREF(self->span_class);
     PyObject_GC_Del(object);
 }
 
@@ -869,6 +978,8 @@ span_put(PyObject *Py_UNUSED(module), PyObject *args)
     self->phase_key = phase_key;
     Py_INCREF(context_class);
     self->context_class = context_class;
+    Py_INCREF(span_class);
+    self->span_class = span_class;
     PyObject_GC_Track(self);
     return (PyObject *)self;
 }
@@ -909,13 +1020,12 @@ store_words(SlotStore *self, PyObject *slot, const uint64_t *words, Py_ssize_t c
     Py_buffer view;
     if (PyObject_GetBuffer(self->file, &view, PyBUF_WRITABLE) < 0)
         return NULL;
-    at += self->begin;
-    if (at < 0 || at % 8 || at + count * 8 > view.len) {
+    if (at < 0 || at % 8 || at > view.len - self->begin - count * 8) {
         PyBuffer_Release(&view);
         PyErr_Format(PyExc_IndexError, "no slot at offset %zd of the journal", at);
         return NULL;
     }
-    uint64_t *place = (uint64_t *)((char *)view.buf + at);
+    uint64_t *place = (uint64_t *)((char *)view.buf + at + self->begin);
     for (Py_ssize_t i = 0; i < count - 1; i++)
         __atomic_store_n(place + i, words[i], __ATOMIC_RELAXED);
     __atomic_store_n(place + count - 1, words[count - 1], __ATOMIC_RELEASE);
@@ -931,7 +1041,7 @@ store_blob(PyObject *stores, long long at, PyObject *blob, long long word_at)
     if (PyObject_GetBuffer(((SlotStore *)stores)->file, &view, PyBUF_WRITABLE) < 0)
         return -1;
     Py_ssize_t length = PyBytes_GET_SIZE(blob);
-    int fits = word_at >= 0 && word_at % 8 == 0 && at >= word_at && at + length <= view.len;
+    int fits = word_at >= 0 && word_at % 8 == 0 && at >= word_at && at <= view.len - length;
     if (fits) {
         uint64_t offset = (uint64_t)(at & (segment_bytes - 1));
         __atomic_store_n((uint64_t *)((char *)view.buf + word_at), offset, __ATOMIC_RELEASE);
@@ -1025,9 +1135,9 @@ slot_stores(PyObject *Py_UNUSED(module), PyObject *file)
 
 static PyMethodDef enter_phase_method = {
     "enter_phase", (PyCFunction)(void (*)(void))enter_phase, METH_FASTCALL | METH_KEYWORDS, NULL};
-static PyMethodDef handle_enter_method = {"__enter__", handle_enter, METH_NOARGS, "__enter__($self, /)\n--\n\n"};
+static PyMethodDef handle_enter_method = {"__enter__", handle_enter, METH_NOARGS, handle_enter_doc};
 static PyMethodDef handle_exit_method = {
-    "__exit__", (PyCFunction)(void (*)(void))handle_exit, METH_FASTCALL, handle_exit_doc};
+    "__exit__", (PyCFunction)(void (*)(void))handle_exit, METH_FASTCALL | METH_KEYWORDS, handle_exit_doc};
 
 /* The C function behind a method of context variables. */
 static int
@@ -1053,8 +1163,8 @@ document(PyObject *enter)
     PyObject *doc = PyObject_GetAttrString(enter, "__doc__");
     PyObject *text = doc == NULL ? NULL
                                  : PyUnicode_FromFormat("enter_phase($self, /, name, attributes=None, sync=False, "
-                                                        "timeout_s=None)\n--\n\n%S",
-                                                        doc);
+                                                        "timeout_s=None)\n--\n\n%V",
+                                                        doc == Py_None ? NULL : doc, "");
     Py_XDECREF(doc);
     if (text == NULL)
         return -1;
@@ -1066,14 +1176,14 @@ static PyObject *
 bind(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"handle", "lane", "lanes", "path", "quiet_name", "variable", "clock", "enter_phase",
-                            "take_back", "active", "succeeded", "slot_bytes", "no_step", NULL};
+                            "exit", "take_back", "active", "succeeded", "slot_bytes", "no_step", NULL};
     PyTypeObject *handle, *lane, *lanes, *path, *quiet_name;
-    PyObject *variable, *clock, *enter, *back, *active, *succeeded, *step;
+    PyObject *variable, *clock, *enter, *exit, *back, *active, *succeeded, *step;
     long long bytes;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "$O!O!O!O!O!O!OOOOOLO", names, &PyType_Type, &handle, &PyType_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "$O!O!O!O!O!O!OOOOOOLO", names, &PyType_Type, &handle, &PyType_Type,
                                      &lane, &PyType_Type, &lanes, &PyType_Type, &path, &PyType_Type, &quiet_name,
-                                     &PyContextVar_Type, &variable, &clock, &enter, &back, &active, &succeeded, &bytes,
-                                     &step))
+                                     &PyContextVar_Type, &variable, &clock, &enter, &exit, &back, &active, &succeeded,
+                                     &bytes, &step))
         return NULL;
     if (handle_class != NULL) {
         PyErr_SetString(PyExc_ImportError, "bound already, in another interpreter or before a reload");
@@ -1104,6 +1214,8 @@ bind(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
     KEEP(quiet_name_class, quiet_name);
     KEEP(monotonic_ns, clock);
     KEEP(python_enter, enter);
+    KEEP(python_exit, exit);
+    KEEP(modules, PyImport_GetModuleDict());
     KEEP(python_take_back, back);
     KEEP(is_active, active);
     KEEP(has_succeeded, succeeded);

@@ -16,6 +16,7 @@ def bind(
     variable: ContextVar[Any],
     clock: Callable[[], int],
     enter_phase: Callable[..., Any],
+    exit: Callable[..., None],
     take_back: Callable[..., None],
     active: object,
     succeeded: object,
