@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from conftest import RunPython
-
-needs_ipython = pytest.mark.skipif(importlib.util.find_spec("IPython") is None, reason="comes with the extra `test`")
-needs_tqdm = pytest.mark.skipif(importlib.util.find_spec("tqdm") is None, reason="comes with the extra `test`")
 
 CELLS = """
 import sys
@@ -49,7 +45,6 @@ shell.run_cell("print('without us')")
 """
 
 
-@needs_ipython
 def test_every_cell_is_seen(run_python: RunPython) -> None:
     """IPython takes every `write` off after a cell; capture that began in one goes on in the next."""
     shown = run_python(CELLS).stdout
@@ -122,7 +117,6 @@ def test_a_real_pytest_and_we_see_the_same(run_python: RunPython, method: str) -
     assert "seen in the terminal" in shown.stdout
 
 
-@needs_tqdm
 @pytest.mark.parametrize("mode", ["context", "fd"])
 def test_real_progress_bars_are_kept_as_they_last_looked(run_python: RunPython, mode: str) -> None:
     """Of tqdm's bars, also nested ones and what is written above them, each is one line, and all that is told once."""
