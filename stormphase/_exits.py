@@ -3,8 +3,8 @@
 The plain way is `PhaseHandle.__exit__`. Everything here may be slower, and keeps the same promises: a phase ends once,
 its owner ends it, the lane stays a stack, the user's exception wins, and no nanosecond is counted twice or lost.
 
-The blocks that store an end and then tell of it look alike on purpose: a call between the last store and the `try` would
-be a place where a signal handler that raises leaves the sinks untold.
+The blocks that store an end and then tell of it look alike on purpose: a call between the last store and the `try`
+would be a place where a signal handler that raises leaves the sinks untold.
 """
 
 from __future__ import annotations
