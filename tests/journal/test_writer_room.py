@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import math
 import os
 import random
 import threading
@@ -13,7 +14,7 @@ import pytest
 from journal_writing import SLOTS, TickingClock, Writing, count_of
 
 from stormphase._model import PhaseStatus
-from stormphase.journal import _file, _format
+from stormphase.journal import _file, _fold, _format, _journal
 from stormphase.journal._file import CHUNK_SEGMENTS, MIN_BYTES
 from stormphase.journal._fold import ORPHAN_TICKS
 from stormphase.journal._histogram import quantile
@@ -564,3 +565,36 @@ def test_a_thread_that_ends_leaves_its_segment_to_the_worker(write, step_thread)
         writing.tick()
     image = writing.read()
     assert (100, 0, 0) == (count_of(image), image.unwritten, image.unfolded)
+
+
+def test_room_is_made_a_little_at_a_time_where_there_is_enough(write):
+    """To clear a segment holds the GIL; where room is short it is made at one go all the same."""
+    writing = write()
+    writing.fill(count=6 * SLOTS + 1)
+    writing.fold()
+    writing.journal._history = 0
+    folded, free = writing.segments.folded_count, len(writing.segments)
+    assert (6, True) == (folded, free >= _journal._LOW)
+    writing.journal._make_room()
+    assert folded - _journal._CLEARED_AT_ONCE == writing.segments.folded_count
+    short = _journal._LOW - _journal._CLEARED_AT_ONCE - 1
+    writing.fill(count=(len(writing.segments) - short) * SLOTS)
+    assert short == len(writing.segments)
+    writing.journal._make_room()
+    assert _journal._LOW == len(writing.segments)
+
+
+def test_a_fold_pauses_between_its_parts(write, monkeypatch):
+    """Before it looks, after each of some slots, and before it stores; nobody may wait for the GIL for long."""
+    pauses = []
+    writing = write()
+    monkeypatch.setattr("stormphase.journal._fold.time.sleep", pauses.append)
+    writing.fill(count=SLOTS + 1)
+    full = writing.journal._worker.take_back()
+    assert writing.folder.fold(full, is_urgent=True)
+    assert [] == pauses
+    writing.fill(count=SLOTS)
+    full = writing.journal._worker.take_back()
+    assert writing.folder.fold(full)
+    slots_at_once = _fold._BYTES_AT_ONCE // _format.SLOT
+    assert 2 + math.ceil(SLOTS / slots_at_once) == len(pauses)
