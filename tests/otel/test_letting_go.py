@@ -7,9 +7,12 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from stormphase import PhaseTracker
+from stormphase.otel import OTelBridge
 from stormphase.otel._letting_go import FEW, KEPT_SPANS, LET_GO_A_TICK, LettingGo
 
 if TYPE_CHECKING:
@@ -99,6 +102,21 @@ def test_after_a_flush_nothing_is_kept(bridged: Callable[..., Bridged]) -> None:
     with pytest.raises(SystemExit):
         rig.bridge.flush(1.0)
     assert 0 == spans.kept_count
+
+
+def test_after_a_stop_nothing_is_kept() -> None:
+    """Neither the spans of phases nor the rank's and the session's, which come last."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000))
+    bridge = OTelBridge(provider)
+    with PhaseTracker("job", session_id="s", rank=0, bridge=bridge) as tracker:
+        for _ in range(KEPT_SPANS // 8):
+            with tracker.enter_phase("step"):
+                pass
+    assert bridge._outlet is not None
+    assert (KEPT_SPANS // 8 + 2, 0) == (len(exporter.get_finished_spans()), bridge._outlet.kept_count)
+    provider.shutdown()
 
 
 def strike(timeout_ms: int) -> bool:
