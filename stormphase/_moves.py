@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stormphase import _exits, _misuse
 from stormphase._model import PhaseStatus
 from stormphase._phase import FINAL, PhaseExtra, PhaseHandle, PhaseToken
+from stormphase._plain_values import normalise
 from stormphase._record import PhaseRecord, RecordKind
 from stormphase._status import TABLE
 from stormphase.exceptions import Misuse, PhaseProtocolError
@@ -33,6 +34,8 @@ def add_event(
 ) -> None:
     """Note an event on an open phase; at most `MAX_EVENTS`, more and later ones are counted.
 
+    The name is made text as attributes are: bounded, and such that it can be encoded, or it would cost the whole batch.
+
     Raises:
         TypeError: if `attributes` is no mapping, and the set was made to raise; else the event is without them.
     """
@@ -45,7 +48,7 @@ def add_event(
         return
     when_ns = lanes.anchor.to_wall_ns(lanes.now()) if timestamp is None else timestamp
     taken = None if attributes is None else lanes.taken(attributes, lanes.attribute_counts, lanes.redactor)
-    events.append((str(name), when_ns, taken or {}))
+    events.append((str(normalise(name, lanes.attribute_counts, lanes.redactor)), when_ns, taken or {}))
 
 
 def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "pause") -> bool:

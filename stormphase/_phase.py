@@ -195,15 +195,9 @@ class PhaseHandle:
         Raises:
             TypeError: if they are no mapping; not with `on_misuse="record"`, which counts them as unreadable.
         """
-        try:
-            pairs = dict(attributes).items()
-        except (TypeError, ValueError):
-            lanes = self._lane.lanes
-            if lanes.on_misuse == "raise":
-                raise
-            lanes.attribute_counts.count_failed()
-            return
-        for key, value in pairs:
+        lanes = self._lane.lanes
+        taken = lanes.taken(attributes, lanes.attribute_counts, lanes.redactor)
+        for key, value in (taken or {}).items():
             self.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:

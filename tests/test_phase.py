@@ -10,6 +10,7 @@ import copy
 import functools
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,73 @@ def test_attributes_that_are_no_mapping_are_refused(lanes):
             with pytest.raises(TypeError):
                 give(7)
     assert (SUCCEEDED, []) == (phase.status, phase._extra.events)
+
+
+class Broken(Mapping):
+    """A mapping that breaks after its first item."""
+
+    def __getitem__(self, key):
+        """Give the first value only."""
+        if key == "loss":
+            return 1
+        raise RuntimeError
+
+    def __iter__(self):
+        """Name two keys."""
+        return iter(("loss", "lost"))
+
+    def __len__(self):
+        """Count them."""
+        return 2
+
+
+class Unprintable:
+    """An object whose text cannot be had."""
+
+    def __str__(self):
+        """Raise."""
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def test_attributes_in_a_mapping_that_breaks_are_counted_wherever_they_are_given(lanes):
+    """Strictly, too, since that is no misuse: what was read before it broke is kept, and nothing is raised."""
+    with lanes.enter_phase("enter", Broken()) as entered, lanes.enter_phase("later") as later:
+        later.set_attributes(Broken())
+        later.add_event("seen", Broken())
+    kept = [exit_boundary(phase).metadata["phase_scope"]["attributes"] for phase in (entered, later)]
+    assert [{"loss": 1}] * 3 == [*kept, later._extra.events[0][2]]
+    assert 3 == lanes.attribute_counts.failed
+
+
+def test_what_is_no_mapping_is_refused_with_the_fix(lanes):
+    """Set later, the error is that of attributes at enter."""
+    with lanes.enter_phase("train") as phase, pytest.raises(TypeError, match="must be a mapping, not int"):
+        phase.set_attributes(7)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("caf\udce9.txt", "caf\\udce9.txt"),
+        (None, "None"),
+        (7, "7"),
+        (Unprintable(), "<unprintable Unprintable>"),
+    ],
+)
+def test_the_name_of_an_event_is_text_that_can_be_sent(lanes, name, kept):
+    """A name that cannot be encoded, as of a file, would cost the whole batch; one that raises, the training."""
+    with lanes.enter_phase("train") as phase:
+        phase.add_event(name)
+    assert kept == phase._extra.events[0][0]
+
+
+def test_the_name_of_an_event_is_bounded(lanes):
+    """As a string attribute is."""
+    with lanes.enter_phase("train") as phase:
+        phase.add_event("n" * 10_000)
+    assert (4_096, 1) == (len(phase._extra.events[0][0]), lanes.attribute_counts.truncated)
 
 
 def test_events_are_bounded_and_counted(lanes):
