@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanContext, Status, StatusCode
 
 from stormphase import _errors
-from stormphase._attributes import take, to_otel
+from stormphase._attributes import to_otel
 from stormphase._ids import to_hex
 from stormphase._phase import PhaseHandle
+from stormphase._plain_values import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,7 +123,8 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
         if self.closed or len(links) >= MAX_LINKS or not context.is_valid:
             lanes.counts.add("links_dropped")
             return
-        taken = to_otel(take(attributes or {}, lanes.attribute_counts, lanes.redactor), lanes.attribute_counts)
+        counts = lanes.attribute_counts
+        taken = to_otel(lanes.taken(attributes or {}, counts, lanes.redactor) or {}, counts)
         links.append(Link(context, taken))
 
     def update_name(self, name: str) -> None:
@@ -133,10 +135,12 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the span's status; UNSET is ignored and OK is final, as in the SDK. The phase's failure outranks it."""
-        code = status.status_code if isinstance(status, Status) else status
+        code: object = status.status_code if isinstance(status, Status) else status
         text = status.description if isinstance(status, Status) else description
         notes = self._notes_while_open()
         if notes is None or code is StatusCode.UNSET or notes.status_code is StatusCode.OK:
+            return
+        if not isinstance(code, StatusCode):  # As the SDK does: to send it would cost the whole batch.
             return
         notes.status_code = code
         notes.description = None
@@ -169,14 +173,16 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
                 _errors.type_name(exception),
                 _errors.text_of(exception, lanes.redactor),
                 _errors.format_traceback(exception, lanes.redactor),
-                take(attributes or {}, lanes.attribute_counts, lanes.redactor),
+                lanes.taken(attributes or {}, lanes.attribute_counts, lanes.redactor) or {},
                 when_ns,
             )
         )
 
     def _told(self, text: object, limit: int) -> str:
-        redactor = self._lane.lanes.redactor
-        return _errors._bounded(str(text) if redactor is None else redactor.begin(str(text), limit), limit)
+        lanes = self._lane.lanes
+        plain = text if isinstance(text, str) else str(normalise(text, lanes.attribute_counts))
+        redactor = lanes.redactor
+        return _errors._bounded(plain if redactor is None else redactor.begin(plain, limit), limit)
 
     def _notes_while_open(self) -> SpanNotes | None:
         if self.closed:

@@ -155,6 +155,50 @@ def test_a_status_set_by_the_user_is_the_spans(
     assert "succeeded" == rig.spans["step"].attributes["stormphase.phase.status"]
 
 
+@pytest.mark.parametrize("status", ["ERROR", 2, None])
+def test_a_status_that_is_none_is_ignored(bridged: Callable[..., Bridged], status: object) -> None:
+    """As by the SDK's own spans; it could not be sent, and nothing of its batch."""
+    rig = bridged()
+    with rig.enter("step"):
+        trace.get_current_span().set_status(status)  # type: ignore[arg-type]
+    assert StatusCode.UNSET is rig.spans["step"].status.status_code
+
+
+class Unprintable:
+    """An object whose text cannot be had."""
+
+    def __str__(self) -> str:
+        """Raise."""
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def test_a_name_without_text_never_raises_into_training(bridged: Callable[..., Bridged]) -> None:
+    """Nor does an event's, nor a description; the span is sent."""
+    rig = bridged()
+    with rig.enter("step"):
+        span = trace.get_current_span()
+        span.update_name(Unprintable())  # type: ignore[arg-type]
+        span.add_event(Unprintable())  # type: ignore[arg-type]
+        span.set_status(StatusCode.ERROR, Unprintable())  # type: ignore[arg-type]
+    sent = rig.spans["<unprintable Unprintable>"]
+    assert ["<unprintable Unprintable>"] * 2 == [sent.events[0].name, sent.status.description]
+
+
+def test_attributes_of_links_and_exceptions_that_are_no_mapping(bridged: Callable[..., Bridged]) -> None:
+    """With `on_misuse="record"` they are left out and counted, as at enter; the link and the exception are there."""
+    rig = bridged(on_misuse="record")
+    with rig.enter("step"):
+        span = trace.get_current_span()
+        span.add_link(ELSEWHERE, 3)  # type: ignore[arg-type]
+        span.record_exception(ValueError("x"), 3)  # type: ignore[arg-type]
+    sent = rig.spans["step"]
+    assert [{}] == [dict(link.attributes or {}) for link in sent.links]
+    assert ["exception"] == [event.name for event in sent.events]
+    assert 2 == rig.lanes.attribute_counts.failed
+
+
 def test_a_failure_outranks_a_status_set_by_the_user(bridged: Callable[..., Bridged]) -> None:
     """A phase that failed is an error, whatever was said to its span."""
     rig = bridged()
