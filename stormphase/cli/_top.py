@@ -43,7 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "top",
         help="a live screen of what every rank is doing",
-        description="Watch the journals of a running job: slowest and suspect ranks first. Needs the extra `cli`.",
+        description="Watch the journals of a running job: slowest and suspect ranks first. Needs the extra `cli`. "
+        "Where the output is no terminal, one screen is printed, as by --once.",
         epilog="keys: q quits; h, r, s, t sort by heat, rank, step, time; g groups ranks or not; j and k scroll",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="what was given as `journal` or STORMPHASE_DIR")
@@ -63,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the screen until `q`; return 0.
+    """Show the screen until `q`, or print it once where it cannot be drawn anew; return 0.
 
     Raises:
         StormphaseError: if there is nothing to watch, or rich is missing.
@@ -72,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     hang_ns = int(arguments.hang_s * SECOND_NS)
     watch = Watch(arguments.directory, clock, session_id=arguments.session, attempt=arguments.attempt, hang_ns=hang_ns)
     choices = Choices(order=Order(arguments.sort))
-    if arguments.once:
+    # In a pipe or a file rich shows nothing until the end, which only a key brings.
+    if arguments.once or not _can_be_drawn_anew():
         print_once(watch, choices, hang_ns)
         return 0
     interval_ns = int(max(0.1, arguments.interval_s) * SECOND_NS)
@@ -172,6 +174,10 @@ def chosen(choices: Choices, key: str, *, ranks: int, height: int) -> Choices:
         scrolled = choices.scrolled + (PAGE if key == "j" else -PAGE)
         return attrs.evolve(choices, scrolled=max(0, min(scrolled, ranks)))
     return choices
+
+
+def _can_be_drawn_anew() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def _console() -> Console:

@@ -53,6 +53,27 @@ def test_once_prints_and_ends(tracker: PhaseTracker, killed_rank: None, command:
     assert "\x1b" not in out
 
 
+@pytest.mark.parametrize("is_dumb", [False, True])
+def test_where_nothing_can_be_drawn_anew_it_is_as_once(tracker: PhaseTracker, runs: Path, is_dumb: bool) -> None:
+    """In a pipe, and on a terminal that moves no cursor, one screen is printed: no key would ever end it."""
+    ours, theirs = os.openpty()
+    outcome = subprocess.run(
+        [sys.executable, "-m", "stormphase.cli", "top", str(runs)],
+        stdin=theirs,
+        stdout=theirs if is_dumb else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "dumb" if is_dumb else "xterm-256color"},
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    said = os.read(ours, 65_536) if is_dumb else outcome.stdout
+    os.close(ours)
+    os.close(theirs)
+    assert (0, b"") == (outcome.returncode, outcome.stderr)
+    assert said.startswith(b"stormphase top: session job-1")
+    assert b"\x1b" not in said
+
+
 def test_nothing_to_watch_is_two(runs: Path, command: Command) -> None:
     """As for any unreadable directory."""
     code, _, err = command("top", "--once")
@@ -172,7 +193,7 @@ def test_it_runs_in_a_real_terminal(tracker: PhaseTracker, runs: Path) -> None:
 
 
 def test_without_a_terminal_no_key_is_pressed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under nohup or in a pipe the screen goes on until it is interrupted."""
+    """Where the input is something else, the screen goes on until it is interrupted."""
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with Keyboard.open() as keyboard:
         assert "" == keyboard.wait(0)
@@ -197,9 +218,10 @@ def test_without_rich_the_error_names_the_extra(tracker: PhaseTracker, runs: Pat
         "import sys; sys.modules['rich.console'] = None; sys.modules['rich'] = None\n"
         "from stormphase.cli import main\n"
         "assert main(['top', sys.argv[1], '--once']) == 0\n"
+        "sys.stdout.isatty = lambda: True\n"
         "sys.exit(main(['top', sys.argv[1]]))"
     )
-    child: Any = run_python(source, str(runs), check=False)
+    child: Any = run_python(source, str(runs), check=False, env={"TERM": "xterm"})
     assert 2 == child.returncode, child.stderr
     assert "pip install 'stormphase[cli]'" in child.stderr
     assert "Traceback" not in child.stderr
