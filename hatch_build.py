@@ -27,17 +27,14 @@ class SpeedupsHook(BuildHookInterface):  # type: ignore[type-arg]
         self._folder = tempfile.mkdtemp(prefix="stormphase-build-")
         try:
             built = _compile(Path(self.root), Path(self._folder))
-        except Exception as error:  # noqa: BLE001 - no compiler, no headers, an unknown one: all end in pure Python
-            self.app.display_warning(f"stormphase is built as pure Python, since its C could not be compiled: {error}")
+            if version == "editable":
+                _put_in_place(built, Path(self.root, SOURCE.parent, built.name))
+        except Exception as error:  # noqa: BLE001 - no compiler, no headers, a read-only checkout: all end in pure Python
+            self.app.display_warning(f"stormphase is built as pure Python, since its C could not be built: {error}")
             return
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-        if version == "editable":
-            # Beside, and then in its place at once: a process may have the old one loaded.
-            place = Path(self.root, SOURCE.parent, built.name)
-            shutil.copy(built, beside := place.with_suffix(f".{os.getpid()}"))
-            beside.replace(place)
-        else:
+        if version != "editable":
             build_data["force_include"][str(built)] = f"{SOURCE.parent}/{built.name}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
@@ -45,6 +42,16 @@ class SpeedupsHook(BuildHookInterface):  # type: ignore[type-arg]
         del version, build_data, artifact_path
         if hasattr(self, "_folder"):
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _put_in_place(built: Path, place: Path) -> None:
+    # Beside, and then in its place at once: a process may have the old one loaded.
+    beside = place.with_suffix(f".{os.getpid()}")
+    try:
+        shutil.copy(built, beside)
+        beside.replace(place)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _compile(root: Path, folder: Path) -> Path:
