@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
@@ -104,8 +104,15 @@ class Options:
         errors: Mapping[type[BaseException], ErrorPolicy] | None = None,
         sync: bool = False,
         capture: bool | Literal["fd"] | None = None,
+        **unknown: object,
     ) -> Options:
-        """Check each option, and keep it in the form that is cheap for each call."""
+        """Check each option, and keep it in the form that is cheap for each call.
+
+        Raises:
+            TypeError: if there is no such option; the message names the nearest one.
+        """
+        for name in unknown:
+            raise _unknown_option(name)
         if at_exit is not None and not callable(at_exit):
             raise ConfigurationError(
                 f"at_exit must be callable, and {at_exit!r:.60} is not.",
@@ -126,6 +133,13 @@ class Options:
 
 
 PLAIN: Final = Options()
+
+
+def _unknown_option(name: str) -> TypeError:
+    parameters = inspect.signature(Options.of).parameters.values()
+    known = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    all_of_them = f"It has {', '.join(known)}."
+    return TypeError(f"phase() has no option {name!r:.60}. {_near(name, known) or all_of_them}")
 
 
 def _checked_names(arguments: Sequence[Any]) -> tuple[str, ...]:
@@ -263,13 +277,18 @@ def _find(name: str, signature: inspect.Signature, label: str) -> _Argument:
 
 
 def _unknown_argument(name: str, first: str, signature: inspect.Signature, label: str) -> ConfigurationError:
-    import difflib  # noqa: PLC0415 - only for a message
-
-    near = difflib.get_close_matches(first, signature.parameters, n=3, cutoff=0.5)
     known = ", ".join(signature.parameters) or "none"
-    fix = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Name one of those."
+    fix = _near(first, signature.parameters) or "Name one of those."
     return ConfigurationError(
         f"arguments names {name!r:.60}, and {label} has no parameter {first!r:.60}; it has {known:.400}.",
         setting="arguments",
         fix=fix,
     )
+
+
+def _near(name: str, known: Iterable[str]) -> str | None:
+    """Return a question that names what may have been meant, or None if nothing is near."""
+    import difflib  # noqa: PLC0415 - only for a message
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else None

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from stormphase import _boundary
 from stormphase._counts import Counts
-from stormphase._decorator import phase
+from stormphase._decorator import ambient_phase, phase
 from stormphase._filters import FILTER_ERRORS, LEVELS, Filter, level_number
 from stormphase._model import PhaseStatus
 from stormphase._options import ARGUMENT_ERRORS, ArgumentReader
 from stormphase._recipe import AT_EXIT_ERRORS
+from stormphase._tracker import PhaseTracker
 from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -502,3 +503,19 @@ def test_a_wrong_filter(tracker: Any) -> None:
     with pytest.raises(ConfigurationError, match="must be a pattern of names or a callable"):
         tracker.phase("a", filter=3)
     assert Filter.of(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("option", "fix"),
+    [
+        ("argument", "Did you mean 'arguments'?"),
+        ("on_exit", "Did you mean 'at_exit'?"),
+        ("zzz", "It has attributes, ar"),
+    ],
+)
+def test_an_option_that_there_is_not_is_refused_by_the_name_that_the_user_wrote(option, fix):
+    """A slip of the pen is named with what was meant, in programs and in libraries."""
+    for enter_late in (PhaseTracker(bridge=None).phase, ambient_phase):
+        with pytest.raises(TypeError) as raised:
+            enter_late("load", **{option: 1})
+        assert str(raised.value).startswith(f"phase() has no option {option!r}. {fix}")
