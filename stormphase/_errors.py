@@ -31,6 +31,7 @@ MAX_TRACEBACK_CHARS: Final = 16_384
 MAX_TRACEBACK_FRAMES: Final = 64
 _MAX_CAUSES: Final = 32
 _MARK: Final = "__stormphase_mark__"
+_HANDLED: Final = "__stormphase_handled__"
 _order: Final = itertools.count(1)  # Which failure came first; one C call, so no lock.
 # Past the class, as in `_attributes_of`: a hostile one may raise from any attribute.
 _traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
@@ -248,6 +249,25 @@ def _next_causes(exception: BaseException) -> list[BaseException]:
     ]
     # Never isinstance(): that asks `__class__`, which may raise.
     return [cause for cause in related if issubclass(type(cause), BaseException)]
+
+
+def note_handled(exception: BaseException, start: int) -> None:
+    """Note that `exception` was being handled when the session of that number began.
+
+    On the exception, since to hold it would hold its frames, and its address is another one's when it is gone.
+    """
+    attributes = _attributes_of(exception)
+    attributes[_HANDLED] = (*_handled(attributes), start)
+
+
+def was_handled(exception: BaseException, start: int) -> bool:
+    """Return whether `exception` was being handled when the session of that number began."""
+    return start in _handled(_attributes_of(exception))
+
+
+def _handled(attributes: dict[str, Any]) -> tuple[Any, ...]:
+    starts = attributes.get(_HANDLED)
+    return starts if type(starts) is tuple else ()
 
 
 def ids_up_from(phase: PhaseHandle) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class ProcessWatch:
         self._finalizer = util.Finalize(None, self._at_child_exit, exitpriority=0)
 
     def _at_exit(self) -> None:
-        error = _exception_at_exit()
+        error = exception_at_exit()
         self._stop(error, error is not None)
 
     def _at_child_exit(self) -> None:
@@ -85,7 +85,7 @@ def _is_in_bootstrap() -> bool:
     return False
 
 
-def _exception_at_exit() -> BaseException | None:
+def exception_at_exit() -> BaseException | None:
     """Return the uncaught exception that ends the program, if that is what the interpreter has shown last.
 
     Also shown are those of an interactive session, of a test runner, or of a callback from C: the program goes on after

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from stormphase import _ambient, _carrying, _configuration, _decorator, _misuse
+from stormphase import _ambient, _carrying, _configuration, _decorator, _errors, _misuse, _process
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
 from stormphase._clock import SystemClock
 from stormphase._counts import Counts
@@ -36,6 +37,7 @@ __all__ = ["DEFAULT_BRIDGE", "STOP_TIMEOUT_S", "Bridge", "BridgeSession", "Phase
 
 # In flight where nothing has failed: a loop or a generator is over.
 _NO_OUTCOMES: Final = (StopIteration, StopAsyncIteration, GeneratorExit)
+_numbers: Final = itertools.count(1)  # One C call, so no lock.
 
 
 class PhaseTracker:
@@ -123,7 +125,7 @@ class PhaseTracker:
         self._may_start = [True]  # Taken by one C call, `pop`: of two threads one gets it.
         self._session: Session | None = None
         self._is_disabled = False
-        self._handled_at_start = 0  # The exception's id, since to hold the exception would hold its frames.
+        self._number = 0  # Which start of this process it was.
         self._lanes: LaneSet  # Those of the session, while it runs; see `enter_phase`.
         self._counts = Counts()  # What was misused before the start.
         self._step: int | None = None
@@ -166,7 +168,10 @@ class PhaseTracker:
         return self
 
     def _start(self, environ: Mapping[str, str]) -> None:
-        self._handled_at_start = id(sys.exc_info()[1])
+        self._number = next(_numbers)
+        handled = sys.exc_info()[1]
+        if handled is not None:
+            _errors.note_handled(handled, self._number)
         recorder = PhaseRecorder(clock=self._settings.clock, on_misuse=self._settings.on_misuse)
         session = Session(self._settings, environ, recorder, self._on_stop)
         session.note_step(self._step)
@@ -192,7 +197,8 @@ class PhaseTracker:
         """End the session: what is open becomes ABANDONED, the sinks get all, workers end.
 
         Where an exception passes, or is being handled, as in a `finally` or an `except` block, that is the session's
-        outcome, as it is for a `with` block; unless it was being handled when the session began.
+        outcome, as it is for a `with` block; unless it was being handled when the session began. So is the one that
+        ends the program, where `atexit` calls this.
 
         A second call does nothing but wait for the first; before start, it does nothing at all. On a sink's own thread
         it returns at once, and the session stops on another one. Never raises, but lets KeyboardInterrupt pass.
@@ -202,7 +208,9 @@ class PhaseTracker:
         """
         if self._session is not None:
             outcome = sys.exc_info()[1]
-            if id(outcome) == self._handled_at_start or isinstance(outcome, _NO_OUTCOMES):
+            if outcome is None:
+                outcome = _process.exception_at_exit()
+            elif isinstance(outcome, _NO_OUTCOMES) or _errors.was_handled(outcome, self._number):
                 outcome = None
             self._session.stop(outcome, timeout_s)
 

@@ -12,7 +12,7 @@ from stormphase._model import PhaseStatus
 from stormphase.journal import read_directory
 
 BEGIN = """
-import ctypes, os, resource, signal, sys, threading, time
+import atexit, ctypes, os, resource, signal, sys, threading, time
 from stormphase import PhaseTracker
 
 def wait():
@@ -252,6 +252,8 @@ def test_what_ends_a_with_block_is_the_outcome(run_python, tmp_path, ending, kin
         ("try:\n    raise ValueError('bad')\nexcept ValueError:\n    tracker.stop()", "exception", "bad"),
         ("try:\n    next(iter(()))\nexcept StopIteration:\n    tracker.stop()", "clean", None),
         ("try:\n    pass\nfinally:\n    tracker.stop()", "clean", None),
+        ("atexit.register(tracker.stop)\nraise ValueError('bad')", "exception", "bad"),
+        ("atexit.register(tracker.stop)", "clean", None),
     ],
 )
 def test_a_stop_while_an_exception_passes_tells_of_it_as_a_with_block_does(run_python, tmp_path, ending, kind, said):
@@ -273,6 +275,32 @@ except OSError:
     run_python(BEGIN + program, str(tmp_path / "runs"))
     (image,) = journals(tmp_path / "runs")
     assert "clean" == image.end_note.kind
+
+
+def test_an_exception_in_the_place_of_one_that_was_handled_at_the_start_is_told(run_python, tmp_path):
+    """What was handled then is freed, and the next exception may get its very address."""
+    program = """
+def begin():
+    try:
+        raise OSError("no cluster")
+    except OSError:
+        handled.append(id(sys.exc_info()[1]))
+        tracker.start()
+
+def same_place():
+    kept = [OSError("bad") for _ in range(10_000)]
+    return next((error for error in kept if id(error) == handled[0]), kept[0])
+
+handled = []
+begin()
+try:
+    raise same_place()
+finally:
+    tracker.stop()
+"""
+    run_python(BEGIN + program, str(tmp_path / "runs"), check=False)
+    (image,) = journals(tmp_path / "runs")
+    assert ("exception", "bad") == (image.end_note.kind, image.end_note.error_message)
 
 
 def test_sigterm_is_told_if_the_session_was_asked_to_stop_by_it(run_python, tmp_path):
