@@ -65,7 +65,7 @@ def quicken(lanes: type[LaneSet]) -> None:
             slot_bytes=SLOT_BYTES,
             no_step=NO_STEP,
         )
-    except ImportError:  # Another interpreter of this process has it.
+    except (ImportError, TypeError):  # Another interpreter of this process has it; or it was built from another source.
         speedups = None
         return
     lanes.enter_phase, PhaseHandle.__enter__, PhaseHandle.__exit__ = methods  # type: ignore[method-assign]

@@ -285,6 +285,21 @@ def test_help_says_the_same_of_a_block():
     assert PhaseHandle.__enter__.__doc__ == "Return the handle: the phase is already entered."
 
 
+def test_a_half_built_from_another_source_is_left_alone(monkeypatch):
+    """A checkout that moved on without being installed again is pure Python until it is, and can be imported."""
+
+    class Older:
+        @staticmethod
+        def bind(*, handle):
+            raise AssertionError(handle)
+
+    before = (LaneSet.enter_phase, PhaseHandle.__enter__, PhaseHandle.__exit__)
+    monkeypatch.setattr(_native, "speedups", Older)
+    _native.quicken(LaneSet)
+    assert None is _native.speedups
+    assert before == (LaneSet.enter_phase, PhaseHandle.__enter__, PhaseHandle.__exit__)
+
+
 @compiled
 def test_only_spans_are_put_into_opentelemetrys_context():
     """A plain phase has no place for what is noted on a span, and one that was never entered is refused."""
