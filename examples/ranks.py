@@ -25,6 +25,7 @@ from stormphase.otel import OTelBridge, configure
 
 RANKS = 4
 STEPS = 3
+SWITCHED_OFF = "the environment switches stormphase, or OpenTelemetry, off"
 
 
 class PhaseCallback:
@@ -65,8 +66,9 @@ def run_rank(folder: str) -> None:
         stormphase.PhaseTracker("ranks", bridge=OTelBridge(telemetry.tracer_provider)) as tracker,
     ):
         identity = tracker.identity
-        trace_id = tracker.environment()["TRACEPARENT"].split("-")[1]
-        print(f"rank {identity.rank} of {identity.world_size}, process {os.getpid()}: trace {trace_id}", flush=True)
+        traceparent = tracker.environment().get("TRACEPARENT")
+        trace = f"trace {traceparent.split('-')[1]}" if traceparent else f"no trace: {SWITCHED_OFF}"
+        print(f"rank {identity.rank} of {identity.world_size}, process {os.getpid()}: {trace}", flush=True)
         train(tracker)
 
 

@@ -75,6 +75,14 @@ def test_four_ranks_are_one_trace(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("switch", [{"STORMPHASE_DISABLED": "1"}, {"OTEL_SDK_DISABLED": "true"}])
+def test_ranks_work_with_telemetry_off(tmp_path: Path, switch: dict[str, str]) -> None:
+    """Switched off from outside, four ranks do their steps as well, and say that they have no trace."""
+    output = run_example("ranks.py", cwd=tmp_path, environ=switch)
+
+    assert 4 == output.count(": no trace: the environment switches stormphase, or OpenTelemetry, off\n")
+
+
 def test_ranks_of_any_launcher_write_files_that_join_up(tmp_path: Path) -> None:
     """Started as a launcher does it, each rank leaves a file; all of them together are one whole trace."""
     outputs = run_ranks(tmp_path, count=4)
