@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from stormphase import _ambient, _carrying, _configuration, _decorator, _errors, _misuse, _process
+from stormphase._attribute_counts import AttributeCounts
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
 from stormphase._clock import SystemClock
 from stormphase._counts import Counts
@@ -380,7 +381,8 @@ class PhaseTracker:
         """Return exact counts: per sink offered, handed_over, failed, queued, dropped; misuse; cut attributes."""
         if self._session is not None:
             return self._session.stats()
-        return {"sinks": {}, "bridge": {}, "misuse": self._counts.to_dict(), "attributes": {}}
+        nothing = AttributeCounts().to_dict()
+        return {"sinks": {}, "bridge": {}, "journal": {}, "misuse": self._counts.to_dict(), "attributes": nothing}
 
     environment = _carrying.environment
     carrier = _carrying.carrier

@@ -649,9 +649,23 @@ def test_disabled_everything_is_one_shared_no_op(make_tracker, monkeypatch):
     call_everything(tracker)
     tracker.stop()
     assert ([], [], None) == (bridge.calls, seen, bridge.session)
-    assert {"sinks": {}, "bridge": {}, "misuse": {}, "attributes": {}} == tracker.stats()
+    nothing = {"truncated": 0, "dropped": 0, "failed": 0}
+    assert {"sinks": {}, "bridge": {}, "journal": {}, "misuse": {}, "attributes": nothing} == tracker.stats()
     with pytest.raises(ConfigurationError, match="can be started once"):
         tracker.start()
+
+
+def test_what_reads_the_counts_finds_their_places_when_disabled_and_before_the_start(make_tracker, monkeypatch):
+    """A program that looks at one of them does not fail where there is nothing to count."""
+    with make_tracker(bridge=None) as running:
+        places = running.stats()
+    for value in ("1", "0"):
+        monkeypatch.setenv("STORMPHASE_DISABLED", value)
+        tracker = make_tracker(bridge=None)
+        before = tracker.stats()
+        with tracker:
+            assert places.keys() == before.keys() == tracker.stats().keys()
+        assert places["attributes"].keys() == before["attributes"].keys()
 
 
 def test_disabled_in_a_subclass(make_tracker, monkeypatch):
