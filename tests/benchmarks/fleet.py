@@ -72,12 +72,13 @@ def make_dead(directory: Path, ranks: int) -> None:
     """Fill a directory with the journals of killed ranks."""
     written = directory / "written"
     started, ready = os.pipe()
-    pids = []
-    for rank in range(WRITERS):
-        pids.append(forked(write_until_killed, written, rank, ready))
+    # All live until all are done: a rank that begins when no other lives begins the next attempt, not this one.
+    pids = [forked(write_until_killed, written, rank, ready) for rank in range(WRITERS)]
+    for _ in pids:
         os.read(started, 1)
-        os.kill(pids[-1], signal.SIGKILL)
-        os.waitpid(pids[-1], 0)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     journals = sorted((written / "fleet").glob("*.journal"))
     fleet = directory / "dead" / "fleet"
     fleet.mkdir(parents=True)
@@ -97,15 +98,18 @@ def give_rank(data: bytearray, rank: int, ranks: int) -> None:
     data[88:96] = len(raw).to_bytes(4, "little") + zlib.crc32(raw).to_bytes(4, "little")
 
 
-def measure_postmortem(directory: Path) -> tuple[float, float]:
+def measure_postmortem(directory: Path, ranks: int) -> tuple[float, float]:
     """Return seconds and peak MiB of one `stormphase postmortem` of the dead, all its processes together."""
     command = [sys.executable, "-m", "stormphase.cli", "postmortem", str(directory / "dead")]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 1, process.returncode  # something died
+    assert f"\n{ranks:,} killed\n" in said, said[:1_000]  # and all were looked at
     return seconds, usage.ru_maxrss / 1024
 
 
@@ -158,7 +162,7 @@ def main() -> None:
         directory = Path(folder)
         wall_ms, worst_ms, cpu_ms = measure_top(directory)
         make_dead(directory, arguments.ranks)
-        runs = [measure_postmortem(directory) for _ in range(3)]
+        runs = [measure_postmortem(directory, arguments.ranks) for _ in range(3)]
     print(f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end\n")
     print("| what | budget | figure |\n| --- | --- | --- |")
     times = ", ".join(f"{seconds:.1f} s" for seconds, _ in runs)
