@@ -139,7 +139,8 @@ class PhaseHandle:
             reset = lane.reset
             try:
                 reset(self._context_token)
-            except (ValueError, RuntimeError):  # Another context, or reset before by an exit that was interrupted.
+            # Another context; or reset before by an exit that was interrupted, which may have let go of the token, too.
+            except (ValueError, RuntimeError, TypeError):
                 spent_ns = -1
             # A signal handler's phases may have come and gone since the clock was read: then it is read again.
             if lane.top is self and self._children_ns is spent_ns:  # No call from here to the last store: see above.

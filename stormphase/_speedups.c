@@ -796,8 +796,9 @@ handle_exit(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     int is_reset = take_out_of_context(called, token);
     Py_DECREF(called);
     if (is_reset < 0) {
-        /* Another context, or reset before by an exit that was interrupted. */
-        if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_RuntimeError))
+        /* Another context; or reset before by an exit that was interrupted, which may have let go of the token, too. */
+        if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_RuntimeError) &&
+            !PyErr_ExceptionMatches(PyExc_TypeError))
             goto done;
         PyErr_Clear();
         is_plain = 0;
@@ -1176,7 +1177,7 @@ static PyObject *
 bind(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"handle", "lane", "lanes", "path", "quiet_name", "variable", "clock", "enter_phase",
-                            "exit", "take_back", "active", "succeeded", "slot_bytes", "no_step", NULL};
+                            "exit_phase", "take_back", "active", "succeeded", "slot_bytes", "no_step", NULL};
     PyTypeObject *handle, *lane, *lanes, *path, *quiet_name;
     PyObject *variable, *clock, *enter, *exit, *back, *active, *succeeded, *step;
     long long bytes;
@@ -1194,7 +1195,7 @@ bind(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
         find_method(variable, "get", &variable_get) < 0 || document(enter) < 0)
         return NULL;
     PyObject *methods[3] = {
-        PyDescr_NewMethod(&PyBaseObject_Type, &enter_phase_method),
+        PyDescr_NewMethod(lanes, &enter_phase_method),
         PyDescr_NewMethod(handle, &handle_enter_method),
         PyDescr_NewMethod(handle, &handle_exit_method),
     };
@@ -1244,9 +1245,21 @@ bind_writer(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
     Py_RETURN_NONE;
 }
 
+/* Return `enter_phase` as a method of another class, whatever that is: it asks its object for `_lanes`. */
+static PyObject *
+enter_phase_of(PyObject *Py_UNUSED(module), PyObject *owner)
+{
+    if (!PyType_Check(owner) || handle_class == NULL) {
+        PyErr_SetString(PyExc_TypeError, "a class is needed, and bind before");
+        return NULL;
+    }
+    return PyDescr_NewMethod((PyTypeObject *)owner, &enter_phase_method);
+}
+
 static PyMethodDef functions[] = {
     {"bind", (PyCFunction)(void (*)(void))bind, METH_VARARGS | METH_KEYWORDS,
      "Take note of the Python that stands beside; return `enter_phase`, `__enter__` and `__exit__`."},
+    {"enter_phase_of", enter_phase_of, METH_O, "Return `enter_phase` as a method of a class."},
     {"bind_writer", (PyCFunction)(void (*)(void))bind_writer, METH_VARARGS | METH_KEYWORDS, "Take note of the class of the journal's writers."},
     {"span_put", span_put, METH_VARARGS, "Return what makes a span's phase current in OpenTelemetry's context."},
     {"slot_stores", slot_stores, METH_O, "Return what stores the two halves of a slot into a mapped file."},

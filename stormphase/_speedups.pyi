@@ -16,13 +16,14 @@ def bind(
     variable: ContextVar[Any],
     clock: Callable[[], int],
     enter_phase: Callable[..., Any],
-    exit: Callable[..., None],
+    exit_phase: Callable[..., None],
     take_back: Callable[..., None],
     active: object,
     succeeded: object,
     slot_bytes: int,
     no_step: int,
 ) -> tuple[Any, Any, Any]: ...
+def enter_phase_of(owner: type, /) -> Any: ...
 def bind_writer(*, writer: type, segment_bytes: int, blobs_from_at: int, max_blob: int) -> None: ...
 def span_put(
     variable: ContextVar[Any], span_key: str, phase_key: str, context: type, span: type, /

@@ -8,12 +8,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from stormphase import _ambient, _carrying, _configuration, _decorator, _errors, _misuse, _process
+from stormphase import _ambient, _carrying, _configuration, _decorator, _errors, _misuse, _native, _process
 from stormphase._attribute_counts import AttributeCounts
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
 from stormphase._clock import SystemClock
 from stormphase._counts import Counts
-from stormphase._lanes import LaneSet
+from stormphase._enter import enter_phase
 from stormphase._model import RankIdentity
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._phase import PhaseToken
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
     from stormphase._record import PhaseRecord
     from stormphase.capture import CaptureOptions, CaptureSession
@@ -41,6 +42,7 @@ _NO_OUTCOMES: Final = (StopIteration, StopAsyncIteration, GeneratorExit)
 _numbers: Final = itertools.count(1)  # One C call, so no lock.
 
 
+@_native.enters_quickly
 class PhaseTracker:
     """Tracks the phases of one session on this rank, from `start` to `stop`, which its `with` block calls.
 
@@ -225,7 +227,7 @@ class PhaseTracker:
 
     # Phases
 
-    enter_phase = LaneSet.enter_phase
+    enter_phase = enter_phase
 
     def enter(
         self,

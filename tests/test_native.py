@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import hashlib
 import inspect
@@ -95,6 +96,8 @@ def test_it_shows_the_signature_and_the_docstring_of_the_python():
     assert [each.name for each in python.parameters.values()] == list(parameters)
     assert [each.default for each in python.parameters.values()] == [each.default for each in parameters.values()]
     assert inspect.cleandoc(_enter.enter_phase.__doc__) == inspect.cleandoc(PhaseTracker.enter_phase.__doc__)
+    assert "PhaseTracker.enter_phase" == PhaseTracker.enter_phase.__qualname__
+    assert PhaseTracker.enter_phase is copy.copy(PhaseTracker.enter_phase)
 
 
 @compiled
@@ -134,7 +137,7 @@ def test_a_call_that_is_not_plain_is_the_pythons_with_its_errors(lanes):
             said.append((caught.type, str(caught.value)))
         assert said[0] == said[1]
     assert [] == lanes.lane_of_caller().phases()
-    with pytest.raises(AttributeError):
+    with pytest.raises((AttributeError, TypeError)):
         LaneSet.enter_phase(object(), "a")
 
 
@@ -249,6 +252,33 @@ def test_a_phase_left_in_another_context_ends_and_is_counted(lanes, implementati
     copy_context().run(leave, phase, None, None, None)
     assert PhaseStatus.SUCCEEDED is phase.status
     assert {"foreign_context": 1} == lanes.counts.to_dict()
+
+
+class Interrupting(tuple):
+    """Queues whose reading a signal handler interrupts."""
+
+    __slots__ = ()
+
+    def __iter__(self):
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_block_ends_a_phase_whose_close_was_interrupted(lanes, implementation):
+    """An interrupt between the context's reset and the end, caught within the block: its exit ends the phase."""
+    enter_phase, leave = implementation
+    told = []
+    phase = enter_phase(lanes, "a")
+    lanes.exit_queues = Interrupting((told.append,))
+    with pytest.raises(KeyboardInterrupt):
+        phase.close()
+    lanes.exit_queues = (told.append,)
+    leave(phase, None, None, None)
+    assert [phase] == told
+    assert PhaseStatus.SUCCEEDED is phase.status
+    assert [] == lanes.lane_of_caller().phases()
+    assert {} == lanes.counts.to_dict()
 
 
 def test_what_a_block_needs_of_an_exit_is_said(lanes):
