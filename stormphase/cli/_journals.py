@@ -14,6 +14,7 @@ from stormphase._clock import SystemClock
 from stormphase._liveness import judge, own_process
 from stormphase.analysis._ranks import LAST_ENDED, Past, ProcessReport, report_process
 from stormphase.analysis._words import MAX_MESSAGE, shown
+from stormphase.cli._shares import processes_for, shared_out
 from stormphase.exceptions import JournalError, JournalIncompleteError, StormphaseError
 from stormphase.journal import _format
 from stormphase.journal._damage import Damage
@@ -151,19 +152,43 @@ def read_header(file: Path) -> Header:
 
 
 def read_reports(
-    files: Sequence[Path], clock: Clock | None = None, *, last: int = LAST_ENDED
+    files: Sequence[Path], clock: Clock | None = None, *, last: int = LAST_ENDED, processes: int | None = None
 ) -> Iterator[ProcessReport | UnreadableJournal]:
-    """Yield what each journal says of its process and whether it lives, one at a time: a whole image is large."""
-    clock = SystemClock() if clock is None else clock
-    this = own_process()
-    paths: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for index, file in enumerate(files):
-        for next_file in files[index + _AHEAD : index + _AHEAD + 1] if index else files[1 : _AHEAD + 1]:
-            _read_ahead(next_file)
+    """Yield what each journal says of its process and whether it lives, one at a time: a whole image is large.
+
+    Thousands are read by several processes, unless `processes` says by how many.
+    """
+    reader = _Reader(SystemClock() if clock is None else clock, last)
+    processes = processes_for(len(files)) if processes is None else processes
+    found = shared_out(files, reader.reports, processes)
+    for file, report in zip(files, found, strict=True):
+        yield report if report is not None else reader.read(file)
+
+
+class _Reader:
+    """Reads journals one after the other; each path that they have is kept once."""
+
+    def __init__(self, clock: Clock, last: int) -> None:
+        """Nothing read yet."""
+        self._clock = clock
+        self._last = last
+        self._this = own_process()
+        self._paths: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def reports(self, files: Sequence[Path]) -> Iterator[ProcessReport | None]:
+        """Yield a report of each, None if it cannot be read: why is for `read` to say, since no error can be sent."""
+        for index, file in enumerate(files):
+            for next_file in files[index + _AHEAD : index + _AHEAD + 1] if index else files[1 : _AHEAD + 1]:
+                _read_ahead(next_file)
+            found = self.read(file)
+            yield found if isinstance(found, ProcessReport) else None
+
+    def read(self, file: Path) -> ProcessReport | UnreadableJournal:
+        """Return what a journal says, or why it cannot be read."""
         try:
-            yield read_report(file, clock, this, last=last, paths=paths)
+            return read_report(file, self._clock, self._this, last=self._last, paths=self._paths)
         except JournalError as error:
-            yield UnreadableJournal(file=file, error=error)
+            return UnreadableJournal(file=file, error=error)
 
 
 def _read_ahead(file: Path) -> None:
