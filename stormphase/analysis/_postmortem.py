@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -15,6 +15,9 @@ from stormphase.analysis._words import MAX_MESSAGE, counted, path_text, plain, r
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+# A worker gives signs of life five times a second, and needs the GIL for it.
+_NO_GIL: Final = "something holds the GIL, or exec has put another program in its place"
 
 
 @attrs.frozen(kw_only=True)
@@ -138,6 +141,7 @@ def _notes(
                 f"how long what rank{plural} {ranks_text(at_work)} {verb} in usually takes is not known: "
                 f"{it} may be slow there, and not stuck"
             )
+    yield from _still(ranks.values())
     together = died_together(ranks)
     if together is not None:
         yield together
@@ -157,6 +161,20 @@ def _notes(
     if damaged:
         first = next(process.damage[0] for process in ranks[damaged[0]].processes if process.damage)
         yield f"the journals of rank {ranks_text(damaged)} are damaged in part: {shown(first, MAX_MESSAGE)}"
+
+
+def _still(ranks: Iterable[RankReport]) -> Iterable[str]:
+    """Say who is there without a sign of life, and why that may be: for each reason in one sentence."""
+    by_reason: dict[str, list[RankReport]] = {}
+    for rank in ranks:
+        if rank.own.still_ns:
+            by_reason.setdefault(rank.own.kept_by or _NO_GIL, []).append(rank)
+    for reason, still in by_reason.items():
+        plural, verb = ("s", "are") if len(still) > 1 else ("", "is")
+        least, most = (span(choose(rank.own.still_ns for rank in still)) for choose in (min, max))
+        since = least if least == most else f"{least} to {most}"
+        who = ranks_text([rank.rank for rank in still])
+        yield f"rank{plural} {who} {verb} there without a sign of life for {since}: {reason}"
 
 
 def _may_be_at_work(place: Place) -> bool:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from stormphase._liveness import Liveness, Verdict, utc
+from stormphase._liveness import FRESH_NS, Liveness, Verdict, utc
 from stormphase._model import PhaseStatus, ProcessIdentity, RankIdentity
-from stormphase.analysis._words import MAX_MESSAGE, shown
+from stormphase.analysis._words import MAX_MESSAGE, shown, span
 from stormphase.journal._histogram import GAMMA, bucket_of, quantile
 
 if TYPE_CHECKING:
@@ -211,6 +211,12 @@ class ProcessReport:
         return self.alive_until_ns if self.ended_ns is None else self.ended_ns
 
     @property
+    def still_ns(self) -> int:
+        """For how long one that is there has given no sign of life; 0 if that is no longer than usual, or not known."""
+        since_ns = self.measured_ns - self.alive_until_ns
+        return since_ns if self.state is RankState.RUNNING and since_ns > FRESH_NS else 0
+
+    @property
     def has_died(self) -> bool:
         """Whether it ended otherwise than in order; a forked child that vanished with nothing open lost nothing."""
         return self.state in DEAD and (self.forked_from is None or bool(self.open) or self.state in SAID_SO)
@@ -263,6 +269,8 @@ def report_process(
     state, evidence = state_of(image, verdict)
     is_now = state is RankState.RUNNING and now_ns is not None and now_ns >= image.heartbeat_ns
     until_ns = now_ns if is_now and now_ns is not None else image.heartbeat_ns
+    if is_now and until_ns - image.heartbeat_ns > FRESH_NS:
+        evidence += f"; no sign of life for {span(until_ns - image.heartbeat_ns)}"
     to_wall_ns = image.anchor.to_wall_ns
     stack, stack_at_ns = _stack(image)
     pid = image.process.pid

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import attrs
+import pytest
 
 from stormphase._liveness import Liveness, Verdict
 from stormphase.analysis._postmortem import (
@@ -187,3 +188,28 @@ def test_notes_tell_one_rank_from_several() -> None:
     job.rank(1, "train,90", usual={"train / barrier": [0.01] * 10})
     words = "rank 0 has entered train / barrier and is in it for 30.0 s: no journal shows one that is missing there"
     assert (words,) == job.diagnose().notes
+
+
+@pytest.mark.parametrize(("heartbeat_s", "expected"), [(9.0, ()), (20.0, ("without a sign of life for 20.0 s",))])
+def test_who_is_there_and_gives_no_sign_of_life_is_told(
+    job: Any, heartbeat_s: float, expected: tuple[str, ...]
+) -> None:
+    """Its worker writes one five times a second, unless the GIL is never free, or `exec` has ended the program."""
+    job.rank(0, "train, 100", heartbeat_s=heartbeat_s)
+    found = job.diagnose()
+    notes = [note for note in found.notes if "sign of life" in note]
+    assert len(expected) == len(notes)
+    assert all(words in note and "rank 0 " in note and "GIL" in note for words in expected for note in notes)
+    assert bool(expected) == ("no sign of life for 20.0 s" in found.ranks[0].own.evidence)
+    assert "running" == found.ranks[0].own.state
+
+
+def test_who_was_stopped_is_not_said_to_hold_the_gil(job: Any) -> None:
+    """The kernel says why there is no sign of life."""
+    verdict = Verdict(
+        Liveness.ALIVE, "process 100 is there on node0, stopped by a signal", kept_by="stopped by a signal"
+    )
+    report = report_process(job.image(0, "train, 100", heartbeat_s=20), verdict, now_ns=jobs.NOW_NS)
+    (note,) = [each for each in diagnose([report]).notes if "sign of life" in each]
+    assert "process 100 is there on node0, stopped by a signal; no sign of life for 20.0 s" == report.evidence
+    assert "rank 0 is there without a sign of life for 20.0 s: stopped by a signal" == note
