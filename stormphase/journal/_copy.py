@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from stormphase._clock import SystemClock
+from stormphase._liveness import Liveness, judge
+from stormphase.exceptions import JournalError
 from stormphase.journal import _format, _header
+from stormphase.journal._damage import Damage
 
 if TYPE_CHECKING:
-    from stormphase.journal._damage import Damage
     from stormphase.journal._source import Source
 
 MAX_SEGMENTS: Final = 262_144  # 4 GiB: as long as a writer lets a journal become
@@ -70,6 +73,7 @@ def take_copy(source: Source, file: str, damage: Damage) -> Copy:
         JournalError: if this is no journal that can be read.
     """
     kept: dict[int, bytes] = {}
+    is_dead = False
     for tries in range(MAX_TRIES):
         header = source.read(0, _format.SEGMENT)
         _header.check(header, file)
@@ -81,10 +85,12 @@ def take_copy(source: Source, file: str, damage: Damage) -> Copy:
         else:
             kept = _copy_all(source, allocated)
         is_storing = folds % 2 == 1
-        if source.read(_format.FOLDS, 8) == _U64.pack(folds) and (redo or not is_storing):
+        if source.read(_format.FOLDS, 8) == _U64.pack(folds) and (redo or not is_storing or is_dead):
             break
         # Of a process that died between two words, the count stays odd: then there is nothing to wait for.
-        source.wait()
+        is_dead = is_storing and _is_dead(header, file)
+        if not is_dead:
+            source.wait()
     else:
         if not is_storing:
             damage.note("it changed faster than it could be read: totals may be a little off")
@@ -93,6 +99,17 @@ def take_copy(source: Source, file: str, damage: Damage) -> Copy:
         damage.note("the redo log is damaged: totals may be a little off")
     _note_what_is_missing(header, source, damage)
     return _copy_of(_mended(header, kept, redo or [], damage), kept, damage)
+
+
+def _is_dead(header: bytes, file: str) -> bool:
+    """Whether the writer is proved dead, so that what is copied from now on is as it left it."""
+    try:
+        known = _header.parse_header(header, file, Damage())
+    except JournalError:  # Whose it is, nobody knows; that is for others to say.
+        return False
+    now_ns = SystemClock().wall_ns()
+    verdict = judge(known.process, heartbeat_wall_ns=known.heartbeat_wall_ns, now_wall_ns=now_ns)
+    return verdict.state is Liveness.DEAD
 
 
 def whole_slots(source: Source, offset: int, first: bytes) -> bytes:

@@ -27,6 +27,7 @@ from journal_sample import (
     totals,
 )
 
+from stormphase._liveness import own_process
 from stormphase._model import PhaseStatus
 from stormphase.exceptions import (
     JournalDamagedError,
@@ -862,6 +863,17 @@ def test_a_count_of_folds_that_stays_odd_is_waited_for_only_so_long():
     source = Moving(folding(FOLDED, 3), {})
     image = read_source(source, Path("x"))
     assert MAX_TRIES == source.waits
+    assert (1, ()) == (image.totals["train",].count, image.damage)
+
+
+def test_a_writer_that_is_dead_is_not_waited_for():
+    """Where the kernel has proof of its death, what stands there is copied once more, and that is all."""
+    data, this = folding(FOLDED, 3), own_process()
+    boot_id = bytes.fromhex(this.boot_id.replace("-", ""))
+    struct.pack_into("<QQQ16s", data, 48, this.pid, 1, this.pid_namespace, boot_id)  # It began at another time.
+    source = Moving(data, {})
+    image = read_source(source, Path("x"))
+    assert 0 == source.waits
     assert (1, ()) == (image.totals["train",].count, image.damage)
 
 
