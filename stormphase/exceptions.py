@@ -5,7 +5,7 @@ Facts stand in attributes, so that a program can decide by them and never has to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 
 class StormphaseError(Exception):
     """Base of all errors raised by this library; catching it never catches an error of the user's own code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as what it is now; an error of a worker that its pool cannot read would have that wait for ever."""
+        return _unpickled, (type(self), self.args), vars(self)
+
+
+def _unpickled(kind: type[StormphaseError], args: tuple[Any, ...]) -> StormphaseError:
+    """Return an error without its facts: pickle sets them next, and `__init__` would want them by name."""
+    return kind.__new__(kind, *args)
 
 
 class ConfigurationError(StormphaseError, ValueError):
