@@ -10,7 +10,7 @@ import os
 import sys
 from contextvars import ContextVar
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from stormphase import _exits
 from stormphase._clock import SystemClock
@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 
 _Owner = TypeVar("_Owner")
 
+ABI: Final = 1
+"""What `_speedups.c` must say as well: raised with every change of what the two expect of each other."""
+
 
 def _load() -> ModuleType | None:
     # Slots are stored as the machine has its words, and a journal's are little-endian.
     if os.environ.get("STORMPHASE_PURE", "0") not in {"", "0"} or sys.byteorder != "little":
         return None
     try:
-        return import_module("stormphase._speedups")
+        module = import_module("stormphase._speedups")
     except ImportError:  # Not built here.
         return None
+    # A checkout may have one that was built from another source: then it is Python until it is installed again.
+    return module if getattr(module, "ABI", None) == ABI else None
 
 
 speedups = _load()
@@ -67,7 +72,7 @@ def quicken(lanes: type[LaneSet]) -> None:
             slot_bytes=SLOT_BYTES,
             no_step=NO_STEP,
         )
-    except (ImportError, TypeError):  # Another interpreter of this process has it; or it was built from another source.
+    except ImportError:  # Another interpreter of this process has it.
         speedups = None
         return
     lanes.enter_phase, PhaseHandle.__enter__, PhaseHandle.__exit__ = methods  # type: ignore[method-assign]

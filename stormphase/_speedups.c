@@ -1294,7 +1294,8 @@ PyInit__speedups(void)
     INTERN(s_enter, "enter")
     INTERN(s_resumed_ns, "resumed_ns")
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddStringConstant(module, "SOURCE", STORMPHASE_SOURCE) < 0)
+    if (module != NULL && (PyModule_AddStringConstant(module, "SOURCE", STORMPHASE_SOURCE) < 0 ||
+                           PyModule_AddIntConstant(module, "ABI", 1) < 0)) /* See `_native`. */
         Py_CLEAR(module);
     return module;
 }

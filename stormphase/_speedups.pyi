@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 from typing import Any
 
+ABI: int  # What it and `_native` expect of each other.
 SOURCE: str  # The SHA-256 of what it was built from, as hex digits.
 
 def bind(
