@@ -288,7 +288,6 @@ def test_help_says_the_same_of_a_block():
 @compiled
 def test_a_half_built_from_another_source_is_left_alone(monkeypatch):
     """A checkout that moved on without being installed again is pure Python until it is, and can be imported."""
-
     monkeypatch.setattr(_native.speedups, "ABI", _native.ABI - 1)
     assert None is _native._load()
     monkeypatch.delattr(_native.speedups, "ABI")
