@@ -1012,6 +1012,17 @@ word_of(PyObject *number, int is_signed, uint64_t most, uint64_t *word)
     return 0;
 }
 
+static PyObject *store_watcher; /* Told after each store, so that tests can look at what a kill there would leave. */
+
+static void
+tell_of_store(void)
+{
+    PyObject *result = PyObject_CallNoArgs(store_watcher);
+    if (result == NULL)
+        PyErr_WriteUnraisable(store_watcher);
+    Py_XDECREF(result);
+}
+
 static PyObject *
 store_words(SlotStore *self, PyObject *slot, const uint64_t *words, Py_ssize_t count)
 {
@@ -1027,9 +1038,11 @@ store_words(SlotStore *self, PyObject *slot, const uint64_t *words, Py_ssize_t c
         return NULL;
     }
     uint64_t *place = (uint64_t *)((char *)view.buf + at + self->begin);
-    for (Py_ssize_t i = 0; i < count - 1; i++)
-        __atomic_store_n(place + i, words[i], __ATOMIC_RELAXED);
-    __atomic_store_n(place + count - 1, words[count - 1], __ATOMIC_RELEASE);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        __atomic_store_n(place + i, words[i], __ATOMIC_RELEASE);
+        if (store_watcher != NULL)
+            tell_of_store();
+    }
     PyBuffer_Release(&view);
     Py_RETURN_NONE;
 }
@@ -1045,8 +1058,17 @@ store_blob(PyObject *stores, long long at, PyObject *blob, long long word_at)
     int fits = word_at >= 0 && word_at % 8 == 0 && at >= word_at && at <= view.len - length;
     if (fits) {
         uint64_t offset = (uint64_t)(at & (segment_bytes - 1));
+        char *place = (char *)view.buf + at, *text = PyBytes_AS_STRING(blob);
+        size_t first = store_watcher == NULL ? 0 : (size_t)length / 2;
         __atomic_store_n((uint64_t *)((char *)view.buf + word_at), offset, __ATOMIC_RELEASE);
-        memcpy((char *)view.buf + at, PyBytes_AS_STRING(blob), (size_t)length);
+        if (store_watcher != NULL) {
+            tell_of_store();
+            memcpy(place, text, first);
+            tell_of_store();
+        }
+        memcpy(place + first, text + first, (size_t)length - first);
+        if (store_watcher != NULL)
+            tell_of_store();
     }
     else
         PyErr_Format(PyExc_IndexError, "no place for a blob at offset %lld of the journal", at);
@@ -1245,6 +1267,18 @@ bind_writer(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+watch_stores(PyObject *Py_UNUSED(module), PyObject *watcher)
+{
+    PyObject *before = store_watcher;
+    Py_INCREF(watcher);
+    store_watcher = watcher;
+    if (watcher == Py_None)
+        Py_CLEAR(store_watcher);
+    Py_XDECREF(before);
+    Py_RETURN_NONE;
+}
+
 /* Return `enter_phase` as a method of another class, whatever that is: it asks its object for `_lanes`. */
 static PyObject *
 enter_phase_of(PyObject *Py_UNUSED(module), PyObject *owner)
@@ -1263,6 +1297,7 @@ static PyMethodDef functions[] = {
     {"bind_writer", (PyCFunction)(void (*)(void))bind_writer, METH_VARARGS | METH_KEYWORDS, "Take note of the class of the journal's writers."},
     {"span_put", span_put, METH_VARARGS, "Return what makes a span's phase current in OpenTelemetry's context."},
     {"slot_stores", slot_stores, METH_O, "Return what stores the two halves of a slot into a mapped file."},
+    {"watch_stores", watch_stores, METH_O, "Have a callable told after each store into a journal; None for nobody."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -38,6 +39,7 @@ _load("faults_conftest", _HERE / "conftest.py")
 
 import faults_kills as kills  # noqa: E402 - made importable above
 import faults_scripts as scripts  # noqa: E402 - likewise
+from faults_stores import DOORS  # noqa: E402 - likewise
 
 KILLS = 1_600  # 1,000 of them with SIGKILL
 EVERY = 100
@@ -63,18 +65,19 @@ def random_kills(count, first):
 def single_stores():
     """Look at the journal after every single store of every script; return how often that was, and what was wrong."""
     looks, wrong = {}, []
-    for script in scripts.SCRIPTS:
-        looks[script.__name__] = 0
+    for script, doors in itertools.product(scripts.SCRIPTS, DOORS):
+        key = f"{script.__name__}, {doors}"
+        looks[key] = 0
 
-        def look(play, store, name=script.__name__):
-            looks[name] += 1
+        def look(play, store, key=key):
+            looks[key] += 1
             try:
-                play.truth.check(scripts.image_of(play.file.content()), f"{name}, store {store}, {play.act}")
+                play.truth.check(scripts.image_of(play.file.content()), f"{key}, store {store}, {play.act}")
             except Exception as error:  # The reader must not raise either.
-                wrong.append(f"{name}, store {store}: {error!r}")
+                wrong.append(f"{key}, store {store}: {error!r}")
 
         with tempfile.TemporaryDirectory() as directory:
-            scripts.perform(script, Path(directory) / "rank-0.journal", look)
+            scripts.perform(script, Path(directory) / "rank-0.journal", look, doors)
     return looks, wrong
 
 

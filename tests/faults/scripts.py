@@ -14,7 +14,7 @@ if __name__ == "__main__":
     _spec = importlib.util.spec_from_file_location("faults_conftest", Path(__file__).with_name("conftest.py"))
     _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
 
-from faults_stores import TellingFile
+from faults_stores import DOORS
 from faults_truth import Truth
 from journal_writing import Writing
 
@@ -32,12 +32,12 @@ LONG = 2 * MIN_BYTES + _format.SEGMENT
 class Play:
     """Does what a program does with phases, and keeps the truth about it."""
 
-    def __init__(self, path, max_bytes=MIN_BYTES):
+    def __init__(self, path, max_bytes=MIN_BYTES, doors="python"):
         self.truth = Truth()
         self.is_quiet = False
         self.act = "make"
         self._other = None
-        with mock.patch.object(_journal, "JournalFile", TellingFile):
+        with mock.patch.object(_journal, "JournalFile", DOORS[doors]):
             self.writing = Writing(path, max_bytes)
         self.lanes = self.writing.lanes
         self.journal = self.writing.journal
@@ -233,9 +233,9 @@ def orphans(play):
 SCRIPTS = [plain, moves, names, room, growth, orphans]
 
 
-def perform(script, path, told):
-    """Run a script, and call `told` with the play and the number of each store, right after it."""
-    play = Play(path, LONG if script is growth else MIN_BYTES)
+def perform(script, path, told, doors="python"):
+    """Run a script, and call `told` with the play and the number of each store through such doors, right after it."""
+    play = Play(path, LONG if script is growth else MIN_BYTES, doors)
     wrong = []
 
     def look(store):
@@ -251,6 +251,7 @@ def perform(script, path, told):
         script(play)
     finally:
         play.file.told = None
+        play.file.let_go()
         play.lanes.close("over")
         play.writing.close()
         if play._other is not None:
@@ -273,12 +274,12 @@ def _kill_at(number):
 
 
 def main(directory, *stops):
-    """Leave journals of processes that were killed: each stop is `SCRIPT:STORE`."""
+    """Leave journals of processes that were killed: each stop is `SCRIPT:STORE:DOORS`."""
     for stop in stops:
-        name, number = stop.split(":")
+        name, number, doors = stop.split(":")
         pid = os.fork()
         if not pid:
-            perform(globals()[name], Path(directory) / f"rank-{name}-{number}.journal", _kill_at(int(number)))
+            perform(globals()[name], Path(directory) / f"rank-{name}-{number}.journal", _kill_at(int(number)), doors)
             os._exit(1)
         status = os.waitpid(pid, 0)[1]
         if not os.WIFSIGNALED(status):

@@ -6,6 +6,7 @@ off in its middle, from either end. So one call through a door is several stores
 
 from __future__ import annotations
 
+from stormphase import _native
 from stormphase.journal import _format
 from stormphase.journal._file import JournalFile
 
@@ -64,6 +65,9 @@ class TellingFile(JournalFile):
         self.put_enter = self._put_enter
         self.put_exit = self._put_exit
 
+    def let_go(self):
+        """Have nobody told any more."""
+
     def content(self):
         """Return what stands in the file now, as a reader would find it, were the process dead."""
         return self._map[: self.segments * _format.SEGMENT]
@@ -84,3 +88,23 @@ class TellingFile(JournalFile):
 
     def _put_exit(self, slot, *fields):
         self._put(slot + _format.EXIT_AT, _format.EXIT.pack(*fields))
+
+
+class CompiledTellingFile(TellingFile):
+    """The same with the compiled doors for slots: they tell of each word, and of each half of a blob."""
+
+    def __init__(self, path, max_bytes):
+        """Have the compiled doors tell, until `let_go`."""
+        super().__init__(path, max_bytes)
+        self.put_enter, self.put_exit = _native.speedups.slot_stores(self._map)
+        _native.speedups.watch_stores(self._tell)
+
+    def let_go(self):
+        """Have nobody told any more: there is one watcher for all files."""
+        _native.speedups.watch_stores(None)
+
+
+DOORS = (
+    {"python": TellingFile} if _native.speedups is None else {"python": TellingFile, "compiled": CompiledTellingFile}
+)
+"""What a journal's file may be stored into through, by name."""

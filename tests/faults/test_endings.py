@@ -15,6 +15,8 @@ BEGIN = """
 import atexit, ctypes, os, resource, signal, sys, threading, time
 from stormphase import PhaseTracker
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored where the suite runs in the background of a shell.
+
 def wait():
     threading.Event().wait(50)
 

@@ -12,10 +12,17 @@ from pathlib import Path
 
 import faults_scripts as scripts
 import pytest
+from faults_stores import DOORS
 
 KILLS = 8  # of each script
 
-told = {}  # by script: what the journal said after each store
+told = {}  # by script and doors: what the journal said after each store
+
+
+@pytest.fixture(autouse=True)
+def no_trio(monkeypatch):
+    """Where trio is loaded, each enter is the Python's; the processes that are killed have not loaded it."""
+    monkeypatch.delitem(sys.modules, "trio", raising=False)
 
 
 def summary(image):
@@ -28,30 +35,32 @@ def summary(image):
     )
 
 
+@pytest.mark.parametrize("doors", DOORS)
 @pytest.mark.parametrize("script", scripts.SCRIPTS, ids=lambda script: script.__name__)
-def test_after_every_single_store_the_journal_tells_the_truth(tmp_path, script):
+def test_after_every_single_store_the_journal_tells_the_truth(tmp_path, script, doors):
     """Also in the middle of each: nothing confirmed is missing, nothing is told twice, nothing is invented."""
-    looks = told[script.__name__] = {}
+    looks = told[script.__name__, doors] = {}
 
     def look(play, store):
         image = scripts.image_of(play.file.content())
         play.truth.check(image, f"store {store}, {play.act}")
         looks[store] = summary(image)
 
-    scripts.perform(script, tmp_path / "rank-0.journal", look)
+    scripts.perform(script, tmp_path / "rank-0.journal", look, doors)
     assert len(looks) > 100
 
 
-def test_a_process_that_is_killed_there_leaves_the_same(tmp_path):
+@pytest.mark.parametrize("doors", DOORS)
+def test_a_process_that_is_killed_there_leaves_the_same(tmp_path, doors):
     """SIGKILL right after a store: the file on the disk says what the mapped one said."""
     stops = []
     for name in ("plain", "moves", "orphans"):
-        if name not in told:
-            test_after_every_single_store_the_journal_tells_the_truth(tmp_path, getattr(scripts, name))
+        if (name, doors) not in told:
+            test_after_every_single_store_the_journal_tells_the_truth(tmp_path, getattr(scripts, name), doors)
             (tmp_path / "rank-0.journal").unlink()
-        stores = sorted(told[name])
+        stores = sorted(told[name, doors])
         stops += [(name, store) for store in stores[:: -(-len(stores) // KILLS)]]
-    arguments = [f"{name}:{store}" for name, store in stops]
+    arguments = [f"{name}:{store}:{doors}" for name, store in stops]
     program = Path(scripts.__file__)
     done = subprocess.run(
         [sys.executable, program, tmp_path, *arguments], capture_output=True, text=True, timeout=100, check=False
@@ -60,5 +69,5 @@ def test_a_process_that_is_killed_there_leaves_the_same(tmp_path):
     for name, store in stops:
         file = tmp_path / f"rank-{name}-{store}.journal"
         image = scripts.image_of(file.read_bytes())
-        assert told[name][store] == summary(image), f"{name}, store {store}"
+        assert told[name, doors][store] == summary(image), f"{name}, store {store}"
     assert len(stops) > 2 * KILLS
