@@ -144,7 +144,7 @@ def test_the_journal_keeps_every_thread_s_stack(tmp_path: Path) -> None:
             overdue.set()
 
     with (
-        PhaseTracker(session_id="s", rank=0, world_size=1, bridge=None, sinks=[sink], journal=tmp_path) as tracker,
+        PhaseTracker(session_id="stacks", rank=0, world_size=1, bridge=None, sinks=[sink], journal=tmp_path) as tracker,
         tracker.enter_phase("load", timeout_s=0.001) as phase,
     ):
         assert overdue.wait(30)

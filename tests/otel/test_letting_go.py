@@ -110,7 +110,7 @@ def test_after_a_stop_nothing_is_kept() -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000))
     bridge = OTelBridge(provider)
-    with PhaseTracker("job", session_id="s", rank=0, bridge=bridge) as tracker:
+    with PhaseTracker("job", session_id="letting-go", rank=0, bridge=bridge) as tracker:
         for _ in range(KEPT_SPANS // 8):
             with tracker.enter_phase("step"):
                 pass
