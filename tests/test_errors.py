@@ -690,3 +690,15 @@ def test_a_wish_to_stop_that_comes_while_an_exception_is_read_passes(monkeypatch
     monkeypatch.setattr(_errors.traceback, "TracebackException", interrupted)
     with pytest.raises(wish):
         format_traceback(ValueError("x"))
+
+
+def test_what_was_handled_when_a_session_began_is_known_by_the_exception_itself():
+    """By each session for itself, and whatever else stands in the place of the note."""
+    error, other = ValueError("x"), ValueError("x")
+    assert not _errors.was_handled(error, 1)
+    _errors.note_handled(error, 1)
+    _errors.note_handled(error, 3)
+    assert [True, False, True] == [_errors.was_handled(error, start) for start in (1, 2, 3)]
+    assert not _errors.was_handled(other, 1)
+    error.__dict__[_errors._HANDLED] = "something else"
+    assert not _errors.was_handled(error, 1)
