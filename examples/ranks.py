@@ -68,7 +68,8 @@ def run_rank(folder: str) -> None:
         identity = tracker.identity
         traceparent = tracker.environment().get("TRACEPARENT")
         trace = f"trace {traceparent.split('-')[1]}" if traceparent else f"no trace: {SWITCHED_OFF}"
-        print(f"rank {identity.rank} of {identity.world_size}, process {os.getpid()}: {trace}", flush=True)
+        # The line and its end in one piece: four processes write to one stream.
+        print(f"rank {identity.rank} of {identity.world_size}, process {os.getpid()}: {trace}\n", end="", flush=True)
         train(tracker)
 
 
