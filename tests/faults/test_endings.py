@@ -305,6 +305,26 @@ finally:
     assert ("exception", "bad") == (image.end_note.kind, image.end_note.error_message)
 
 
+NOTEBOOK = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+shell.run_cell("from stormphase import PhaseTracker")
+shell.run_cell(f"tracker = PhaseTracker(bridge=None, journal={sys.argv[1]!r}).start()")
+shell.run_cell("1 / 0")
+shell.run_cell("tracker.stop()")
+"""
+
+
+def test_a_cell_that_failed_is_not_how_a_notebooks_session_ended(run_python, tmp_path):
+    """The exception was shown and the notebook went on: a stop in a later cell ends in order."""
+    shown = run_python(NOTEBOOK, str(tmp_path / "runs"))
+    assert "ZeroDivisionError" in shown.stdout
+    (image,) = journals(tmp_path / "runs")
+    assert "clean" == image.end_note.kind
+
+
 def test_sigterm_is_told_if_the_session_was_asked_to_stop_by_it(run_python, tmp_path):
     """With stop_on_sigterm the journal has the signal, when it came, and an ordered end."""
     ending = "os.kill(os.getpid(), signal.SIGTERM)\nwait()"
