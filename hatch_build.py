@@ -15,10 +15,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path("stormphase", "_speedups.c")
+HEADERS = "_c/*.h"  # beside it, one for each part that it includes
 
 
 class SpeedupsHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Compiles one file into each wheel, or into the checkout for an editable installation."""
+    """Compiles one file and what it includes into each wheel, or into the checkout for an editable installation."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and have the wheel say which Python and platform it is for."""
@@ -58,10 +59,12 @@ def _compile(root: Path, folder: Path) -> Path:
     # Setuptools knows each platform's compiler; the build environment has it.
     from setuptools import Distribution, Extension  # noqa: PLC0415
 
-    digest = hashlib.sha256((root / SOURCE).read_bytes()).hexdigest()
+    parts = [root / SOURCE, *sorted((root / SOURCE.parent).glob(HEADERS))]
+    digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
     extension = Extension(
         "stormphase._speedups",
         [str(root / SOURCE)],
+        depends=[str(part) for part in parts],
         define_macros=[("STORMPHASE_SOURCE", f'"{digest}"')],
         extra_compile_args=[] if os.name == "nt" else ["-g0"],
     )
