@@ -83,7 +83,9 @@ def test_what_is_loaded_was_built_from_the_source_beside_it():
     """An installation from a checkout is made anew after a change of the C: `pip install -e .`."""
     source = Path(stormphase.__file__).with_name("_speedups.c")
     if source.exists():
-        assert hashlib.sha256(source.read_bytes()).hexdigest() == _native.speedups.SOURCE
+        parts = [source, *sorted(source.parent.glob("_c/*.h"))]
+        digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+        assert digest == _native.speedups.SOURCE
     assert type(PhaseHandle.__exit__) is type(str.join)
     assert type(PhaseTracker.enter_phase) is type(str.join)
 
