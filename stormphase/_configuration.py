@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DISABLED_VARIABLE: Final = "STORMPHASE_DISABLED"
 SUMMARY_VARIABLE: Final = "STORMPHASE_SUMMARY"
+CHECKS_VARIABLE: Final = "STORMPHASE_CHECKS"
 ALL_RANKS: Final = "all"
 QUEUE_BOUND: Final = 131_072
 MAX_CORRELATION_CHARS: Final = 256
@@ -51,6 +52,15 @@ def wants_summary(argument: bool | str | None, environ: Mapping[str, str], rank:
     else:
         wish = _flag(environ, SUMMARY_VARIABLE, "1, 0 or all")
     return wish == ALL_RANKS or (bool(wish) and rank == 0)
+
+
+def wants_checks(environ: Mapping[str, str]) -> bool:
+    """Return whether what is out of order within stormphase itself is an error, as in its own tests, and not a count.
+
+    Raises:
+        ConfigurationError: if the variable is neither a yes nor a no.
+    """
+    return _flag(environ, CHECKS_VARIABLE, "1 or 0")
 
 
 def _checked_name(name: object) -> str | None:

@@ -105,14 +105,20 @@ class SessionJournal:
         if journal is not None and self._bridge is not None:
             _bridge.listen(self._bridge, on_handed_over=journal.note_handed_over, on_finished=self._write_end_note)
 
-    def open_in_child(self) -> None:
-        """Make a forked child's own file, with its first phase; one that has none leaves no file."""
+    def open_in_child(self) -> bool:
+        """Make a forked child's own file, with its first phase; one that has none leaves no file.
+
+        Returns False in a signal handler that came in while the thread it interrupted is about that.
+        """
         if self._must_open:
             with self._opening:  # Of two threads the second one waits, or its phases would not be written.
+                if self._is_opening:
+                    return False
                 self._open_once()
+        return True
 
     def _open_once(self) -> None:
-        if self._is_opening or not self._must_open:  # The former in a signal handler.
+        if not self._must_open:
             return
         self._is_opening = True
         try:

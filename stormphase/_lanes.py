@@ -167,8 +167,13 @@ class LaneSet:
         on_misuse: str = "raise",
         attempt: int = 0,
         carrier: ContextCarrier | None = None,
+        on_first_sight: Callable[[], bool] | None = None,
     ) -> None:
-        """Start with no lane; the first phase of a thread makes one."""
+        """Start with no lane; the first phase of a thread makes one.
+
+        Before that `on_first_sight` is called. Where it returns False, since not all that a lane is given at its making
+        is there yet, none is made, and the caller is like a sink's thread: its phases are none.
+        """
         self.session_id = session_id
         self.rank = rank
         self.attempt = attempt
@@ -188,7 +193,7 @@ class LaneSet:
         self.exit_queues: tuple[Publish, ...] = ()
         self.quiet_queues: tuple[Publish, ...] = ()
         self.on_capture: Callable[[bool | str], None] | None = None
-        self.on_first_sight: Callable[[], None] | None = None
+        self.on_first_sight = on_first_sight
         self.on_timed: Callable[[], None] | None = None
         self.parked: set[PhaseHandle] = set()
         self.open_lanes: dict[int, Lane] = {}
@@ -258,12 +263,17 @@ class LaneSet:
         return int(timeout_s * 1e9)
 
     def lane_of_caller(self) -> Lane | None:
-        """Return the lane of the calling thread or task, making it at first sight; None on a sink's worker thread."""
+        """Return the lane of the calling thread or task, making it at first sight.
+
+        None on a sink's worker thread, and where the session is not ready for a new thread's first phase.
+        """
         if self.mutes_this_thread():
             return None
         local = self.local
         lane = self.lane_of_thread()
         if lane is None:
+            if self.on_first_sight is not None and not self.on_first_sight():
+                return None
             lane = self._lane_of_new_thread(local)
         task = _tasks.current_task()
         if task is None:
@@ -277,8 +287,6 @@ class LaneSet:
         return task_lane
 
     def _lane_of_new_thread(self, local: threading.local) -> Lane:
-        if self.on_first_sight is not None:
-            self.on_first_sight()
         lane = Lane(self, get_ident(), threading.current_thread().name, None)
         journal = self.journal
         if journal is not None:

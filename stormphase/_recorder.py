@@ -21,7 +21,7 @@ from stormphase._phase import FINAL, PhaseHandle, PhaseToken
 from stormphase.exceptions import ConfigurationError, Misuse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from stormphase._lane import Lane
     from stormphase._model import PhaseBoundary
@@ -142,9 +142,15 @@ class PhaseRecorder:
         return self._anchor
 
     def lane_set(
-        self, session_id: str, rank: int, *, attempt: int = 0, carrier: ContextCarrier | None = None
+        self,
+        session_id: str,
+        rank: int,
+        *,
+        attempt: int = 0,
+        carrier: ContextCarrier | None = None,
+        on_first_sight: Callable[[], bool] | None = None,
     ) -> LaneSet:
-        """Return the lanes of one (session, rank), made at first sight; `attempt` and `carrier` count only then."""
+        """Return the lanes of one (session, rank), made at first sight; what else is given counts only then."""
         key = (session_id, rank)
         with self._lock:
             lanes = self._lane_sets.get(key)
@@ -158,6 +164,7 @@ class PhaseRecorder:
                     on_misuse=self._on_misuse,
                     attempt=attempt,
                     carrier=carrier,
+                    on_first_sight=on_first_sight,
                 )
                 self._lane_sets[key] = lanes
                 _all_lanes.add(lanes)

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 0.02
 _JOURNAL_TIMEOUT_S: Final = 2.0
+EARLY_LANE: Final = "early_lane"
+_EARLY_LANE_MESSAGE: Final = (
+    "A lane was asked for before the session was up: it would have no journal, and the sinks would not be told of its "
+    "first phases. Ask for it in `Session._let_phases_in`, or later."
+)
 
 _log = logging.getLogger("stormphase")
 
@@ -70,6 +75,8 @@ class Session:
         """Find out who this is, make bridge, lanes and sinks, and start their threads."""
         # First what is only looked at, so that what is wrong fails while there is nothing to take back.
         self._sigterm = SigtermHook(self._stop_for_sigterm, self._can_stop) if settings.stop_on_sigterm else None
+        self._must_check = _configuration.wants_checks(environ)
+        self._is_built = False
         self.is_child = settings.carried is not None  # Else from the first fork on.
         self._claimed: RankIdentity | None = None
         wants_summary = False
@@ -146,7 +153,11 @@ class Session:
                 )
             )
         lanes = self.lanes = recorder.lane_set(
-            identity.session_id, identity.rank, attempt=identity.attempt, carrier=carrier
+            identity.session_id,
+            identity.rank,
+            attempt=identity.attempt,
+            carrier=carrier,
+            on_first_sight=self._at_first_sight,
         )
         patterns = () if settings.capture is None else settings.capture.redact
         lanes.redactor = Redactor(environ=environ, patterns=(*settings.redact, *patterns))
@@ -173,10 +184,36 @@ class Session:
         self._process.install()
         self._sinks.connect()
         self.capture.start(lanes, on_begin=self._on_capture_begin)
-        lanes.on_first_sight = self._at_first_sight
         lanes.on_timed = self._watch.start
         if self._sigterm is not None:
             self._sigterm.install()
+        self._let_phases_in()
+
+    def _let_phases_in(self) -> None:
+        """Have lanes made from now on: all that one is given at its making is there. Stands last in `_build`."""
+        if self._must_check and self.lanes.counts[EARLY_LANE]:
+            raise AssertionError(_EARLY_LANE_MESSAGE)  # Once more, where a hook's own caller kept the first from us.
+        self._is_built = True
+        if self._summary is not None:
+            self._summary.begin()
+
+    def _at_first_sight(self) -> bool:
+        """Return whether a thread that enters its first phase may have a lane; it must not before all is there.
+
+        In a forked child there are no workers and no journal yet.
+        """
+        if not self._is_built:
+            self.lanes.counts.add(EARLY_LANE)
+            if self._must_check:
+                raise AssertionError(_EARLY_LANE_MESSAGE)
+            return False
+        if not self.journal.open_in_child():
+            self.lanes.counts.add(EARLY_LANE)
+            return False
+        self.sinks.start_threads()
+        if self._has_learnt_limits:
+            self._watch.start()
+        return True
 
     def _on_capture_begin(self, capture: CaptureSession) -> None:
         """Have what is captured sent by the bridge, and its last lines kept beside the journal."""
@@ -319,13 +356,6 @@ class Session:
 
     def _stop_at_exit(self, outcome: BaseException | None, is_known: bool) -> None:  # noqa: FBT001 - a callback
         self.stop(outcome, STOP_TIMEOUT_S, is_known=is_known)
-
-    def _at_first_sight(self) -> None:
-        """Before a thread's first phase: in a forked child there are no workers and no journal yet."""
-        self.journal.open_in_child()
-        self.sinks.start_threads()
-        if self._has_learnt_limits:
-            self._watch.start()
 
     def _stop_for_sigterm(self) -> None:
         self.journal.note_stop_signal(signal.SIGTERM)

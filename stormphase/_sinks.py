@@ -121,7 +121,6 @@ class SinkSet:
         lanes.enter_queues = sinks
         learnt = () if self._learnt is None else (self._learnt.publish,)
         lanes.exit_queues = (*self._hooks, *bridge, *sinks, *summary, *learnt)
-        lanes.on_first_sight = self.start_threads
 
     def publish_notice(self, notice: OverdueNotice) -> None:
         """Tell the bridge and the user's sinks of a phase that is open for too long."""

@@ -20,6 +20,7 @@ from stormphase._totals import PathFigures, PathTotals
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from stormphase._lane import Lane
     from stormphase._lanes import LaneSet
     from stormphase._paths import PathNode
     from stormphase._phase import PhaseHandle
@@ -101,16 +102,20 @@ class SessionSummary:
     """Folds the phases of one session. `fold` is called on one worker thread only, the others from anywhere."""
 
     def __init__(self, name: str | None, identity: RankIdentity, lanes: LaneSet, *, started_ns: int) -> None:
-        """Start empty; the calling thread's or task's lane is the main one."""
+        """Start empty; the main lane is still to be told: see `begin`."""
         self._name = name
         self._identity = identity
         self._lanes = lanes
-        self._main_lane = lanes.lane_of_caller()
+        self._main_lane: Lane | None = None
         self._started_ns = started_ns
         self._ended_ns: int | None = None
         self._main = _Fold()
         self._beside = _Fold()
         self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Take the calling thread's or task's lane for the main one, once the session is up."""
+        self._main_lane = self._lanes.lane_of_caller()
 
     def fold(self, phase: PhaseHandle) -> None:
         """Add one ended phase."""

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from stormphase._tracker import PhaseTracker
     from stormphase.testing import ManualClock
 
+# What is out of order within stormphase itself is an error here, in every test and in the processes that it starts.
+os.environ["STORMPHASE_CHECKS"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # No deadline: a machine that is busy must not turn a right example into a failure.

@@ -398,7 +398,7 @@ def test_what_an_interrupted_first_sight_of_a_thread_leaves_does_no_harm(lanes):
 def test_each_new_thread_is_told_once(lanes, step_thread):
     """The tracker starts its workers then, in a forked child for one."""
     seen = []
-    lanes.on_first_sight = lambda: seen.append(threading.current_thread().name)
+    lanes.on_first_sight = lambda: seen.append(threading.current_thread().name) is None
     for name in ("one", "two"):
         thread = step_thread(name)
         for _ in range(2):

@@ -33,6 +33,7 @@ class Run:
         self.ended: list[PhaseHandle] = []
         self.lanes.exit_queues = (self.ended.append,)
         self.summary = SessionSummary("job", IDENTITY, self.lanes, started_ns=self.clock.monotonic_ns())
+        self.summary.begin()
 
     def report(self, keep: Sequence[bool] = ()) -> SummaryReport:
         """End the session and return what a summary says that was given only some of its phases."""
