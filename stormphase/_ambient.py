@@ -1,8 +1,9 @@
-"""Where phases go: a tracker, or for libraries the ambient one, which is the most recently started and not stopped.
+"""Where phases go: a tracker, or for libraries the ambient one.
 
-A tracker pushes itself here when it has started and pops itself when it stops. `stormphase.phase` looks here each time
-a phase is entered, so a library that was imported before the tracker started is seen all the same, and one that never
-meets a tracker pays for one look.
+That is the tracker whose phase is open in the caller's context, so that runs in several threads or tasks stay apart;
+else the one that was started last and has not stopped. A tracker pushes itself here when it has started and pops itself
+when it stops. `stormphase.phase` looks here each time a phase is entered, so a library that was imported before the
+tracker started is seen all the same, and one that never meets a tracker pays for one look.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from stormphase._exits import segment_start_ns
 from stormphase._noop import NOOP
+from stormphase._phase import FINAL
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
 
@@ -55,6 +60,46 @@ class Nowhere:
         return "NOWHERE"
 
 
+class ByContext:
+    """The source while several trackers run: each time it is used, the caller's context says which of them is meant."""
+
+    __slots__ = ("_sources",)
+
+    def __init__(self, sources: Sequence[PhaseSource]) -> None:
+        """Choose among `sources`, given in the order of their starts."""
+        self._sources = tuple(sources)
+
+    def choose(self) -> PhaseSource:
+        """Return the source whose phase is the innermost open one of the caller's context, else the last started.
+
+        A phase that has ended counts where no open one is there, as in a task that outlives the phase it came from.
+        """
+        found = [(source, phase) for source in self._sources if (phase := _phase_in_context(source)) is not None]
+        chosen = [(source, phase) for source, phase in found if phase._status not in FINAL] or found
+        if len(chosen) > 1 and len({source.lane_set.now for source, _ in chosen}) == 1:  # type: ignore[union-attr]  # has a phase
+            chosen.sort(key=lambda each: segment_start_ns(each[1]))
+        return chosen[-1][0] if chosen else self._sources[-1]
+
+    @property
+    def lane_set(self) -> LaneSet | None:
+        """The lanes of the one that is meant."""
+        return self.choose().lane_set
+
+    @property
+    def level(self) -> Any:
+        """The level of the one that is meant."""
+        return getattr(self.choose(), "level", None)
+
+    def enter_phase(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseHandle:  # noqa: FBT001, FBT002 - `_enter`
+        """Enter a phase on the one that is meant."""
+        return self.choose().enter_phase(name, attributes, sync)
+
+
+def _phase_in_context(source: PhaseSource) -> PhaseHandle | None:
+    lanes = source.lane_set
+    return None if lanes is None else lanes.current_phase()
+
+
 class Holder(Protocol):
     """Knows a source, which for the ambient one changes as trackers start and stop."""
 
@@ -89,7 +134,7 @@ NOWHERE: Final = Nowhere()
 
 
 class Ambient:
-    """Holds the most recently started tracker that has not stopped, else `NOWHERE`.
+    """Holds the tracker that runs, `ByContext` where several do, else `NOWHERE`.
 
     Thread-safe: `source` is read with one look and no lock. Fork-safe: a forked child keeps what was ambient.
     """
@@ -106,7 +151,7 @@ class Ambient:
         """Make a source that has just started the ambient one."""
         with self._lock:
             self._started.append(source)
-            self.source = source
+            self._settle()
 
     def pop(self, source: PhaseSource) -> None:
         """Forget a source that stops; one that was never pushed is ignored, so that a second stop does no harm."""
@@ -120,7 +165,16 @@ class Ambient:
         self._settle()
 
     def _settle(self) -> None:
-        self.source = self._started[-1] if self._started else NOWHERE
+        started = self._started
+        if len(started) > 1:
+            self.source = ByContext(started)
+        else:
+            self.source = started[0] if started else NOWHERE
+
+    def here(self) -> PhaseSource:
+        """Return the source that phases of the caller's context belong to, itself and not what chooses it."""
+        source = self.source
+        return source.choose() if isinstance(source, ByContext) else source
 
     def __reduce__(self) -> str:
         """Pickle as the one of the process that reads it."""

@@ -41,7 +41,7 @@ def carry(tracker: PhaseTracker | None = None) -> dict[str, dict[str, str]]:
     Args:
         tracker: whose phase; by default the ambient one's. None that runs gives an empty carrier, and no phase.
     """
-    source: Any = _ambient.AMBIENT.source if tracker is None else tracker
+    source: Any = _ambient.AMBIENT.here() if tracker is None else tracker
     carrier = getattr(source, "carrier", None)
     return {ARGUMENT: {} if carrier is None else carrier()}
 
