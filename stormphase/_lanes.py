@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stormphase import _exits, _misuse, _moves, _native, _tasks
 from stormphase._attributes import AttributeCounts, take
+from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
 from stormphase._enter import enter_phase, take_or_count
 from stormphase._ids import new_base
@@ -105,7 +106,7 @@ class ContextCarrier:
         return phase.parent
 
 
-class LaneSet:
+class LaneSet(CopiesToItself):
     """All lanes of one (session, rank) in this process, and all that their phases share.
 
     Thread-, task- and fork-safe. `exit_queues` are called with each phase that ends, `enter_queues` with a 1-tuple of

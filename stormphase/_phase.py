@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from stormphase._attributes import put
+from stormphase._copying import CopiesToItself
 from stormphase._ids import scope_id, scope_id_number
 from stormphase._model import PhaseStatus
 from stormphase._status import TABLE
@@ -77,11 +78,12 @@ class PhaseExtra:
         self.token: PhaseToken | None = None
 
 
-class PhaseHandle:
+class PhaseHandle(CopiesToItself):
     """An open phase. Made by `enter_phase` and entered from then on; a `with` block only closes it.
 
     Only the thread and task that entered it (or acquired it) may end, pause or release it; attributes may be set from
-    anywhere while it is open. Not picklable: a phase belongs to its process.
+    anywhere while it is open. A copy of it, also a deep one of a model that holds it, is itself. Not picklable: a phase
+    belongs to its process.
     """
 
     __slots__ = (
@@ -313,8 +315,8 @@ class PhaseHandle:
         return self._extra
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied: send the scope id, or hand over the token within this process."""
-        message = "A phase belongs to its process and cannot be pickled or copied. Send its scope_id instead."
+        """Refuse to be pickled: send the scope id, or hand over the token within this process."""
+        message = "A phase belongs to its process and cannot be pickled. Send its scope_id instead."
         raise TypeError(message)
 
     def __repr__(self) -> str:

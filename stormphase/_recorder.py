@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stormphase import _misuse
 from stormphase._boundary import enter_boundary, exit_boundary, misuse_boundary
 from stormphase._clock import ClockAnchor, SystemClock
+from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier, LaneSet
 from stormphase._paths import PathTable
@@ -36,10 +38,11 @@ _all_lanes: weakref.WeakSet[LaneSet] = weakref.WeakSet()
 _fork_guard: list[bool] = []
 
 
-class PhaseRecorder:
+class PhaseRecorder(CopiesToItself):
     """Keeps one stack of open phases per session, rank, thread and task.
 
-    Thread-, task- and fork-safe. In a forked child all lanes are empty and the parent's tokens are refused.
+    Thread-, task- and fork-safe. In a forked child all lanes are empty and the parent's tokens are refused. A copy is
+    itself; pickled and read it is a new one, without phases.
 
     Args:
         clock: where times come from.
@@ -63,6 +66,10 @@ class PhaseRecorder:
         self._lock = threading.RLock()  # A signal handler may enter phases, too.
         self.counts = Counts()  # Misuse that belongs to none of the sessions.
         _remember(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle how it was made, and nothing that is open."""
+        return functools.partial(type(self), clock=self._clock, on_misuse=self._on_misuse), ()
 
     def enter(
         self, *, session_id: str, rank: int, name: str, attrs: Mapping[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import os
@@ -12,6 +13,7 @@ from stormphase import _ambient, _carrying, _configuration, _decorator, _errors,
 from stormphase._attribute_counts import AttributeCounts
 from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBridge
 from stormphase._clock import SystemClock
+from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
 from stormphase._enter import enter_phase
 from stormphase._model import RankIdentity
@@ -43,11 +45,14 @@ _numbers: Final = itertools.count(1)  # One C call, so no lock.
 
 
 @_native.enters_quickly
-class PhaseTracker:
+class PhaseTracker(CopiesToItself):
     """Tracks the phases of one session on this rank, from `start` to `stop`, which its `with` block calls.
 
     Thread-, task-, signal- and fork-safe. A forked child goes on with empty lanes, under the phase that was open at the
     fork.
+
+    A copy of it, also a deep one of a model that holds it, is itself. Its pickle refers to the tracker that runs where
+    it is read, as `stormphase.phase` finds it: that is what comes out of it, or else an `AmbientTracker`.
 
     Args:
         name: the job, for people; shown on the session's span and in the summary.
@@ -388,6 +393,64 @@ class PhaseTracker:
 
     environment = _carrying.environment
     carrier = _carrying.carrier
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Find the tracker that runs where the pickle is read."""
+        return _tracker_here, ()
+
+
+class AmbientTracker(PhaseTracker):
+    """Does what the tracker does that runs in the caller's process and context; while none does, nothing.
+
+    It is what a pickled tracker becomes where none runs yet, as in a model that is loaded from a checkpoint or was sent
+    to a worker process. Another tracker is started and stopped by who made it: `start` is refused, `stop` does nothing.
+    """
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the tracker that runs has of it: all that the methods of `PhaseTracker` look at."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(_running_here() or disabled_tracker(), name)
+
+    def start(self) -> PhaseTracker:
+        """Refuse.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "A PhaseTracker that was unpickled stands for the one that runs here, and cannot be started itself.",
+            setting="start",
+            fix="Start a PhaseTracker in this process, or work within stormphase.worker(); this one then uses it.",
+        )
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Do nothing: it was not started."""
+
+
+def _running_here() -> PhaseTracker | None:
+    source = _ambient.AMBIENT.here()
+    return source if isinstance(source, PhaseTracker) else None
+
+
+def _tracker_here() -> PhaseTracker:
+    return _running_here() or AmbientTracker()
+
+
+@functools.cache
+def disabled_tracker() -> PhaseTracker:
+    """Return a tracker whose every call does nothing."""
+    tracker = PhaseTracker(bridge=None)
+    tracker._disable()
+    return tracker
 
 
 def _enter_nothing(

@@ -20,11 +20,12 @@ from stormphase import _ambient
 from stormphase._bridge import DEFAULT_BRIDGE
 from stormphase._carried import CARRIER_VARIABLE, Carried, carrier_in
 from stormphase._configuration import is_disabled
+from stormphase._copying import CopiesToItself
 from stormphase._lane import Lane
 from stormphase._liveness import own_process
 from stormphase._model import PhaseStatus
 from stormphase._phase import PhaseExtra
-from stormphase._tracker import PhaseTracker
+from stormphase._tracker import PhaseTracker, disabled_tracker
 from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ FLUSH_S: Final = 5.0
 AS_GIVEN: Final = "as given"  # What the carrier says.
 
 
-class worker:  # noqa: N801 - called like a function, and used as a block
+class worker(CopiesToItself):  # noqa: N801 - called like a function, and used as a block
     """Works for the phase of another process that a carrier names: phases inside the block hang under that one.
 
     The first block of a process starts a tracker for the carrier's session, which later blocks use again, whatever
@@ -92,7 +93,7 @@ class worker:  # noqa: N801 - called like a function, and used as a block
         """Start the session's tracker here, if it does not run, and return it."""
         carried = _carried(self._carrier)
         if carried is None:
-            return _disabled()
+            return disabled_tracker()
         with _crew.lock:
             tracker = _running(carried) or self._started(carried)
             _crew.blocks[tracker] = _crew.blocks.get(tracker, 0) + 1
@@ -206,12 +207,6 @@ def _carried(carrier: Mapping[str, str] | None) -> Carried | None:
             fix="Start the process with env=tracker.environment(), or give it what tracker.carrier() returned.",
         )
     return Carried.of(found)
-
-
-def _disabled() -> PhaseTracker:
-    tracker = PhaseTracker(bridge=None)
-    tracker._disable()
-    return tracker
 
 
 def _running(carried: Carried) -> PhaseTracker | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import copy
 import functools
 import pickle
 import sys
@@ -168,12 +167,10 @@ def test_what_ends_programs_ends_phases(lanes, ended, error):
     assert {} == lanes.counts.to_dict()
 
 
-def test_a_handle_is_neither_copied_nor_pickled(lanes):
+def test_a_handle_is_not_pickled(lanes):
     """It belongs to its process; the message says what to send."""
-    with lanes.enter_phase("train") as phase:
-        for call in (pickle.dumps, copy.copy, copy.deepcopy):
-            with pytest.raises(TypeError, match="Send its scope_id instead"):
-                call(phase)
+    with lanes.enter_phase("train") as phase, pytest.raises(TypeError, match="Send its scope_id instead"):
+        pickle.dumps(phase)
 
 
 def test_ten_thousand_phases_deep(lanes, ended, clock):

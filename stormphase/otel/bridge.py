@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace as otel_trace
 
 from stormphase import _boundary
+from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier
 from stormphase._overdue import OverdueNotice
@@ -41,7 +42,7 @@ _NO_BOUNDARIES: Final = (False, False)
 _BOTH_BOUNDARIES: Final = (True, True)
 
 
-class OTelBridge:
+class OTelBridge(CopiesToItself):
     """Sends phases to the OpenTelemetry backend that its owner already has. Give it to one `PhaseTracker`.
 
     Never sets a global provider. What it costs the training thread is one context variable set and reset a phase; spans

@@ -6,6 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase._copying import CopiesToItself
 from stormphase.exceptions import ConfigurationError
 from stormphase.stores._query import RecordQuery, query_of
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 MAX_RECORDS: Final = 100_000
 
 
-class MemoryStore:
+class MemoryStore(CopiesToItself):
     """Keeps records in this process, the newest `max_records` of them. Thread-safe; a forked child has a copy.
 
     Args:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from stormphase._attempts import Begun, next_attempt
 from stormphase._clock import SystemClock
+from stormphase._copying import CopiesToItself
 from stormphase._liveness import Liveness, judge, own_process
 from stormphase._record import OutputLine, PhaseRecord
 from stormphase.exceptions import ConfigurationError, StoreError
@@ -37,7 +38,7 @@ _SAME_PROCESS: Final = "host IS ? AND boot_id IS ? AND pid IS ? AND pid_started 
 _Result = TypeVar("_Result")
 
 
-class SqliteStore:
+class SqliteStore(CopiesToItself):
     """Keeps records in a SQLite file: WAL, batches in one transaction each, and one writer at a time.
 
     Made without touching the file, which the first record or question opens; `PhaseTracker` opens it at its start, so
