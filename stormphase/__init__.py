@@ -20,12 +20,12 @@ if TYPE_CHECKING:
         PHASE_EXIT,
         PHASE_MISUSE,
         PHASE_OVERDUE,
-        PhaseBoundary,
         PhaseError,
         PhaseStatus,
         RankIdentity,
     )
     from stormphase._phase import PhaseHandle, PhaseToken
+    from stormphase._phase_boundary import PhaseBoundary
     from stormphase._record import OutputLine, PhaseRecord, RecordKind
     from stormphase._recorder import PhaseRecorder
     from stormphase._recording import record_of
@@ -79,12 +79,12 @@ _HOMES = {
         "PHASE_EXIT",
         "PHASE_MISUSE",
         "PHASE_OVERDUE",
-        "PhaseBoundary",
         "PhaseError",
         "PhaseStatus",
         "RankIdentity",
     ),
     "stormphase._phase": ("PhaseHandle", "PhaseToken"),
+    "stormphase._phase_boundary": ("PhaseBoundary",),
     "stormphase._record": ("OutputLine", "PhaseRecord", "RecordKind"),
     "stormphase._recorder": ("PhaseRecorder",),
     "stormphase._recording": ("record_of",),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase._model import PHASE_ENTER, PHASE_EXIT, PHASE_MISUSE, PhaseBoundary, PhaseStatus
+from stormphase._model import PHASE_ENTER, PHASE_EXIT, PHASE_MISUSE, PhaseStatus
+from stormphase._phase_boundary import PHASE_SCOPE, PhaseBoundary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stormphase._phase import PhaseHandle
 
-PHASE_SCOPE: Final = "phase_scope"
 _ACTIVE: Final = PhaseStatus.ACTIVE.value
 
 

@@ -6,16 +6,16 @@ import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase._boundary import PHASE_SCOPE
 from stormphase._filters import level_number
 from stormphase._model import PHASE_ENTER, PHASE_EXIT, PHASE_OVERDUE, PhaseStatus
+from stormphase._phase_boundary import PHASE_SCOPE
 from stormphase.exceptions import ConfigurationError
 from stormphase.journal._histogram import bucket_of, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stormphase._model import PhaseBoundary
+    from stormphase._phase_boundary import PhaseBoundary
 
 LOGGER_NAME: Final = "stormphase.phases"
 LEAST_OBSERVED: Final = 20

@@ -1,4 +1,4 @@
-"""The one vocabulary: statuses, boundaries, errors and identities, all frozen.
+"""The one vocabulary: statuses, errors and identities, all frozen; boundaries are in `_phase_boundary`.
 
 Nothing here points at a recorder, a thread or an exception, so every value may be kept, sent and pickled.
 """
@@ -6,7 +6,7 @@ Nothing here points at a recorder, a thread or an exception, so every value may 
 from __future__ import annotations
 
 import enum
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
@@ -61,31 +61,6 @@ class PhaseError:
             "traceback": self.traceback,
             "root_cause_scope_id": self.root_cause_scope_id,
         }
-
-
-@attrs.frozen
-class PhaseBoundary:
-    """What one enter or one exit says to the outside.
-
-    Attributes:
-        event_type: "phase_enter" or "phase_exit"; "phase_misuse" for an exit that was refused where misuse is only
-            recorded; "phase_overdue" for a phase that has been open for longer than its limit.
-        context: the path as people read it, `train / step / forward`.
-        metadata: `{"phase_scope": {...}}` and, where the caller gave some, its own metadata beside it. `phase_scope`
-            has action, name, path (list), depth, scope_id, parent_scope_id, thread_id, thread_name, sequence,
-            attributes (if any), timestamp_ns (wall clock, ns since the Unix epoch), monotonic_ns, status, step,
-            session_id, session_attempt, rank, attempt (how often it was retried); where there is one, task_name,
-            is_sync and retry_of_scope_id; on exit also duration_ns, self_ns, paused_ns and, if there was one, error,
-            root_cause_path (list) and reason.
-        scope_id: the phase's identity, 16 hex digits; also its OTel span id.
-        path: the names from the outermost phase to this one.
-    """
-
-    event_type: str
-    context: str
-    metadata: dict[str, Any]
-    scope_id: str
-    path: tuple[str, ...]
 
 
 @attrs.frozen

@@ -17,7 +17,7 @@ import attrs
 
 from stormphase._bell import Bell
 from stormphase._boundary import open_boundary
-from stormphase._model import PHASE_OVERDUE, PhaseBoundary
+from stormphase._model import PHASE_OVERDUE
 from stormphase._phase import FINAL, PhaseHandle
 from stormphase.journal._histogram import bucket_of, quantile
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from stormphase._lanes import LaneSet
     from stormphase._paths import PathNode
+    from stormphase._phase_boundary import PhaseBoundary
 
 LOOK_S: Final = 0.2
 LEAST_LEARNT_NS: Final = 10_000_000_000

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stormphase._lane import Lane
-    from stormphase._model import PhaseBoundary
+    from stormphase._phase_boundary import PhaseBoundary
     from stormphase.exceptions import PhaseProtocolError
     from stormphase.typing import Clock
 

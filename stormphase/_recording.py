@@ -5,17 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._model import PHASE_ENTER, PHASE_EXIT, PhaseStatus
+from stormphase._phase_boundary import PHASE_SCOPE, check_boundary
 from stormphase._record import PhaseRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from stormphase._model import PhaseBoundary, ProcessIdentity
+    from stormphase._model import ProcessIdentity
+    from stormphase._phase_boundary import PhaseBoundary
     from stormphase._record import OutputLine
 
-_PHASE_SCOPE: Final = "phase_scope"
 _NO_ATTRIBUTES: Final[Mapping[str, Any]] = {}
 _STATUSES: Final = {status.value: status for status in PhaseStatus}
+# What an enter and its exit say alike; the thread and the task are another's where the phase was moved.
+_ALIKE: Final = (
+    "session_id",
+    "session_attempt",
+    "rank",
+    "parent_scope_id",
+    "sequence",
+    "attempt",
+    "retry_of_scope_id",
+    "step",
+    "is_sync",
+)
 
 
 def record_of(
@@ -38,8 +51,9 @@ def record_of(
         output: what was captured while it was open; None where nobody knows.
 
     Raises:
-        ValueError: if there is neither, they are of two phases or of another kind, or an exit whose enter is missing
-            does not say when that was: an end is never guessed at.
+        ValueError: if there is neither, they are of two phases, of another kind, or do not fit together, a field is
+            wrong (the message names it), or an exit whose enter is missing does not say when that was: an end is never
+            guessed at.
     """
     if exit is None:
         if enter is None:
@@ -49,8 +63,7 @@ def record_of(
     ended_ns = scope["timestamp_ns"]
     if enter is not None:
         entered = _scope_of(enter, PHASE_ENTER)
-        if enter.scope_id != exit.scope_id or entered["session_id"] != scope["session_id"]:
-            raise ValueError(f"These boundaries are of two phases: {enter.scope_id} and {exit.scope_id}.")
+        _check_pair(enter, entered, exit, scope)
         entered_ns = entered["timestamp_ns"]
     elif "duration_ns" in scope:
         entered_ns = ended_ns - scope["duration_ns"]
@@ -131,7 +144,48 @@ def _open(
 
 
 def _scope_of(boundary: PhaseBoundary, event_type: str) -> Mapping[str, Any]:
+    """Return what a boundary says of its phase.
+
+    Raises:
+        ValueError: if it is of another kind, or a field of it is wrong.
+    """
     if boundary.event_type != event_type:
-        raise ValueError(f"This is a {boundary.event_type} boundary, and a {event_type} is asked for: swap them.")
-    scope: Mapping[str, Any] = boundary.metadata[_PHASE_SCOPE]
+        raise ValueError(
+            f"This is a {boundary.event_type!r:.60} boundary, and a {event_type} is asked for: "
+            "give the enter first and the exit second, or swap them."
+        )
+    check_boundary(boundary)
+    scope: Mapping[str, Any] = boundary.metadata[PHASE_SCOPE]
     return scope
+
+
+def _check_pair(
+    enter: PhaseBoundary, entered: Mapping[str, Any], leave: PhaseBoundary, ended: Mapping[str, Any]
+) -> None:
+    """Check that an enter and an exit, each right by itself, are of one phase and in order.
+
+    Raises:
+        ValueError: if not; the message names what differs.
+    """
+    if enter.scope_id != leave.scope_id:
+        raise ValueError(f"These boundaries are of two phases: {enter.scope_id} and {leave.scope_id}.")
+    if enter.path != leave.path:
+        raise ValueError(
+            f"These boundaries are of two phases: their path is {enter.path!r:.80} and {leave.path!r:.80}."
+        )
+    for name in _ALIKE:
+        if name in entered and name in ended and entered[name] != ended[name]:
+            raise ValueError(
+                f"These boundaries are of two phases: their {name} is {entered[name]!r:.60} and {ended[name]!r:.60}."
+            )
+    entered_ns, ended_ns = entered["timestamp_ns"], ended["timestamp_ns"]
+    if ended_ns < entered_ns:
+        raise ValueError(
+            f"'timestamp_ns' of the exit of {leave.scope_id} must not be before its enter's, and is "
+            f"{entered_ns - ended_ns} ns before it."
+        )
+    if "duration_ns" in ended and ended["duration_ns"] != ended_ns - entered_ns:
+        raise ValueError(
+            f"'duration_ns' of the exit of {leave.scope_id} must be {ended_ns - entered_ns}, the time since its enter, "
+            f"and is {ended['duration_ns']}."
+        )

@@ -20,7 +20,7 @@ import json
 import sys
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import attrs
 
@@ -61,6 +61,16 @@ class Rule:
     is_final: bool
     ownership: Ownership
     needs_evidence: bool = False
+
+
+class _Facts(TypedDict):
+    """What both errors of a change carry."""
+
+    current: str
+    wanted: str
+    allowed: list[str]
+    owner: str | None
+    actor: str | None
 
 
 def _text(_: object, field: attrs.Attribute[Any], value: object) -> None:
@@ -228,18 +238,19 @@ class StatusTable:
             OwnershipError: if it does, but not to this actor, or not without evidence.
             ValueError: if an argument is no fit for the record; the message names it.
         """
-        to = self.checked(current, to)
+        to = self._allowed(current, to, owner, actor)
         rule = self.rules[to]
+        facts = _Facts(current=str(current), wanted=str(to), allowed=self._next(current), owner=owner, actor=actor)
         if Ownership.REQUIRES in rule.ownership and (owner is None or actor != owner):
             whose = "nobody owns it: resume it first" if owner is None else f"only its owner, {owner}, can do that"
             message = f"{_name(actor)} cannot make a phase that is {current} {to}: {whose}."
-            raise OwnershipError(message, owner=owner, actor=actor)
+            raise OwnershipError(message, **facts)
         if Ownership.ACQUIRES in rule.ownership and actor is None:
             message = f"A phase that is {current} cannot become {to} for nobody: say who owns it from then on."
-            raise OwnershipError(message, owner=owner, actor=actor)
+            raise OwnershipError(message, **facts)
         if rule.needs_evidence and not (evidence and evidence.strip()):
             message = f"{_name(actor)} cannot make a phase {to} without evidence that its owner, {owner}, is dead."
-            raise OwnershipError(message, owner=owner, actor=actor)
+            raise OwnershipError(message, **facts)
         return StatusChange(
             from_status=PhaseStatus(current),
             to_status=to,
@@ -256,16 +267,23 @@ class StatusTable:
         Raises:
             StatusError: if it does not.
         """
-        rule = self.rules.get(current)
-        allowed = [] if rule is None else [status for status in PhaseStatus if status in rule.next]
+        return self._allowed(current, to, None, None)
+
+    def _allowed(self, current: PhaseStatus, to: PhaseStatus, owner: str | None, actor: str | None) -> PhaseStatus:
+        allowed = self._next(current)
         if to in allowed:
             return PhaseStatus(to)
         if allowed:
-            way_out = f"from there it can become {_listed(allowed)}"
+            way_out = f"from there it can become {', '.join(allowed)}"
         else:
-            way_out = "that is final; enter a new phase" if rule else "there is no such status"
+            way_out = "that is final; enter a new phase" if current in self.rules else "there is no such status"
         message = f"A phase that is {current} cannot become {to}: {way_out}."
-        raise StatusError(message, current=str(current), wanted=str(to), allowed=[status.value for status in allowed])
+        raise StatusError(message, current=str(current), wanted=str(to), allowed=allowed, owner=owner, actor=actor)
+
+    def _next(self, current: PhaseStatus) -> list[str]:
+        """Return the statuses that may follow one, as they are written; none after what is no status."""
+        rule = self.rules.get(current)
+        return [] if rule is None else [status.value for status in PhaseStatus if status in rule.next]
 
     def to_markdown(self) -> str:
         """Return the table as Markdown: a Mermaid picture, and the rules in words."""

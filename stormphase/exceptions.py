@@ -102,36 +102,50 @@ class Misuse:
     BAD_NAME = "bad_name"
 
 
-class StatusError(StormphaseError):
+class _ChangeError(StormphaseError):
+    """A phase's status was not changed: all that there is to know of the attempt."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        current: str,
+        wanted: str,
+        allowed: Sequence[str],
+        owner: str | None = None,
+        actor: str | None = None,
+    ) -> None:
+        """Keep the facts beside the message."""
+        super().__init__(message)
+        self.current = current
+        self.wanted = wanted
+        self.allowed = tuple(allowed)
+        self.owner = owner
+        self.actor = actor
+
+
+class StatusError(_ChangeError):
     """The status table does not allow a change.
 
     Attributes:
         current: the status the phase has.
         wanted: the status that was asked for.
         allowed: the statuses that the table allows from `current`.
+        owner: who owns the phase, or None if nobody does or nobody was asked about.
+        actor: who asked, or None.
     """
 
-    def __init__(self, message: str, *, current: str, wanted: str, allowed: Sequence[str]) -> None:
-        """Keep the facts beside the message."""
-        super().__init__(message)
-        self.current = current
-        self.wanted = wanted
-        self.allowed = tuple(allowed)
 
-
-class OwnershipError(StormphaseError):
+class OwnershipError(_ChangeError):
     """The status table allows a change, but not to this actor.
 
     Attributes:
+        current: the status the phase has.
+        wanted: the status that was asked for.
+        allowed: the statuses that the table allows from `current`.
         owner: who owns the phase, or None.
-        actor: who asked.
+        actor: who asked, or None.
     """
-
-    def __init__(self, message: str, *, owner: str | None, actor: str | None) -> None:
-        """Keep the facts beside the message."""
-        super().__init__(message)
-        self.owner = owner
-        self.actor = actor
 
 
 class JournalError(StormphaseError):

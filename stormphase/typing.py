@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from stormphase._model import PhaseBoundary
+    from stormphase._phase_boundary import PhaseBoundary
     from stormphase._record import PhaseRecord
     from stormphase.stores import RecordQuery
 
@@ -28,6 +28,7 @@ class Clock(Protocol):
         ...
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes boundaries off the training thread, one at a time and always on the same worker thread.
 
@@ -39,6 +40,7 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
 class RecordStore(Protocol):
     """Keeps records; `stormphase.testing.RecordStoreConformance` checks one against all that stands here.
 

@@ -12,7 +12,7 @@ EACH = [
     errors.PhaseNameError("blank", name=""),
     errors.PhaseProtocolError("cannot", action="exit", reason="stopped", fix="Do not.", open_inside=["a (b.py:1)"]),
     errors.StatusError("no", current="succeeded", wanted="active", allowed=[]),
-    errors.OwnershipError("no", owner=None, actor="MainThread"),
+    errors.OwnershipError("no", current="paused", wanted="active", allowed=[], owner=None, actor="MainThread"),
     errors.JournalError("is short.", file="x", fix="Look."),
     errors.JournalVersionError("is new.", file="x", fix="Upgrade.", version=9, supported=1),
     errors.StoreError("is full.", path="x", fix="Make room.", may_pass=True),

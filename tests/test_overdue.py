@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from stormphase._model import PhaseBoundary
+    from stormphase import PhaseBoundary
     from stormphase._overdue import OverdueNotice
 
 SECOND = 1_000_000_000

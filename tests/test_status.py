@@ -529,3 +529,29 @@ def test_asking_for_an_outcome_imports_nothing(run_python):
         "print({'asyncio', 'trio', 'greenlet', 'concurrent.futures'} & set(sys.modules))"
     )
     assert "failed\nset()\n" == child.stdout
+
+
+# --- what errors carry ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("current", "to", "actor", "kind"),
+    [(SUCCEEDED, FAILED, "thief", StatusError), (ACTIVE, FAILED, "thief", OwnershipError)],
+    ids=["status", "ownership"],
+)
+def test_both_errors_carry_all_there_is_to_know(current, to, actor, kind):
+    """What it was, what was asked for, what the table allows, whose it is and who asked."""
+    with pytest.raises(kind) as caught:
+        TABLE.change(current, to, owner="rank0", actor=actor, at_ns=AT_NS)
+    allowed = {status.value for status in TABLE.rules[current].next}
+    assert {"current": current, "wanted": to, "owner": "rank0", "actor": actor} == {
+        name: getattr(caught.value, name) for name in ("current", "wanted", "owner", "actor")
+    }
+    assert allowed == set(caught.value.allowed)
+
+
+def test_where_no_owner_was_asked_about_there_is_none():
+    """`checked` knows of statuses only."""
+    with pytest.raises(StatusError) as caught:
+        TABLE.checked(SUCCEEDED, FAILED)
+    assert (None, None) == (caught.value.owner, caught.value.actor)
