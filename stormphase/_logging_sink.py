@@ -7,10 +7,10 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._filters import level_number
+from stormphase._histogram import bucket_of, quantile
 from stormphase._model import PHASE_ENTER, PHASE_EXIT, PHASE_OVERDUE, PhaseStatus
 from stormphase._phase_boundary import PHASE_SCOPE
 from stormphase.exceptions import ConfigurationError
-from stormphase.journal._histogram import bucket_of, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,10 +13,11 @@ from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier
 from stormphase._overdue import OverdueNotice
+from stormphase._status import FAILURES
 from stormphase.exceptions import ConfigurationError
 from stormphase.otel import _arguments, _carrier, _journaling, _provider, _traces
 from stormphase.otel._events import EventLog
-from stormphase.otel._facts import ERROR_STATUSES, PhaseFacts
+from stormphase.otel._facts import PhaseFacts
 from stormphase.otel._long_open import LONG_NS, LongOpen
 from stormphase.otel._metrics import PhaseMetrics
 from stormphase.otel._outlet import SessionSpan, SpanOutlet
@@ -316,7 +317,7 @@ class OTelBridge(CopiesToItself):
             return
         if self._metrics is not None:
             self._metrics.record_guarded(phase, self._counts)
-        is_failure = phase._status in ERROR_STATUSES
+        is_failure = phase._status in FAILURES
         was_announced = self._long_open.forget(phase)
         wants = self._wanted_boundaries(phase, is_failure=is_failure, was_announced=was_announced)
         is_sent = False
