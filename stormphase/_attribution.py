@@ -22,11 +22,10 @@ import attrs
 
 from stormphase._model import PhaseStatus, ProcessIdentity
 from stormphase._record import PhaseRecord, RecordKey, RecordKind
+from stormphase._status import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-BAD: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.LOST})
 
 # Errors by which one process learns that another one has gone, by the last part of their names.
 GONE_ERRORS: Final = frozenset(
@@ -211,7 +210,7 @@ def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseR
         record = forest.records[key]
         if record.status is PhaseStatus.LOST:
             lost.setdefault(key, record)
-        if record.status in BAD and not _was_idle(record, lost.get(key)):
+        if record.status in FAILURES and not _was_idle(record, lost.get(key)):
             causes[key] = _cause_of(record, forest, lost.get(key), ended.get(key))
         elif key in failed_ranks:
             causes[key] = causes[failed_ranks[key]]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._boundary import PHASE_SCOPE
 from stormphase._filters import level_number
+from stormphase._histogram import bucket_of, quantile
 from stormphase._model import PHASE_ENTER, PHASE_EXIT, PHASE_OVERDUE, PhaseStatus
 from stormphase.exceptions import ConfigurationError
-from stormphase.journal._histogram import bucket_of, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

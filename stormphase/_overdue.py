@@ -17,9 +17,9 @@ import attrs
 
 from stormphase._bell import Bell
 from stormphase._boundary import open_boundary
+from stormphase._histogram import bucket_of, quantile
 from stormphase._model import PHASE_OVERDUE, PhaseBoundary
 from stormphase._phase import FINAL, PhaseHandle
-from stormphase.journal._histogram import bucket_of, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

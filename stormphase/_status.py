@@ -350,6 +350,9 @@ TABLE: Final = StatusTable(
     }
 )
 
+# What went wrong, for attribution and for backends; nobody else decides that by comparing statuses.
+FAILURES: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.LOST})
+
 # Where libraries keep the exceptions by which they cancel. None of them is imported here: who raised one has done so.
 _CANCELLATIONS: Final = (
     ("asyncio.exceptions", "CancelledError"),

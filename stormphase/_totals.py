@@ -1,70 +1,14 @@
-"""Totals per path: what remains of ended phases when only sums, extremes and quantiles are wanted. Memory is flat.
-
-Durations go into a histogram with logarithmic buckets, each 4 % wide, whose middles are within 2 % of any value in
-them; the scheme is DDSketch's (Masson, Rim, Lee: DDSketch, VLDB 2019). Histograms of two ranks merge by adding.
-"""
+"""Totals per path: what remains of ended phases when only sums, extremes and quantiles are wanted. Memory is flat."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
 
 import attrs
 
+from stormphase._histogram import bucket_of, quantile_between
 from stormphase._model import PhaseStatus
-
-RELATIVE_ERROR: Final = 0.02
-_GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
-_LOG_GAMMA: Final = math.log(_GAMMA)
-
-
-class DurationHistogram:
-    """A mergeable histogram of nanoseconds; any quantile is within `RELATIVE_ERROR` of a true one. Not thread-safe."""
-
-    __slots__ = ("_buckets", "_count", "_zeros")
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._buckets: Counter[int] = Counter()
-        self._zeros = 0
-        self._count = 0
-
-    def add(self, duration_ns: int) -> None:
-        """Add one duration; negative ones count as 0."""
-        self._count += 1
-        if duration_ns <= 0:
-            self._zeros += 1
-        else:
-            self._buckets[math.ceil(math.log(duration_ns) / _LOG_GAMMA)] += 1
-
-    def merge(self, other: DurationHistogram) -> None:
-        """Add all that `other` holds."""
-        self._buckets.update(other._buckets)
-        self._zeros += other._zeros
-        self._count += other._count
-
-    def quantile_ns(self, fraction: float) -> float:
-        """Return the duration that `fraction` of all do not exceed (nearest rank); 0.0 if empty.
-
-        Raises:
-            ValueError: if `fraction` is not between 0 and 1.
-        """
-        if not 0 <= fraction <= 1:
-            message = f"A quantile is between 0 and 1, and {fraction} is not."
-            raise ValueError(message)
-        rank = max(1, math.ceil(fraction * self._count))
-        seen = self._zeros
-        if seen >= rank or self._count == 0:
-            return 0.0
-        bucket = 0
-        for bucket in sorted(self._buckets):
-            seen += self._buckets[bucket]
-            if seen >= rank:
-                break
-        # The value whose relative distance to both ends of the bucket is the same.
-        return 2 * _GAMMA**bucket / (_GAMMA + 1)
 
 
 @attrs.frozen
@@ -95,7 +39,7 @@ class PathFigures:
 class PathTotals:
     """The sums of all ended phases of one path, in nanoseconds. Memory is flat. Not thread-safe."""
 
-    __slots__ = ("by_status", "count", "histogram", "max_ns", "min_ns", "own_ns", "paused_ns", "total_ns")
+    __slots__ = ("buckets", "by_status", "count", "max_ns", "min_ns", "own_ns", "paused_ns", "total_ns")
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -106,7 +50,7 @@ class PathTotals:
         self.min_ns = 0
         self.max_ns = 0
         self.by_status: Counter[PhaseStatus] = Counter()
-        self.histogram = DurationHistogram()
+        self.buckets: Counter[int] = Counter()
 
     def add(self, *, active_ns: int, own_ns: int, paused_ns: int, status: PhaseStatus) -> None:
         """Add one ended phase; `active_ns` is its duration without its pauses."""
@@ -117,11 +61,11 @@ class PathTotals:
         self.own_ns += own_ns
         self.paused_ns += paused_ns
         self.by_status[status] += 1
-        self.histogram.add(active_ns)
+        self.buckets[bucket_of(active_ns)] += 1
 
     def quantile_ns(self, fraction: float) -> int:
         """Return a quantile of the time on a lane, kept between the extremes, which are exact."""
-        return min(self.max_ns, max(self.min_ns, round(self.histogram.quantile_ns(fraction))))
+        return quantile_between(self.buckets, fraction, self.min_ns, self.max_ns) or 0
 
     def figures(self) -> PathFigures:
         """Return what was added so far, frozen."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from stormphase._histogram import GAMMA, bucket_of, quantile_between
 from stormphase._liveness import FRESH_NS, Liveness, Verdict, utc
 from stormphase._model import PhaseStatus, ProcessIdentity, RankIdentity
 from stormphase.analysis._words import MAX_MESSAGE, shown, span
-from stormphase.journal._histogram import GAMMA, bucket_of, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,19 +66,19 @@ class Usual:
     """
 
     count: int
-    median_ns: float | None
-    p99_ns: float | None
+    median_ns: int | None
+    p99_ns: int | None
     max_ns: int
 
     @classmethod
     def of(cls, totals: PathTotals) -> Usual:
         """Take the figures from a journal's totals."""
-        median_ns, p99_ns = (quantile(totals.buckets, q) for q in (0.5, 0.99))
+        least_ns, greatest_ns = totals.min_ns, totals.max_ns
+        median_ns, p99_ns = (quantile_between(totals.buckets, q, least_ns, greatest_ns) for q in (0.5, 0.99))
         return cls(
             count=totals.count,
-            # Buckets are 4 % wide: nothing took longer than the longest.
-            median_ns=None if median_ns is None else max(totals.min_ns, min(median_ns, totals.max_ns)),
-            p99_ns=None if p99_ns is None else max(totals.min_ns, min(p99_ns, totals.max_ns)),
+            median_ns=median_ns,
+            p99_ns=p99_ns,
             max_ns=totals.max_ns,
         )
 

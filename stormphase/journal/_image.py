@@ -88,7 +88,7 @@ class PathTotals:
         paused_ns: the sum of their pauses.
         min_ns: the shortest duration.
         max_ns: the longest duration.
-        buckets: how many durations fell into each bucket of `stormphase.journal._histogram`; mergeable by adding.
+        buckets: how many durations fell into each bucket of `stormphase._histogram`; mergeable by adding.
         unbucketed: how many durations found no room for a bucket.
     """
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from stormphase._histogram import bucket_of, count_buckets
 from stormphase._model import PhaseStatus
 from stormphase.journal import _format
-from stormphase.journal._histogram import bucket_of, count_buckets
 from stormphase.journal._image import PathTotals
 from stormphase.journal._slots import ENDED_AT, ENTERED_AT, ON_TOP_AT, PATH_AT
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from stormphase._histogram import bucket_of, count_buckets
 from stormphase._model import PhaseStatus
 from stormphase.journal import _format
-from stormphase.journal._histogram import bucket_of, count_buckets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

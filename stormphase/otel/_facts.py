@@ -13,6 +13,7 @@ from stormphase import _boundary
 from stormphase._attributes import to_otel
 from stormphase._model import PhaseStatus
 from stormphase._recipe import FunctionSite, function_name_of
+from stormphase._status import FAILURES
 from stormphase.otel._build import ENTER, EXIT, UNSET, SpanFacts
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ MAX_TIME_NS: Final = (1 << 63) - 1  # the year 2262
 _PLACES: Final[Mapping[str, Any]] = dict.fromkeys(
     ("stormphase.phase.sequence", "thread.id", "thread.name", "stormphase.phase.self_time")
 )
-
-# Statuses that are errors to a backend; `stormphase._status` decides how phases end, this only says how that is shown.
-ERROR_STATUSES: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.LOST})
 
 
 def session_attributes(identity: RankIdentity) -> dict[str, Any]:
@@ -97,7 +95,7 @@ class PhaseFacts:
         if extra.status_text is not None:
             attributes["stormphase.phase.reason"] = extra.status_text
         error = extra.error
-        if error is not None and phase._status in ERROR_STATUSES:
+        if error is not None and phase._status in FAILURES:
             attributes["error.type"] = error.type
             if not is_origin(phase, error):
                 attributes["stormphase.phase.root_cause_scope_id"] = error.root_cause_scope_id
@@ -180,7 +178,7 @@ class PhaseFacts:
         attributes["stormphase.phase.status"] = phase._status.value
         attributes["stormphase.phase.duration"] = _boundary.duration_ns(phase) / NS
         error = None if phase._extra is None else phase._extra.error
-        if error is not None and phase._status in ERROR_STATUSES:
+        if error is not None and phase._status in FAILURES:
             attributes["error.type"] = error.type
             attributes["stormphase.phase.root_cause_scope_id"] = error.root_cause_scope_id
             if with_exception and is_origin(phase, error):
@@ -260,7 +258,7 @@ class PhaseFacts:
                 (name, when_ns, dict(to_otel(given, self._lanes.attribute_counts)))
                 for name, when_ns, given in extra.events
             ]
-        error = None if extra is None or phase._status not in ERROR_STATUSES else extra.error
+        error = None if extra is None or phase._status not in FAILURES else extra.error
         exceptions = [] if notes is None else notes.exceptions
         final = None if error is None else _recording_of(error, exceptions)
         if self._exceptions_on_spans:
@@ -309,7 +307,7 @@ def is_origin(phase: PhaseSpan, error: PhaseError) -> bool:
 
 def status_of(phase: PhaseSpan) -> Status:
     """Return the span's status: ERROR for a failure, else what the user said, else UNSET."""
-    if phase._status in ERROR_STATUSES:
+    if phase._status in FAILURES:
         error = None if phase._extra is None else phase._extra.error
         return Status(StatusCode.ERROR, None if error is None else f"{error.type}: {error.message}")
     notes = phase.notes

@@ -12,11 +12,11 @@ from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlag
 
 from stormphase import _errors
 from stormphase._ids import scope_id_number
-from stormphase._status import outcome_of
+from stormphase._status import FAILURES, outcome_of
 from stormphase.otel._budget import SpanBudget, promote
 from stormphase.otel._build import UNSET, DirectSender, SpanFacts, StartedSender
 from stormphase.otel._carrier import DROPPED, PROMOTED, SENT, SPAN_KEY
-from stormphase.otel._facts import ERROR_STATUSES, session_attributes
+from stormphase.otel._facts import session_attributes
 from stormphase.otel._letting_go import LettingGo
 from stormphase.otel._pacing import Pacer
 from stormphase.otel._provider import local_contexts
@@ -209,7 +209,7 @@ class SpanOutlet:
         """Return why the span is dropped, or None; and whether it is sent against the sampler's word."""
         if not self._is_enabled:
             return "dropped_disabled", False
-        is_failure = phase._status in ERROR_STATUSES
+        is_failure = phase._status in FAILURES
         if trace.is_sampled:
             if trace.root_sequence is None and not self._budget.admits(phase, is_failure=is_failure):
                 self._warn_of_budget()
@@ -430,12 +430,12 @@ def _sampled(context: SpanContext) -> SpanContext:
 
 
 def _error_type(outcome: BaseException | None) -> dict[str, str]:
-    if outcome is None or outcome_of(outcome) not in ERROR_STATUSES:
+    if outcome is None or outcome_of(outcome) not in FAILURES:
         return {}
     return {"error.type": _errors.type_name(outcome)}
 
 
 def _status(outcome: BaseException | None, redactor: Redactor | None) -> Status:
-    if outcome is None or outcome_of(outcome) not in ERROR_STATUSES:
+    if outcome is None or outcome_of(outcome) not in FAILURES:
         return UNSET
     return Status(StatusCode.ERROR, f"{_errors.type_name(outcome)}: {_errors.text_of(outcome, redactor)}")

@@ -6,19 +6,17 @@ where the phase around them is, up to the session's trace.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
 
-from stormphase._model import PhaseStatus
+from stormphase._status import FAILURES
 from stormphase.otel._journal_facts import SPAN_DIGITS, FactsError, PhaseTrace, SessionFacts, identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stormphase.journal._image import JournalPhase
-
-FAILURES: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.LOST})
 
 
 @attrs.frozen(kw_only=True)

@@ -13,9 +13,10 @@ import attrs
 from stormphase._attribute_counts import AttributeCounts
 from stormphase._attributes import take, to_otel
 from stormphase._model import PhaseStatus
+from stormphase._status import FAILURES
 from stormphase.journal._lost import LOST_ERROR_TYPE, LOST_MESSAGE, lost_phases, lost_reason, unsent_phases
 from stormphase.otel._journal_facts import ALL, LONG, OFF, SPAN_DIGITS, FactsError, SessionFacts, identity_of
-from stormphase.otel._places import FAILURES, Place, Places
+from stormphase.otel._places import Place, Places
 from stormphase.otel._plain_span import (
     HAS_IS_REMOTE,
     IS_REMOTE,

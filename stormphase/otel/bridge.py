@@ -12,10 +12,11 @@ from stormphase import _boundary
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier
 from stormphase._overdue import OverdueNotice
+from stormphase._status import FAILURES
 from stormphase.exceptions import ConfigurationError
 from stormphase.otel import _arguments, _carrier, _journaling, _provider, _traces
 from stormphase.otel._events import EventLog
-from stormphase.otel._facts import ERROR_STATUSES, PhaseFacts
+from stormphase.otel._facts import PhaseFacts
 from stormphase.otel._long_open import LONG_NS, LongOpen
 from stormphase.otel._metrics import PhaseMetrics
 from stormphase.otel._outlet import SessionSpan, SpanOutlet
@@ -315,7 +316,7 @@ class OTelBridge:
             return
         if self._metrics is not None:
             self._metrics.record_guarded(phase, self._counts)
-        is_failure = phase._status in ERROR_STATUSES
+        is_failure = phase._status in FAILURES
         was_announced = self._long_open.forget(phase)
         wants = self._wanted_boundaries(phase, is_failure=is_failure, was_announced=was_announced)
         is_sent = False

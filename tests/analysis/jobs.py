@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from stormphase._clock import ClockAnchor
+from stormphase._histogram import bucket_of
 from stormphase._liveness import Liveness, Verdict
 from stormphase._model import PhaseStatus, ProcessIdentity, RankIdentity
 from stormphase.analysis._postmortem import Postmortem, diagnose
 from stormphase.analysis._ranks import ProcessReport, report_process
-from stormphase.journal._histogram import bucket_of
 from stormphase.journal._image import EndNote, JournalImage, JournalPhase, PathTotals, StackDump
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import threading
 import pytest
 from journal_writing import SLOTS, TickingClock, Writing, count_of
 
+from stormphase._histogram import quantile
 from stormphase._model import PhaseStatus
 from stormphase.journal import _file, _fold, _format, _journal
 from stormphase.journal._file import CHUNK_SEGMENTS, MIN_BYTES
 from stormphase.journal._fold import ORPHAN_TICKS
-from stormphase.journal._histogram import quantile
 
 LARGE = {f"k{number}": "x" * 900 for number in range(5)}  # three such phases fill a segment
 

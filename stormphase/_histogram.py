@@ -1,4 +1,7 @@
-"""Durations in logarithmic buckets: any quantile to within 2 %, and two histograms are merged by adding.
+"""The one histogram of durations, in logarithmic buckets: any quantile to within 2 %; two merge by adding.
+
+Summary, journal, `postmortem`, `top` and the watch for phases that are open too long all count in it, so that the same
+durations have the same quantiles wherever they are shown. Its bounds are part of the journal's format.
 
 Bucket 0 is a duration of 0; bucket b > 0 holds the durations from GAMMA**(b-1) up to GAMMA**b nanoseconds, and the
 value that stands for all of them is at most (GAMMA - 1) / (GAMMA + 1) = 1.97 % from each. The scheme is DDSketch's
@@ -21,7 +24,7 @@ _log = math.log
 
 
 def bucket_of(duration_ns: int) -> int:
-    """Return the bucket of a duration in nanoseconds, which must not be negative."""
+    """Return the bucket of a duration in nanoseconds; a negative one counts as 0."""
     return int(_log(duration_ns) * _SCALE) + 1 if duration_ns > 0 else 0
 
 
@@ -71,3 +74,9 @@ def quantile(buckets: Mapping[int, int], q: float) -> float | None:
         if seen >= rank:
             return value_of(bucket)
     raise AssertionError  # the counts add up to `total`
+
+
+def quantile_between(buckets: Mapping[int, int], q: float, least_ns: int, greatest_ns: int) -> int | None:
+    """Return the q-quantile in whole nanoseconds, kept between the extremes, which are exact; None if there is none."""
+    found = quantile(buckets, q)
+    return None if found is None else min(greatest_ns, max(least_ns, round(found)))

@@ -1,4 +1,4 @@
-"""The journal's histogram: two per cent on any quantile, buckets that add up, and one definition of their bounds."""
+"""The histogram: two per cent on any quantile, buckets that add up, and one definition of their bounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stormphase.journal._histogram import GAMMA, bucket_of, count_buckets, quantile, value_of
+from stormphase._histogram import GAMMA, bucket_of, count_buckets, quantile, quantile_between, value_of
 
 DURATIONS = st.integers(0, 63).flatmap(lambda bits: st.integers(0, 2**bits))
 
@@ -58,6 +58,22 @@ def test_histograms_are_merged_by_adding():
     assert quantile(Counter(map(bucket_of, left + right)), 0.5) == quantile(
         Counter(map(bucket_of, left)) + Counter(map(bucket_of, right)), 0.5
     )
+
+
+def test_a_negative_duration_counts_as_none():
+    """A clock that was told to go backwards breaks nothing."""
+    assert 0 == bucket_of(-5)
+
+
+def test_memory_is_flat():
+    """Durations over nine decades are a few hundred numbers."""
+    assert len(count_buckets([int(1.0001**exponent) for exponent in range(0, 207_000, 7)])) < 560
+
+
+def test_a_quantile_stays_between_the_extremes():
+    """A bucket is 4 % wide, and the only duration in it is known exactly."""
+    assert 123_456_789 == quantile_between({bucket_of(123_456_789): 1}, 0.5, 123_456_789, 123_456_789)
+    assert quantile_between({}, 0.5, 0, 0) is None
 
 
 def test_nothing_has_no_quantile():
