@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from stormphase import _bridge, _errors
+from stormphase._ids import scope_id_number, to_hex
+from stormphase._owner_records import rank_scope_id
 from stormphase.exceptions import ConfigurationError
 from stormphase.journal._directory import attempt_of, make_directory
 from stormphase.journal._journal import end_note_of
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
     from stormphase._bridge import Bridge
     from stormphase._lanes import LaneSet
-    from stormphase._model import RankIdentity
+    from stormphase._model import PhaseError, RankIdentity
+    from stormphase._owner_records import SessionFacts
     from stormphase.journal._journal import OpenJournal
 
 _log = logging.getLogger("stormphase")
@@ -46,9 +49,9 @@ class SessionJournal:
         self._directory: Path | None = None
         self._identity: RankIdentity | None = None
         self._lanes: LaneSet | None = None
-        self._name: str | None = None
+        self._facts: SessionFacts | None = None
+        self._parent_scope_id: str | None = None
         self._bridge: Bridge | None = None
-        self._started_ns = 0
         self._open: OpenJournal | None = None
         self._forked_from = works_for
         self._must_open = False
@@ -69,16 +72,22 @@ class SessionJournal:
         self._identity = identity
         return identity
 
-    def open(self, lanes: LaneSet, *, name: str | None, bridge: Bridge | None, started_ns: int) -> None:
+    def open(self, lanes: LaneSet, facts: SessionFacts, *, bridge: Bridge | None, works_under: str | None) -> None:
         """Make the file, and give it to the lanes.
+
+        Args:
+            lanes: whose phases are written.
+            facts: what is known of the session.
+            bridge: says what a recovery must know of spans, or None.
+            works_under: the phase for which this process works, if it works for another one's.
 
         Raises:
             ConfigurationError: if that is not allowed.
         """
         self._lanes = lanes
-        self._name = name
+        self._facts = facts
         self._bridge = bridge
-        self._started_ns = started_ns
+        self._parent_scope_id = facts.caller_scope_id if self._forked_from is None else works_under
         self._make()
         if self._open is not None:
             self._open.start()
@@ -86,16 +95,22 @@ class SessionJournal:
             _bridge.recover_with(bridge, self._options.directory)
 
     def _make(self) -> None:
-        options, directory, identity, lanes = self._options, self._directory, self._identity, self._lanes
-        if options is None or directory is None or identity is None or lanes is None:
+        options, directory, identity, lanes, facts = (
+            self._options,
+            self._directory,
+            self._identity,
+            self._lanes,
+            self._facts,
+        )
+        if options is None or directory is None or identity is None or lanes is None or facts is None:
             return
         journal = self._open = open_journal(
             options,
             directory,
             identity,
             lanes,
-            name=self._name,
-            started_ns=self._started_ns,
+            facts,
+            parent_scope_id=self._parent_scope_id,
             main_thread_id=threading.main_thread().ident or 0,
             forked_from=self._forked_from,
             otel=_bridge.journal_facts_of(self._bridge),
@@ -124,8 +139,16 @@ class SessionJournal:
         if self._open is not None:
             self._open.start()
 
-    def after_fork_in_child(self) -> None:
-        """Leave the file to the parent."""
+    def after_fork_in_child(self, parent_scope_id: str | None, forked_ns: int) -> None:
+        """Leave the file to the parent.
+
+        Args:
+            parent_scope_id: the phase that was open at the fork, or None.
+            forked_ns: when that was, on the monotonic clock.
+        """
+        self._parent_scope_id = parent_scope_id
+        if self._facts is not None:
+            self._facts = attrs.evolve(self._facts, started_ns=forked_ns)
         journal, self._open = self._open, None
         if journal is not None:
             journal.forget()
@@ -163,9 +186,12 @@ class SessionJournal:
         # Its text, since an exception holds its frames.
         self._end_note = end_note_of(outcome, ended_ns, self._described, is_known=is_known)
 
-    def _described(self, error: BaseException) -> tuple[str, str]:
-        redactor = None if self._lanes is None else self._lanes.redactor
-        return _errors.type_name(error), _errors.text_of(error, redactor)
+    def _described(self, error: BaseException) -> PhaseError:
+        assert self._lanes is not None  # noqa: S101 - `open` has put them there
+        own_id = to_hex(scope_id_number(self._lanes.id_base, 0))
+        if self._forked_from is None and self._identity is not None:
+            own_id = rank_scope_id(self._identity)
+        return _errors.describe_for_session(error, self._lanes, own_id, _errors.REFERENCE)
 
     def finish(self, timeout_s: float) -> None:
         """Write how the session ended, if that has been noted and not been written, and close the file."""

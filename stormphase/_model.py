@@ -35,6 +35,26 @@ class PhaseStatus(str, enum.Enum):
         return self.value
 
 
+class EndKind(str, enum.Enum):
+    """How a process ended by its own word, as its journal has it.
+
+    CLEAN: in order, or by an exit with status 0. ENDED: when its interpreter did, with a status that nobody knows.
+    EXIT: by an exit with another status. SIGNAL: as a signal asked. EXCEPTION: by any other exception.
+    """
+
+    CLEAN = "clean"
+    ENDED = "ended"
+    EXIT = "exit"
+    SIGNAL = "signal"
+    EXCEPTION = "exception"
+
+    __hash__ = str.__hash__
+
+    def __str__(self) -> str:
+        """Return the lower-case value, also on Pythons whose format() would give the member's name."""
+        return self.value
+
+
 @attrs.frozen
 class PhaseError:
     """Why a phase failed or was cancelled.

@@ -18,7 +18,17 @@ import attrs
 from stormphase._model import PhaseStatus, ProcessIdentity
 from stormphase._record_fields import CHECKS, MAX_SEQUENCE, OutputLine, RecordKind, wrong
 
-__all__ = ["FIELDS", "MAX_SEQUENCE", "SCHEMA_VERSION", "OutputLine", "PhaseRecord", "RecordKey", "RecordKind", "dumps"]
+__all__ = [
+    "FIELDS",
+    "MAX_SEQUENCE",
+    "SCHEMA_VERSION",
+    "OutputLine",
+    "PhaseRecord",
+    "RecordKey",
+    "RecordKind",
+    "dumps",
+    "entering_order",
+]
 
 SCHEMA_VERSION: Final = 1
 
@@ -194,6 +204,15 @@ class PhaseRecord:
         if not isinstance(fields, dict):
             raise ValueError(f"A record must be a JSON object, not {type(fields).__name__}.")  # noqa: TRY004 - one kind of error for every bad text
         return cls.from_dict(fields)
+
+
+_KIND_ORDER: Final = {kind: number for number, kind in enumerate(RecordKind)}
+
+
+def entering_order(record: PhaseRecord) -> tuple[int, int, int, int]:
+    """Return what sorts records by when they were entered; of those entered at once, what is around comes first."""
+    rank = -1 if record.rank is None else record.rank
+    return (record.entered_ns, _KIND_ORDER[record.kind], rank, record.sequence)
 
 
 FIELDS: Final[tuple[str, ...]] = (

@@ -19,6 +19,7 @@ from stormphase._capturing import SessionCapture
 from stormphase._journaling import SessionJournal
 from stormphase._liveness import own_process
 from stormphase._overdue import LearntLimits, OverdueWatch
+from stormphase._owner_records import SessionFacts
 from stormphase._process import ProcessWatch
 from stormphase._rank import ProcessFacts, detect_rank
 from stormphase._redaction import Redactor
@@ -27,7 +28,6 @@ from stormphase._sinks import SUMMARY, SinkSet
 from stormphase._summary import SessionSummary
 from stormphase.stores._attempts import number_attempt
 from stormphase.stores._feed import StoreFeed, open_store
-from stormphase.stores._owners import SessionFacts
 from stormphase.stores._redact import RecordRedactor
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from stormphase._model import RankIdentity
     from stormphase._recorder import PhaseRecorder
     from stormphase.capture import CaptureSession
+    from stormphase.typing import RecordStore
 
 STOP_TIMEOUT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 0.02
@@ -78,7 +79,6 @@ class Session:
         else:
             environ = self._take_identity(settings, environ)
         self._on_stop = on_stop
-        self._settings = settings
         # Taken by one C call, `pop`: of two threads, or of a signal handler and what it interrupted, one gets it.
         self._may_stop = [True]
         self._stopped = Latch()
@@ -157,7 +157,10 @@ class Session:
                 bridge.after_fork_in_child()  # Session and rank are another process's to tell of.
         self._has_learnt_limits = settings.hang_factor is not None
         self._summary = SessionSummary(settings.name, identity, lanes, started_ns=started_ns) if wants_summary else None
-        self._feed = self._store_feed(settings, environ, started_ns)
+        facts = self._facts = SessionFacts.of(
+            identity, name=settings.name, started_ns=started_ns, environ=environ, wish=settings.correlation_id
+        )
+        self._feed = self._store_feed(settings.store, facts)
         learnt = None if settings.hang_factor is None else LearntLimits(settings.hang_factor)
         self._sinks = SinkSet(
             lanes,
@@ -169,7 +172,9 @@ class Session:
             queue_bound=settings.queue_bound,
         )
         self._watch = OverdueWatch(lanes, self._sinks.publish_notice, self.journal.put_stacks, learnt)
-        self.journal.open(lanes, name=settings.name, bridge=bridge, started_ns=started_ns)
+        self.journal.open(lanes, facts, bridge=bridge, works_under=self._inherited())
+        if self._feed is not None:
+            self._feed.begin()
         self._process.install()
         self._sinks.connect()
         self.capture.start(lanes, on_begin=self._on_capture_begin)
@@ -187,33 +192,31 @@ class Session:
             self._last_words = LastWords(self.journal.said_path, self.lanes.anchor.to_wall_ns)
             self._last_words.listen(capture)
 
-    def _store_feed(self, settings: Settings, environ: Mapping[str, str], started_ns: int) -> StoreFeed | None:
+    def _store_feed(self, store: RecordStore | None, facts: SessionFacts) -> StoreFeed | None:
         """Return what feeds the store, which can be used by then.
 
         Raises:
             ConfigurationError: if it cannot, and waiting would not help.
         """
-        if settings.store is None:
+        if store is None:
             return None
-        open_store(settings.store)
-        facts = SessionFacts.of(
-            self.identity,
-            name=settings.name,
-            started_ns=started_ns,
-            environ=environ,
-            wish=settings.correlation_id,
-        )
+        open_store(store)
         assert self.lanes.redactor is not None  # noqa: S101 - `_build` has put it there
         feed = StoreFeed(
-            settings.store,
+            store,
             self.lanes,
             facts,
             output_of=self.capture.taker(),
             redact=RecordRedactor(self.lanes.redactor),
         )
         if self.is_child:
-            feed.after_fork_in_child()
+            feed.after_fork_in_child(self._inherited(), facts.started_ns)
         return feed
+
+    def _inherited(self) -> str | None:
+        """Return the scope id of the phase of another process under which this one's stand, or None."""
+        phase = self.lanes.carrier.current_phase()
+        return None if phase is None else phase.scope_id
 
     def _take_back(self) -> None:
         """Take back what a start that failed had begun."""
@@ -348,18 +351,19 @@ class Session:
         self.is_child = True
         if self.bridge is not None:
             self.bridge.after_fork_in_child()
-        self.sinks.after_fork_in_child()
+        born = self._inherited(), self.lanes.now()
+        self.sinks.after_fork_in_child(*born)
         self.capture.after_fork_in_child()
         if self._last_words is not None:
             self._last_words.after_fork_in_child()
-        self.journal.after_fork_in_child()
+        self.journal.after_fork_in_child(*born)
         self._watch.after_fork_in_child()
         self._summary = None  # The parent prints it.
 
     @property
     def correlation_id(self) -> str | None:
-        """What else the run is known by, as far as anybody has asked."""
-        return self._settings.correlation_id if self._feed is None else self._feed.correlation_id
+        """What else the run is known by: the caller's word, else the trace id."""
+        return self._facts.correlation_id
 
     def note_step(self, step: int | None) -> None:
         """Stamp `step` on every phase from now on."""

@@ -169,12 +169,17 @@ class SinkSet:
         """Whether the caller is one of the sinks, on its worker's thread."""
         return any(worker.is_own_thread() for worker in self.workers)
 
-    def after_fork_in_child(self) -> None:
-        """Start anew in a forked child; the threads come with its first phase."""
+    def after_fork_in_child(self, parent_scope_id: str | None, forked_ns: int) -> None:
+        """Start anew in a forked child; the threads come with its first phase.
+
+        Args:
+            parent_scope_id: the phase that was open at the fork, or None.
+            forked_ns: when that was, on the monotonic clock.
+        """
         for worker in self.workers:
             worker.after_fork_in_child()
         if self._feed is not None:
-            self._feed.after_fork_in_child()
+            self._feed.after_fork_in_child(parent_scope_id, forked_ns)
         if self._summary is not None:
             dropped = self._summary.publish
             self._summary = None

@@ -353,6 +353,9 @@ TABLE: Final = StatusTable(
 # What went wrong, for attribution and for backends; nobody else decides that by comparing statuses.
 FAILURES: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.LOST})
 
+# Past the class, which may make any attribute raise.
+_code_of: Final[Any] = SystemExit.__dict__["code"].__get__
+
 # Where libraries keep the exceptions by which they cancel. None of them is imported here: who raised one has done so.
 _CANCELLATIONS: Final = (
     ("asyncio.exceptions", "CancelledError"),
@@ -382,6 +385,21 @@ def outcome_of(exception: BaseException | None) -> PhaseStatus:
         elif not issubclass(type(one), cancellations):
             return PhaseStatus.FAILED
     return PhaseStatus.CANCELLED
+
+
+def session_status_of(outcome: BaseException | None) -> PhaseStatus:
+    """Return how a session or a rank ended that `outcome` ended, or nothing did.
+
+    An exit with status 0 is what a program does that is done; its open phases are CANCELLED all the same.
+    """
+    if is_orderly_exit(outcome):
+        return PhaseStatus.SUCCEEDED
+    return outcome_of(outcome)
+
+
+def is_orderly_exit(outcome: BaseException | None) -> bool:
+    """Whether `outcome` is a SystemExit with status 0."""
+    return issubclass(type(outcome), SystemExit) and _code_of(outcome) in (None, 0)
 
 
 def _cancellations() -> tuple[type[BaseException], ...]:

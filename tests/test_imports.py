@@ -28,12 +28,13 @@ ROOMS = """
     _derived_ids, _speedups, _version, exceptions, typing
     _arrays, _attribute_counts, _clock, _histogram, _model, _redaction, _said_lines
     _attempts, _attributes + _plain_values, _bell, _counts, _ids, _liveness, _paths, _process, _status, _tasks, _totals
-    _record + _record_fields + _recording + _attribution
+    _record + _record_fields + _recording + _attribution + _lost + _owner_records
     _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lane + _native + _lanes + _recorder
     _signals
     _ambient, _bridge, _rank + _environ + _launchers + _process_facts + _session_id + _carried
     _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
-    capture, journal, stores
+    capture, journal
+    stores
     _claims, _configuration, _logging_sink, _sinks + _overdue, _summary + _table + _render + _rich_view + _terminal
     _tracker + _session + _capturing + _carrying + _journaling + _last_words + _workers
     otel, analysis, export, records, testing + _store_conformance

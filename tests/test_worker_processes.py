@@ -517,7 +517,7 @@ def test_on_another_host_only_a_directory_that_is_there_is_the_same(run_python: 
 import json, sys, stormphase
 with stormphase.worker(json.loads(sys.argv[1]), bridge=None) as tracker, tracker.enter_phase("work"):
     session = tracker._session
-    print(session._settings.store, session.journal.place_to_carry() is not None, tracker.identity.host != "elsewhere")
+    print(tracker._settings.store, session.journal.place_to_carry() is not None, tracker.identity.host != "elsewhere")
 """
     store = SqliteStore(tmp_path / "runs.db")
     with PhaseTracker(bridge=None, store=store, journal=tmp_path / "runs") as tracker:

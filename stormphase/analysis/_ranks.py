@@ -11,7 +11,7 @@ import attrs
 
 from stormphase._histogram import GAMMA, bucket_of, quantile_between
 from stormphase._liveness import FRESH_NS, Liveness, Verdict, utc
-from stormphase._model import PhaseStatus, ProcessIdentity, RankIdentity
+from stormphase._model import EndKind, PhaseStatus, ProcessIdentity, RankIdentity
 from stormphase.analysis._words import MAX_MESSAGE, shown, span
 
 if TYPE_CHECKING:
@@ -329,14 +329,14 @@ def state_of(image: JournalImage, verdict: Verdict) -> tuple[RankState, str]:
 
 def _said(note: EndNote, at: str, asked: str) -> tuple[RankState, str]:
     """Return how a process said that it ended."""
-    if note.kind == "clean":
+    if note.kind is EndKind.CLEAN:
         return RankState.CLEAN, f"ended in order {at}"
-    if note.kind == "ended":
+    if note.kind is EndKind.ENDED:
         return RankState.ENDED, f"ended {at}, when its interpreter did, with an exit status that is not known{asked}"
-    if note.kind == "signal":
+    if note.kind is EndKind.SIGNAL:
         return RankState.SIGNAL, f"ended {at}, as {signal_name(note.signal)} asked"
     message = f": {shown(note.error_message, MAX_MESSAGE)}" if note.error_message else ""
-    state = RankState.EXIT if note.kind == "exit" else RankState.EXCEPTION
+    state = RankState.EXIT if note.kind is EndKind.EXIT else RankState.EXCEPTION
     return state, f"{shown(note.error_type or 'an exception')}{message}, {at}{asked}"
 
 

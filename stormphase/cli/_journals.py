@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,18 +15,13 @@ from stormphase.analysis._ranks import LAST_ENDED, Past, ProcessReport, report_p
 from stormphase.analysis._words import MAX_MESSAGE, shown
 from stormphase.cli._shares import processes_for, shared_out
 from stormphase.exceptions import JournalError, JournalIncompleteError, StormphaseError
-from stormphase.journal import _format
-from stormphase.journal._damage import Damage
-from stormphase.journal._header import check, parse_header
-from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_journal
+from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_header, read_journal
 from stormphase.journal._said import read_said
-from stormphase.journal._source import FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from stormphase._model import ProcessIdentity
-    from stormphase.journal._header import Header
     from stormphase.journal._image import JournalImage
     from stormphase.typing import Clock
 
@@ -137,18 +131,6 @@ def _peek(file: Path) -> _Peek | UnreadableJournal | None:
         return UnreadableJournal(file=file, error=error)
     identity = header.identity
     return _Peek(file, identity.session_id, identity.attempt, header.anchor.to_wall_ns(header.started_ns))
-
-
-def read_header(file: Path) -> Header:
-    """Return what the first segment of a journal says.
-
-    Raises:
-        JournalError: as `read_journal`.
-    """
-    with closing(FileSource(file)) as source:
-        data = source.read(0, _format.SEGMENT)
-    check(data, str(file))
-    return parse_header(data, str(file), Damage())
 
 
 def read_reports(

@@ -14,7 +14,7 @@ from stormphase import _liveness
 from stormphase._attempts import Begun, next_attempt
 from stormphase._clock import SystemClock
 from stormphase._liveness import Liveness
-from stormphase._model import ProcessIdentity
+from stormphase._model import EndKind, ProcessIdentity
 from stormphase.exceptions import ConfigurationError, JournalError
 from stormphase.journal import _format
 from stormphase.journal._damage import Damage
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 # What the machine has too little of: nothing is wrong with the directory, and training must not fail for it.
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _DIRECTORY_MODE: Final = 0o700
-_CLEAN: Final = "clean"
 _MAX_ATTEMPTS: Final = 1 << 31  # a forged journal must not have the next attempt begin where no number goes
 
 _log = logging.getLogger("stormphase")
@@ -156,7 +155,7 @@ def _look_at(file: Path) -> _Found | None:
         rank=identity.rank,
         attempt=identity.attempt,
         world_size=identity.world_size,
-        has_ended_well=header.end_note is not None and header.end_note.kind == _CLEAN,
+        has_ended_well=header.end_note is not None and header.end_note.kind is EndKind.CLEAN,
         forked_from=int_or_none(header.facts.get("forked_from")),
         process=header.process,
         heartbeat_wall_ns=header.heartbeat_wall_ns,

@@ -84,6 +84,7 @@ class Glance:
             file=self._path,
             identity=header.identity,
             process=header.process,
+            id_base=header.id_base,
             facts=header.facts,
             anchor=header.anchor,
             started_ns=header.started_ns,

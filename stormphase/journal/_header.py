@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from stormphase._clock import ClockAnchor
-from stormphase._model import ProcessIdentity, RankIdentity
+from stormphase._model import EndKind, ProcessIdentity, RankIdentity
+from stormphase._status import TABLE
 from stormphase.exceptions import JournalDamagedError, JournalIncompleteError, JournalVersionError
 from stormphase.journal import _format
 from stormphase.journal._image import EndNote
@@ -22,7 +24,9 @@ _U64: Final = struct.Struct("<Q")
 _I64: Final = struct.Struct("<q")
 _STATE: Final = struct.Struct("<qQQQQQqQ")  # from STEP to CLEARED_UNSENT
 _SHORTEST: Final = _format.STEP + _STATE.size
-_END_KINDS: Final = ("clean", "ended", "exception", "signal", "exit")
+_END_KINDS: Final = {kind.value: kind for kind in EndKind}
+_ENDS: Final = {status.value: status for status, rule in TABLE.rules.items() if rule.is_final}
+_ID: Final = re.compile(r"[0-9a-f]{16}")
 _NOT_OURS: Final = "Nothing can be learnt from it; look at the other ranks' journals."
 
 
@@ -166,21 +170,29 @@ def _end_note(data: bytes, word: int, damage: Damage) -> EndNote | None:
     if not word:
         return None
     note = _json_object(data, _format.END_NOTE_AT, word & 0xFFFFFFFF, _format.MAX_END_NOTE, word >> 32)
-    if note is None or note.get("kind") not in _END_KINDS or not is_int64(note.get("ended_ns")):
+    kind = None if note is None else _END_KINDS.get(str(note.get("kind")))
+    if note is None or kind is None or not is_int64(note.get("ended_ns")):
         damage.note("the note of how the process ended is damaged")
         return None
     return EndNote(
-        kind=note["kind"],
+        kind=kind,
         ended_ns=note["ended_ns"],
         error_type=text_or_none(note.get("type")),
         error_message=text_or_none(note.get("message")),
         signal=int_or_none(note.get("signal")),
+        root_cause_scope_id=id_or_none(note.get("root")),
+        status=_ENDS.get(str(note.get("status"))),
     )
 
 
 def text_or_none(value: object) -> str | None:
     """Return a string as it is, and None for anything else."""
     return value if type(value) is str else None
+
+
+def id_or_none(value: object) -> str | None:
+    """Return a scope id as it is, and None for anything else."""
+    return value if type(value) is str and _ID.fullmatch(value) else None
 
 
 def is_int64(value: object) -> bool:

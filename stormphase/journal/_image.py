@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from stormphase._clock import ClockAnchor
-from stormphase._model import PhaseError, PhaseStatus, ProcessIdentity, RankIdentity
+from stormphase._model import EndKind, PhaseError, PhaseStatus, ProcessIdentity, RankIdentity
 
 
 @attrs.frozen(kw_only=True)
@@ -111,18 +111,22 @@ class EndNote:
     """How a process said that its session ended.
 
     Attributes:
-        kind: "clean", "exception", "signal", "exit", or "ended": at interpreter exit, with a status that nobody knows.
+        kind: in order, by an exception, a signal or an exit, or at interpreter exit, with a status that nobody knows.
         ended_ns: when, on its monotonic clock.
         error_type: the exception's type, for an exception.
         error_message: its text, for an exception.
         signal: the signal's number, for a signal.
+        root_cause_scope_id: where that exception arose, in whatever process; None in journals of older releases.
+        status: how its session ended for it; None in journals of older releases.
     """
 
-    kind: str
+    kind: EndKind = attrs.field(converter=EndKind)
     ended_ns: int
     error_type: str | None = None
     error_message: str | None = None
     signal: int | None = None
+    root_cause_scope_id: str | None = None
+    status: PhaseStatus | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -150,6 +154,7 @@ class JournalImage:
         file: where it was read from.
         identity: session, attempt, rank.
         process: who wrote it.
+        id_base: what the scope ids of its phases count from.
         facts: the whole facts object of the header, `otel` included.
         anchor: relates the writer's monotonic clock to the wall clock.
         started_ns: when its session started, monotonic.
@@ -189,3 +194,4 @@ class JournalImage:
     cleared_unsent: int
     stacks: tuple[StackDump, ...]
     damage: tuple[str, ...]
+    id_base: int = 0

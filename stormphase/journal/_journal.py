@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stormphase import _drain
 from stormphase._counts import reading
+from stormphase._model import EndKind
+from stormphase._status import is_orderly_exit, session_status_of
 from stormphase.journal import _format
 from stormphase.journal._file import CHUNK_SEGMENTS, JournalFile
 from stormphase.journal._fold import Folder
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from stormphase._lane import Lane
     from stormphase._lanes import LaneSet
-    from stormphase._model import ProcessIdentity
+    from stormphase._model import PhaseError, ProcessIdentity
     from stormphase._phase import PhaseHandle
     from stormphase.journal._phase_facts import PhaseTrace
 
@@ -41,7 +43,7 @@ _FREE_SHARE: Final = 2
 _TRIES: Final = 8
 _FOLDS_IN_NEED: Final = 8
 _CLEARED_AT_ONCE: Final = 2  # One goes, with each full segment, and another one, to make up for what was put off.
-_MAX_NOTE_CHARS: Final = 1_024
+_NOTE_CHARS: Final = (4_096, 3_500, 2_000, 1_000, 500, 100)  # of each text, as many as there is room for
 _RETRY_NS: Final = 5_000_000_000
 
 _log = logging.getLogger("stormphase")
@@ -348,18 +350,23 @@ def encoded_facts(facts: Mapping[str, Any]) -> bytes:
 
 def encoded_note(note: Mapping[str, Any]) -> bytes:
     """Return an end note as JSON that fits, its texts cut."""
-    short = {key: value[:_MAX_NOTE_CHARS] if isinstance(value, str) else value for key, value in note.items()}
-    data = json.dumps(short, sort_keys=True).encode()
-    if len(data) > _format.MAX_END_NOTE:
-        short = {key: value[:100] if isinstance(value, str) else value for key, value in note.items()}
+    data = b""
+    for most in _NOTE_CHARS:
+        short = {key: _cut(value, most) if isinstance(value, str) else value for key, value in note.items()}
         data = json.dumps(short, sort_keys=True).encode()
+        if len(data) <= _format.MAX_END_NOTE:
+            break
     return data
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def end_note_of(
     outcome: BaseException | None,
     ended_ns: int,
-    describe: Callable[[BaseException], tuple[str, str]],
+    describe: Callable[[BaseException], PhaseError],
     *,
     is_known: bool = True,
 ) -> dict[str, Any]:
@@ -368,18 +375,23 @@ def end_note_of(
     Args:
         outcome: the exception that ended it, or None.
         ended_ns: when, monotonic.
-        describe: returns an exception's type and text, and never raises.
+        describe: returns what the rank says of an exception, and never raises.
         is_known: whether no outcome means that all went well.
     """
-    note: dict[str, Any] = {"ended_ns": ended_ns}
+    note: dict[str, Any] = {"ended_ns": ended_ns, "status": session_status_of(outcome).value}
+    kind = EndKind.EXCEPTION
     if outcome is None:
-        return {"kind": "clean" if is_known else "ended", **note}
-    if isinstance(outcome, KeyboardInterrupt):
-        return {"kind": "signal", "signal": 2, **note}
-    if isinstance(outcome, SystemExit):
+        kind = EndKind.CLEAN if is_known else EndKind.ENDED
+    elif is_orderly_exit(outcome):
+        kind = EndKind.CLEAN
+    elif isinstance(outcome, KeyboardInterrupt):
+        kind, note["signal"] = EndKind.SIGNAL, 2
+    elif isinstance(outcome, SystemExit):
+        kind = EndKind.EXIT
         if outcome.code == "SIGTERM":
-            return {"kind": "signal", "signal": 15, **note}
-        if outcome.code in (None, 0):
-            return {"kind": "clean", **note}
-    kind, text = describe(outcome)
-    return {"kind": "exit" if isinstance(outcome, SystemExit) else "exception", "type": kind, "message": text, **note}
+            kind, note["signal"] = EndKind.SIGNAL, 15
+    note["kind"] = kind.value
+    if outcome is not None and kind in (EndKind.EXIT, EndKind.EXCEPTION):
+        error = describe(outcome)
+        note.update(type=error.type, message=error.message, root=error.root_cause_scope_id)
+    return note

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from stormphase._lanes import LaneSet
     from stormphase._model import RankIdentity
+    from stormphase._owner_records import SessionFacts
     from stormphase.journal._phase_facts import PhaseTrace
 
 DIRECTORY_VARIABLE: Final = "STORMPHASE_DIR"
@@ -80,9 +81,9 @@ def open_journal(
     directory: Path,
     identity: RankIdentity,
     lanes: LaneSet,
+    session: SessionFacts,
     *,
-    name: str | None,
-    started_ns: int,
+    parent_scope_id: str | None,
     main_thread_id: int,
     forked_from: int | None,
     otel: Mapping[str, Any] | None,
@@ -103,8 +104,10 @@ def open_journal(
         "node_rank": identity.node_rank,
         "host": identity.host,
         "launcher": identity.launcher,
-        "name": name,
-        "started_ns": started_ns,
+        "name": session.name,
+        "correlation_id": session.correlation_id,
+        "parent_scope_id": parent_scope_id,
+        "started_ns": session.started_ns,
         "main_thread_id": main_thread_id,
         "forked_from": forked_from,
         "stormphase": __version__,

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 _MARSHAL_VERSION: Final = 2
 _MAX_PATH_DEPTH: Final = 16
-_MAX_ERROR_CHARS: Final = 1_024
+_MAX_TYPE_CHARS: Final = 1_024
+_MAX_ERROR_CHARS: Final = 4_096
+_CUT_NOTE_BYTES: Final = 64
+_SHORT_MESSAGE_CHARS: Final = 1_024
+_LEAST_TRACEBACK_BYTES: Final = 512
 _MAX_LABEL_CHARS: Final = 256
 # Where there is no room for all, this is shortened or left out first.
 _LEAST_NEEDED: Final = ("late", "attributes", "error", "path", "status_text", "task", "thread_name", "trace")
@@ -69,7 +73,7 @@ def all_facts(phase: PhaseHandle, phase_trace: PhaseTrace | None, *, thread_id: 
         error = extra.error
         if error is not None:
             envelope["error"] = {
-                "type": error.type[:_MAX_ERROR_CHARS],
+                "type": error.type[:_MAX_TYPE_CHARS],
                 "message": error.message[:_MAX_ERROR_CHARS],
                 "traceback": error.traceback,
                 "root": error.root_cause_scope_id,
@@ -108,9 +112,8 @@ def encoded(envelope: dict[str, Any], max_bytes: int = _format.MAX_ENVELOPE) -> 
     if len(blob) <= max_bytes:
         return blob
     envelope = {**envelope, "cut": True}
-    error = envelope.get("error")
-    if error and error["traceback"]:
-        envelope["error"] = {**error, "traceback": error["traceback"][-_MAX_ERROR_CHARS:]}
+    if envelope.get("error"):
+        envelope["error"] = _short_error(envelope, max_bytes)
     for key in _LEAST_NEEDED:
         value = envelope.get(key)
         if isinstance(value, dict) and key in ("attributes", "late"):
@@ -121,6 +124,20 @@ def encoded(envelope: dict[str, Any], max_bytes: int = _format.MAX_ENVELOPE) -> 
         if key not in ("attributes", "late"):
             envelope.pop(key, None)
     return marshal.dumps({"cut": True}, _MARSHAL_VERSION)
+
+
+def _short_error(envelope: dict[str, Any], max_bytes: int) -> dict[str, Any]:
+    """Return the error of an envelope that is too large with as much of the traceback's end as there is room for."""
+    traceback = envelope["error"]["traceback"]
+    error = {**envelope["error"], "traceback": None}
+    room = max_bytes - len(marshal.dumps({**envelope, "error": error}, _MARSHAL_VERSION)) - _CUT_NOTE_BYTES
+    if room < 0 and len(error["message"]) > _SHORT_MESSAGE_CHARS:
+        error["message"] = error["message"][: _SHORT_MESSAGE_CHARS - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        room = max_bytes - len(marshal.dumps({**envelope, "error": error}, _MARSHAL_VERSION)) - _CUT_NOTE_BYTES
+    if traceback is not None and room >= _LEAST_TRACEBACK_BYTES:
+        end = traceback.encode("utf-8", "surrogatepass")[-room:].decode("utf-8", "ignore")
+        error["traceback"] = f"... {len(traceback) - len(end)} characters cut ...\n{end}"
+    return error
 
 
 def parent_sequence(phase: PhaseHandle) -> int:

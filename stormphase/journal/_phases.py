@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._ids import scope_id_number, to_hex
 from stormphase._model import PhaseError, PhaseStatus
 from stormphase.journal import _format
-from stormphase.journal._header import int_or_none, text_or_none
+from stormphase.journal._header import id_or_none, int_or_none, text_or_none
 from stormphase.journal._image import JournalPhase
 from stormphase.journal._names import UNREADABLE
 
@@ -23,7 +22,6 @@ UNSEEN_END: Final = (
     "An interrupt kept its end from being written down; it was over by the time that stands here as its end."
 )
 _OPEN: Final = (PhaseStatus.ACTIVE, PhaseStatus.PAUSED)
-_ID: Final = re.compile(r"[0-9a-f]{16}")
 _MAX_PATH_NAMES: Final = 1_000_000  # in all paths together that stand in no table
 
 
@@ -81,7 +79,7 @@ class Phases:
         return JournalPhase(
             sequence=sequence,
             scope_id=self._scope_id(sequence),
-            parent_scope_id=self._scope_id(parent) if parent else _id_or_none(envelope.get("parent")),
+            parent_scope_id=self._scope_id(parent) if parent else id_or_none(envelope.get("parent")),
             path=self._path(number, sequence, parent, envelope),
             status=status,
             entered_ns=entered_ns,
@@ -99,7 +97,7 @@ class Phases:
             attributes={**attributes, **late} if late else attributes,
             is_sync=bool(flags & _format.IS_SYNC),
             attempt=int_or_none(envelope.get("attempt")) or 0,
-            retry_of=_id_or_none(envelope.get("retry_of")),
+            retry_of=id_or_none(envelope.get("retry_of")),
             error=self._error(envelope.get("error"), sequence),
             status_text=status_text,
             trace=_object(envelope.get("trace")) or None,
@@ -147,7 +145,7 @@ class Phases:
         if type(error) is not dict:
             self._damage.note("the error of a phase is damaged")
             return None
-        root = _id_or_none(error.get("root"))
+        root = id_or_none(error.get("root"))
         return PhaseError(
             type=text_or_none(error.get("type")) or UNREADABLE,
             message=text_or_none(error.get("message")) or "",
@@ -158,7 +156,3 @@ class Phases:
 
 def _object(value: object) -> dict[str, Any]:
     return value if type(value) is dict else {}
-
-
-def _id_or_none(value: object) -> str | None:
-    return value if type(value) is str and _ID.fullmatch(value) else None

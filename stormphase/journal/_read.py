@@ -11,12 +11,15 @@ import attrs
 
 from stormphase.exceptions import JournalError
 from stormphase.journal import _format
+from stormphase.journal._damage import Damage
+from stormphase.journal._header import check, parse_header
 from stormphase.journal._source import FileSource, unreadable
 from stormphase.journal._story import read_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stormphase.journal._header import Header
     from stormphase.journal._image import JournalImage
 
 _OUR_FILE: Final = "rank-"
@@ -55,6 +58,18 @@ def read_journal(
     file = Path(path)
     with closing(FileSource(file)) as source:
         return read_source(source, file, ended_limit=ended_limit, unsent_only=unsent_only)
+
+
+def read_header(file: Path) -> Header:
+    """Return what the first segment of a journal says.
+
+    Raises:
+        JournalError: as `read_journal`.
+    """
+    with closing(FileSource(file)) as source:
+        data = source.read(0, _format.SEGMENT)
+    check(data, str(file))
+    return parse_header(data, str(file), Damage())
 
 
 def read_directory(

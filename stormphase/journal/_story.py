@@ -60,6 +60,7 @@ def read_source(
         file=file,
         identity=header.identity,
         process=header.process,
+        id_base=header.id_base,
         facts=header.facts,
         anchor=header.anchor,
         started_ns=header.started_ns,

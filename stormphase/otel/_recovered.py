@@ -12,9 +12,11 @@ import attrs
 
 from stormphase._attribute_counts import AttributeCounts
 from stormphase._attributes import take, to_otel
+from stormphase._lost import LOST_ERROR_TYPE, LOST_MESSAGE, lost_reason
 from stormphase._model import PhaseStatus
 from stormphase._status import FAILURES
-from stormphase.journal._lost import LOST_ERROR_TYPE, LOST_MESSAGE, lost_phases, lost_reason, unsent_phases
+from stormphase.journal._lost import lost_phases, unsent_phases
+from stormphase.journal._records import lost_records
 from stormphase.otel._journal_facts import ALL, LONG, OFF, SPAN_DIGITS, FactsError, SessionFacts, identity_of
 from stormphase.otel._places import Place, Places
 from stormphase.otel._plain_span import (
@@ -73,6 +75,9 @@ class _Builder:
     def __init__(self, image: JournalImage, facts: SessionFacts) -> None:
         self._image = image
         self._facts = facts
+        self._lost_causes = {
+            record.scope_id: record.root_cause_scope_id for record in lost_records(image, LOST_MESSAGE)
+        }
         self._to_send = (*lost_phases(image), *unsent_phases(image))
         self._places = Places(facts, (*image.ended, *self._to_send), self._to_send)
         identity = image.identity
@@ -83,7 +88,7 @@ class _Builder:
             "stormphase.local_rank": identity.local_rank,
             "stormphase.world_size": identity.world_size,
         }
-        self._reason = lost_reason(image)
+        self._reason = lost_reason(image.stop_signal)
 
     def build(self) -> Rebuilt:
         spans: list[RecoveredSpan] = []
@@ -151,6 +156,9 @@ class _Builder:
         if phase.status is PhaseStatus.LOST:
             own["stormphase.phase.reason"] = self._reason
             own["error.type"] = LOST_ERROR_TYPE
+            cause = self._lost_causes.get(phase.scope_id, phase.scope_id)
+            if cause != phase.scope_id:
+                own["stormphase.phase.root_cause_scope_id"] = cause
         else:
             duration_ns = (phase.ended_ns or 0) - phase.entered_ns
             own["stormphase.phase.self_time"] = (duration_ns - phase.paused_ns - phase.children_ns) / _NS

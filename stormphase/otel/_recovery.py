@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,13 +15,9 @@ from stormphase._liveness import Liveness, Verdict, judge, own_process
 from stormphase._model import ProcessIdentity, RankIdentity
 from stormphase._record import PhaseRecord
 from stormphase.exceptions import JournalError, JournalIncompleteError
-from stormphase.journal import _format
-from stormphase.journal._damage import Damage
-from stormphase.journal._header import check, parse_header
-from stormphase.journal._lost import lost_records
 from stormphase.journal._marks import Mark, RecoveryLockedError, SessionLock, read_mark, write_mark
-from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_journal
-from stormphase.journal._source import FileSource
+from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_header, read_journal
+from stormphase.journal._records import lost_records
 from stormphase.otel._journal_facts import FactsError, SessionFacts
 from stormphase.otel._otlp_http import UndeliveredError
 from stormphase.otel._otlp_protobuf import requests_of
@@ -282,10 +278,7 @@ def _is_wanted(
     if session_id is None and before_attempt is None:
         return True
     try:
-        with closing(FileSource(found)) as source:
-            data = source.read(0, _format.SEGMENT)
-        check(data, str(found))
-        identity = parse_header(data, str(found), Damage()).identity
+        identity = read_header(found).identity
     except JournalError:
         return session_id is None or may_be_of(found, directory, session_id)
     is_session = session_id is None or identity.session_id == session_id

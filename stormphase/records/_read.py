@@ -11,7 +11,7 @@ from stormphase._clock import SystemClock
 from stormphase._liveness import judge, own_process
 from stormphase.exceptions import StoreError, UnknownNameError
 from stormphase.journal import UnreadableJournal, read_directory
-from stormphase.records._journal import records_of_image
+from stormphase.journal._records import records_of_image
 from stormphase.stores import MAX_ATTRIBUTE_COLUMNS, RecordQuery, SqliteStore, near_names
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stormphase.stores._lost import as_lost, close_lost
+    from stormphase._lost import as_lost
+    from stormphase.stores._lost import close_lost
     from stormphase.stores._memory import MemoryStore
     from stormphase.stores._query import RecordQuery, near_names
     from stormphase.stores._sqlite import SqliteStore
@@ -28,7 +29,7 @@ _HOMES = {
     "MemoryStore": "stormphase.stores._memory",
     "RecordQuery": "stormphase.stores._query",
     "SqliteStore": "stormphase.stores._sqlite",
-    "as_lost": "stormphase.stores._lost",
+    "as_lost": "stormphase._lost",
     "attribute_columns": "stormphase.stores._sqlite_schema",
     "close_lost": "stormphase.stores._lost",
     "near_names": "stormphase.stores._query",

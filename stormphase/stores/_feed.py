@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from stormphase._lanes import LaneSet
+    from stormphase._owner_records import SessionFacts
     from stormphase._phase import PhaseHandle
-    from stormphase.stores._owners import SessionFacts
     from stormphase.typing import RecordStore
 
 BATCH: Final = 4_096  # entries that are written at once, at the latest ...
@@ -72,7 +72,7 @@ def open_store(store: RecordStore) -> None:
 class StoreFeed:
     """One session's way into a store.
 
-    All but `stats` and `unwritten` are called on the worker's thread, or while there is none.
+    All but `begin`, `stats` and `unwritten` are called on the worker's thread, or while there is none.
 
     Args:
         store: where records go.
@@ -119,13 +119,28 @@ class StoreFeed:
         self._counts = dict.fromkeys(("retries", "refused", "unknown_begins", "unknown_ends", "recovered_ends"), 0)
         self._has_warned = False
 
-    def after_fork_in_child(self) -> None:
-        """Forget what is the parent's to write; the child gets a record of its own with its first phase."""
-        inherited = self._lanes.carrier.current_phase()
-        self._parent_of_child = None if inherited is None else inherited.scope_id
-        self._forked_ns = self._lanes.now()
+    def after_fork_in_child(self, parent_scope_id: str | None, forked_ns: int) -> None:
+        """Forget what is the parent's to write; the child gets a record of its own with its first phase.
+
+        Args:
+            parent_scope_id: the phase that was open at the fork, or None.
+            forked_ns: when that was, on the monotonic clock.
+        """
+        self._parent_of_child = parent_scope_id
+        self._forked_ns = forked_ns
         self._owners = None
         self._reset()
+
+    def begin(self) -> None:
+        """Write the records of session and rank, before there is a worker, into a store that was opened at the start.
+
+        So one that dies a moment later has been there, and its record says where its journal is. What cannot be written
+        now is the worker's to write.
+        """
+        if hasattr(self._store, "open") and self._owners is not None:
+            with contextlib.suppress(Exception):
+                self._store.begin(list(self._owners_begun()))
+                self._has_begun_owners = True
 
     # What the worker calls
 
@@ -195,11 +210,6 @@ class StoreFeed:
         if self._owners is not None:
             ended = self._owners.ended(self._lanes, outcome, ended_ns)
             self._ended += [(record if self._redact is None else self._redact(record), 0) for record in ended]
-
-    @property
-    def correlation_id(self) -> str | None:
-        """What else the run is known by, in its records."""
-        return self._facts.correlation_id
 
     @property
     def unwritten(self) -> int:

@@ -6,6 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase._record import entering_order
 from stormphase.exceptions import ConfigurationError
 from stormphase.stores._query import RecordQuery, query_of
 
@@ -71,7 +72,7 @@ class MemoryStore:
         asked = query_of(wanted, filters)
         with self._own_lock():
             found = [*self._ended.values(), *self._open.values()]
-        return iter(sorted(filter(asked.matches, found), key=lambda record: (record.entered_ns, record.sequence)))
+        return iter(sorted(filter(asked.matches, found), key=entering_order))
 
     def close(self) -> None:
         """Do nothing: there is nothing to release, and what is kept can still be asked for."""

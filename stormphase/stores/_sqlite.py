@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from stormphase._attempts import Begun, next_attempt
 from stormphase._clock import SystemClock
 from stormphase._liveness import Liveness, judge, own_process
-from stormphase._record import OutputLine, PhaseRecord
+from stormphase._model import PhaseStatus
+from stormphase._record import MAX_SEQUENCE, OutputLine, PhaseRecord, RecordKind
+from stormphase._status import FAILURES
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
-from stormphase.stores._lost import close_lost
+from stormphase.stores._lost import end_the_dead, launches_of
 from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from stormphase._model import ProcessIdentity, RankIdentity
+    from stormphase.stores._lost import Launch
     from stormphase.typing import Clock
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -33,6 +36,10 @@ BUSY_TIMEOUT_S: Final = 5.0
 _READ_ROWS: Final = 256
 
 _SAME_PROCESS: Final = "host IS ? AND boot_id IS ? AND pid IS ? AND pid_started IS ? AND pid_namespace IS ?"
+
+# As `entering_order` sorts.
+_KINDS: Final = " ".join(f"WHEN '{kind.value}' THEN {number}" for number, kind in enumerate(RecordKind))
+_ENTERING_ORDER: Final = f"r.entered_ns, CASE r.kind {_KINDS} END, o.rank, r.id & {MAX_SEQUENCE}, r.id"
 
 _Result = TypeVar("_Result")
 
@@ -74,6 +81,7 @@ class SqliteStore:
         self._busy_timeout_s = busy_timeout_s
         self._clock = SystemClock() if clock is None else clock
         self._inherited: list[sqlite3.Connection] = []
+        self._launches: set[Launch] = set()
         self._renew()
 
     def _renew(self) -> None:
@@ -212,17 +220,21 @@ class SqliteStore:
         self._ask(lambda: self._connected().execute(sql, (now_ns, *_place(process))))
 
     def close_lost(self) -> list[PhaseRecord]:
-        """Give every unfinished record of a process that is proven dead its end, LOST; return those.
+        """Give every unfinished record of a process that is proven dead its end; return those that are LOST.
 
-        Failures of other processes that they explain name them as their root cause from then on.
+        How a phase ended is read from the journal of its process, if it had one; so is what died before it wrote
+        anything here, if it belonged to a launch that this object was given records of. Failures of other processes
+        that what was lost explains name it as their root cause from then on.
 
         Raises:
             StoreError: if the file cannot be read or written.
         """
-        lost = close_lost(self, now_wall_ns=self._clock.wall_ns(), last_seen_ns=self.last_seen_ns)
-        if lost:
-            self._ask(lambda: self._in_transaction(self._connected(), lambda: blame_lost(self._connected(), lost)))
-        return lost
+        now_ns = self._clock.wall_ns()
+        ended = end_the_dead(self, now_wall_ns=now_ns, last_seen_ns=self.last_seen_ns, also=self._launches)
+        bad = [record for record in ended if record.status in FAILURES]
+        if bad:
+            self._ask(lambda: self._in_transaction(self._connected(), lambda: blame_lost(self._connected(), bad)))
+        return [record for record in bad if record.status is PhaseStatus.LOST]
 
     # Writing
 
@@ -237,6 +249,7 @@ class SqliteStore:
             writer.insert(records, on_conflict, self._clock.wall_ns())
             blame_known(connection, records)
 
+        self._launches.update(launches_of(records))
         self._in_transaction(connection, write)
         self._writer = writer  # What it has learnt holds, now that it is committed.
 
@@ -260,7 +273,7 @@ class SqliteStore:
             gate = self._gate.reading
             with gate:
                 conditions, values = self._conditions(connection, asked)
-                sql = f"{rows.SELECT} WHERE {' AND '.join(conditions)} ORDER BY r.entered_ns, r.id"
+                sql = f"{rows.SELECT} WHERE {' AND '.join(conditions)} ORDER BY {_ENTERING_ORDER}"
                 cursor = connection.execute(sql, values)
             while True:
                 with gate:

@@ -21,17 +21,18 @@ _IDS_A_QUESTION: Final = 500
 
 
 def blame_lost(connection: sqlite3.Connection, lost: Iterable[PhaseRecord]) -> None:
-    """Name LOST phases as the root cause of failures that they explain, within a transaction of the caller's.
+    """Name what a dead process left as the root cause of failures that it explains, within the caller's transaction.
 
     Args:
         connection: the writer's.
-        lost: what has just become LOST.
+        lost: what has just become LOST, or FAILED by the word of a dead process's journal.
     """
     sessions: dict[tuple[str, int], list[PhaseRecord]] = {}
     for record in lost:
         sessions.setdefault((record.session_id, record.session_attempt), []).append(record)
     for launch, records in sessions.items():
-        _blame(connection, launch, {record.scope_id: (0, record) for record in records})
+        bad = _with_ids(connection, launch, [record.scope_id for record in records])
+        _blame(connection, launch, {**_last_of_each(connection, launch), **bad})
 
 
 def blame_known(connection: sqlite3.Connection, ended: Iterable[PhaseRecord]) -> None:

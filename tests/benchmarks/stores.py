@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 from measure import Plan, Subject, costs
 
 from stormphase import PhaseTracker, RankIdentity
+from stormphase._owner_records import SessionFacts
 from stormphase._recorder import PhaseRecorder
 from stormphase.stores import SqliteStore
 from stormphase.stores._feed import StoreFeed
-from stormphase.stores._owners import SessionFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,8 +19,8 @@ from stormphase._model import PhaseStatus, ProcessIdentity, RankIdentity
 from stormphase.cli import _recover, main
 from stormphase.cli._output import Page
 from stormphase.journal._image import JournalImage, JournalPhase
-from stormphase.journal._lost import lost_records
 from stormphase.journal._options import JournalOptions
+from stormphase.journal._records import lost_records
 from stormphase.otel import OTelBridge
 from stormphase.otel._otlp_http import Endpoint
 from stormphase.otel._recovery import Outcome, Result

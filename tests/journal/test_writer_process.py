@@ -8,6 +8,7 @@ import threading
 import pytest
 from journal_writing import SLOTS, Writing, count_of
 
+from stormphase._model import PhaseError
 from stormphase.journal import read_directory, read_journal
 from stormphase.journal._journal import encoded_facts, encoded_note, end_note_of
 
@@ -70,21 +71,37 @@ def test_what_ends_after_the_journal_was_closed_is_still_stored(writing):
     assert not writing.journal._grow()
 
 
+CANCELLED = {"kind": "exception", "status": "cancelled", "type": "GeneratorExit"}
+
+
 @pytest.mark.parametrize(
     ("outcome", "expected"),
     [
-        (None, {"kind": "clean"}),
-        (KeyboardInterrupt(), {"kind": "signal", "signal": 2}),
-        (SystemExit("SIGTERM"), {"kind": "signal", "signal": 15}),
-        (SystemExit(0), {"kind": "clean"}),
-        (SystemExit(), {"kind": "clean"}),
-        (SystemExit(3), {"kind": "exit", "type": "SystemExit", "message": "3"}),
-        (ValueError("bad"), {"kind": "exception", "type": "ValueError", "message": "bad"}),
+        (None, {"kind": "clean", "status": "succeeded"}),
+        (KeyboardInterrupt(), {"kind": "signal", "signal": 2, "status": "cancelled"}),
+        (SystemExit("SIGTERM"), {"kind": "signal", "signal": 15, "status": "cancelled"}),
+        (SystemExit(0), {"kind": "clean", "status": "succeeded"}),
+        (SystemExit(), {"kind": "clean", "status": "succeeded"}),
+        (SystemExit(3), {"kind": "exit", "status": "cancelled", "type": "SystemExit", "message": "3", "root": "0f"}),
+        (
+            ValueError("a"),
+            {"kind": "exception", "status": "failed", "type": "ValueError", "message": "a", "root": "0f"},
+        ),
+        (
+            GeneratorExit(),
+            {"kind": "exception", "status": "cancelled", "type": "GeneratorExit", "message": "", "root": "0f"},
+        ),
     ],
 )
 def test_an_outcome_becomes_an_end_note(outcome, expected):
     """By what it was that ended the session, if that is known."""
-    assert {"ended_ns": 7, **expected} == end_note_of(outcome, 7, lambda error: (type(error).__name__, str(error)))
+    assert {"ended_ns": 7, **expected} == end_note_of(
+        outcome, 7, lambda error: PhaseError(type(error).__name__, str(error), None, "0f")
+    )
+
+
+def test_an_end_that_nobody_knows_is_told_as_such():
+    """An interpreter that ends may have any status."""
     assert "ended" == end_note_of(None, 7, repr, is_known=False)["kind"]
 
 

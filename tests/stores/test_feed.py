@@ -9,11 +9,11 @@ import threading
 import pytest
 
 from stormphase._model import PhaseStatus, RankIdentity
+from stormphase._owner_records import SessionFacts
 from stormphase._record import OutputLine, RecordKind
 from stormphase.exceptions import StoreError
 from stormphase.stores import MemoryStore, SqliteStore, _feed
 from stormphase.stores._feed import StoreFeed
-from stormphase.stores._owners import SessionFacts
 
 IDENTITY = RankIdentity(
     session_id="s",
@@ -461,7 +461,7 @@ def test_a_forked_child_has_a_record_of_its_own(tmp_path, lanes, facts):
         child = os.fork()
         if child == 0:
             try:
-                feed.after_fork_in_child()
+                feed.after_fork_in_child(train.scope_id, lanes.now())
                 lanes.enter_phase("load").close()
                 feed.finish(None, lanes.now())
                 os._exit(0 if feed.flush(5) else 2)
@@ -487,7 +487,7 @@ def test_a_childs_first_phase_does_not_wait_for_its_batch(lanes, facts):
     """A worker that is killed a moment after it began has been there, and is what its parent failed by."""
     store = Unreliable()
     feed = StoreFeed(store, lanes, facts)
-    feed.after_fork_in_child()
+    feed.after_fork_in_child(None, lanes.now())
     with lanes.enter_phase("load") as load:
         feed.take((load,))
         assert [("process", "active"), ("load", "active")] == [(each.name, each.status.value) for each in store.query()]
@@ -500,12 +500,12 @@ def test_a_child_without_phases_writes_nothing(lanes, facts):
     """It is nobody's business that it was there; one that was forked outside of all phases hangs under its rank."""
     store = MemoryStore()
     feed = StoreFeed(store, lanes, facts)
-    feed.after_fork_in_child()
+    feed.after_fork_in_child(None, lanes.now())
     feed.tick()
     feed.finish(None, lanes.now())
     assert feed.flush(0)
     assert [] == list(store.query())
-    feed.after_fork_in_child()
+    feed.after_fork_in_child(None, lanes.now())
     phase = lanes.enter_phase("late")
     feed.take((phase,))
     phase.close()

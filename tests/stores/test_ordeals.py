@@ -32,7 +32,7 @@ def path(tmp_path):
 
 
 class Watched(SqliteStore):
-    """A store that takes note of the threads on which it is called."""
+    """A store that takes note of the threads on which it is given phases; session and rank begin at the start."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -40,13 +40,18 @@ class Watched(SqliteStore):
 
     def begin(self, records, /):
         """Keep them."""
-        self.threads.add(threading.current_thread())
+        self.note(records)
         super().begin(records)
 
     def end(self, records, /):
         """Keep them."""
-        self.threads.add(threading.current_thread())
+        self.note(records)
         super().end(records)
+
+    def note(self, records):
+        """Take note of the thread, if there is a phase among them."""
+        if any(record.path for record in records):
+            self.threads.add(threading.current_thread())
 
 
 def told(store, name):
