@@ -16,9 +16,8 @@ from stormphase._record import RecordKind
 from stormphase.analysis._words import shown
 from stormphase.cli._output import YELLOW, Page
 from stormphase.cli._records_out import write_csv, write_json, write_parquet, write_table
-from stormphase.exceptions import ConfigurationError, StoreError
+from stormphase.exceptions import ConfigurationError
 from stormphase.records import RecordQuery, latest_records, read_records
-from stormphase.stores import SqliteStore
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 EXIT_WELL: Final = 0
 EXIT_UNREADABLE: Final = 1
 FORMATS: Final = ("table", "json", "csv", "parquet")
-_BUSY_TIMEOUT_S: Final = 1.0
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _MAX_NS: Final = (1 << 63) - 1
@@ -111,14 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(
             "--tag tells apart what --latest shows.", setting="--tag", fix="Give --latest as well."
         )
-    if arguments.source.is_file() and not arguments.as_is:
-        # The file may be somebody else's to write, or busy: what is said of it then is what stands in it.
-        store = SqliteStore(arguments.source, busy_timeout_s=_BUSY_TIMEOUT_S)
-        with contextlib.suppress(StoreError):
-            store.close_lost()
-        store.close()
     unreadable: list[UnreadableJournal] = []
-    records = read_records(arguments.source, wanted, on_unreadable=unreadable.append)
+    records = read_records(arguments.source, wanted, on_unreadable=unreadable.append, as_is=arguments.as_is)
     if arguments.latest:
         records = iter(latest_records(records, arguments.tag))
     _write(records, arguments)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import itertools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from stormphase._clock import SystemClock
 from stormphase._liveness import judge, own_process
-from stormphase.exceptions import StoreError, UnknownNameError
-from stormphase.journal import UnreadableJournal, read_directory
+from stormphase._record import entering_order
+from stormphase.exceptions import JournalError, StoreError, UnknownNameError
+from stormphase.journal import UnreadableJournal, read_journal
+from stormphase.journal._read import find_journals, read_header
 from stormphase.journal._records import records_of_image
 from stormphase.stores import MAX_ATTRIBUTE_COLUMNS, RecordQuery, SqliteStore, near_names
 
@@ -18,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from stormphase._record import PhaseRecord
-    from stormphase.journal import JournalImage
     from stormphase.typing import RecordStore
 
     Source: TypeAlias = "str | os.PathLike[str] | RecordStore | Iterable[PhaseRecord]"
 
 _MAX_NAMES = 65_536
+_BUSY_TIMEOUT_S: Final = 1.0
 _FIX = "Give the file of a SqliteStore, or the directory that was given as `journal`, or as STORMPHASE_DIR."
 
 
@@ -33,16 +37,20 @@ def read_records(
     /,
     *,
     on_unreadable: Callable[[UnreadableJournal], object] | None = None,
+    as_is: bool = False,
     **filters: Any,
 ) -> Iterator[PhaseRecord]:
-    """Return the records that are wanted, one at a time; memory stays flat.
+    """Return the records that are wanted, one at a time, in the order in which they were entered.
 
-    From a store they come in the order in which they were entered, from journals file by file.
+    From a store memory stays flat. Of journals those whose processes ran at the same time are held together, but only
+    what is wanted of them.
 
     Args:
         source: the file of a `SqliteStore`, a directory of journals, a store, or records.
         wanted: which; by default all.
         on_unreadable: told of each journal that cannot be read; by default they are passed over.
+        as_is: leave a database's file as it is; by default what dead processes left open in it is first given its end
+            there, as by `SqliteStore.close_lost`, if the file can be written.
         filters: the attributes of a `RecordQuery`, instead of one: `path="train/*"`, `status="failed"`, `rank=3`,
             `where={"epoch": 1}`, ...
 
@@ -57,13 +65,14 @@ def read_records(
         message = "Ask by a RecordQuery or by keywords, not by both."
         raise TypeError(message)
     if isinstance(source, (str, os.PathLike)):
-        source = _opened(Path(source), on_unreadable)
+        path = Path(source)
+        if path.is_dir():
+            return _of_directory(path, wanted, on_unreadable)
+        source = _opened(path, as_is=as_is)
     if isinstance(source, SqliteStore):
         _check_names(source, wanted)
         return source.query(wanted)
-    query = getattr(source, "query", None)
-    records: Iterable[PhaseRecord] = source if query is None else query()  # type: ignore[assignment]  # a store has one
-    return _filtered(records, wanted)
+    return _filtered(source, wanted)
 
 
 def latest_records(records: Iterable[PhaseRecord], tags: Sequence[str] = ()) -> list[PhaseRecord]:
@@ -89,34 +98,101 @@ def _age(record: PhaseRecord) -> tuple[int, int, int]:
     return (record.entered_ns, record.session_attempt, record.sequence)
 
 
-def _opened(
-    path: Path, on_unreadable: Callable[[UnreadableJournal], object] | None
-) -> SqliteStore | Iterator[PhaseRecord]:
-    if path.is_dir():
-        images = read_directory(path)
-        first = next(images, None)
-        if first is None:
-            raise StoreError(f"No journal in {str(path)!a}.", path=str(path), fix=_FIX)
-        return _of_journals(itertools.chain((first,), images), on_unreadable)
+def _opened(path: Path, *, as_is: bool) -> SqliteStore:
     if not path.exists():
         raise StoreError(f"There is nothing at {str(path)!a}.", path=str(path), fix=_FIX)
     if path.is_file() and path.stat().st_size == 0:
         raise StoreError(f"{str(path)!a} is an empty file.", path=str(path), fix=_FIX)
+    if not as_is:
+        # The file may be somebody else's to write, or busy: what is said of it then is what stands in it.
+        store = SqliteStore(path, busy_timeout_s=_BUSY_TIMEOUT_S)
+        with contextlib.suppress(StoreError):
+            store.close_lost()
+        store.close()
     return SqliteStore(path)
 
 
-def _of_journals(
-    images: Iterable[JournalImage | UnreadableJournal], on_unreadable: Callable[[UnreadableJournal], object] | None
+def _of_directory(
+    path: Path, wanted: RecordQuery, on_unreadable: Callable[[UnreadableJournal], object] | None
 ) -> Iterator[PhaseRecord]:
-    this = own_process()
-    now_wall_ns = SystemClock.wall_ns()
-    for image in images:
-        if isinstance(image, UnreadableJournal):
-            if on_unreadable is not None:
-                on_unreadable(image)
-            continue
-        verdict = judge(image.process, heartbeat_wall_ns=image.heartbeat_wall_ns, now_wall_ns=now_wall_ns, this=this)
-        yield from records_of_image(image, verdict)
+    """Return the wanted records of all journals in a directory; of those that cannot be read somebody may be told."""
+    found = find_journals(path)
+    if not found:
+        raise StoreError(f"No journal in {str(path)!a}.", path=str(path), fix=_FIX)
+    return _Journals(found, wanted, on_unreadable).records()
+
+
+class _Journals:
+    """Reads journals in the order of their start, each when the first of its records is next."""
+
+    def __init__(
+        self,
+        found: Iterable[Path | UnreadableJournal],
+        wanted: RecordQuery,
+        on_unreadable: Callable[[UnreadableJournal], object] | None,
+    ) -> None:
+        self._found = found
+        self._filter = _Filter(wanted)
+        self._on_unreadable = on_unreadable
+        self._this = own_process()
+        self._now_wall_ns = SystemClock.wall_ns()
+
+    def records(self) -> Iterator[PhaseRecord]:
+        starts = sorted(self._starts())
+        heap: list[tuple[tuple[int, ...], int, PhaseRecord, Iterator[PhaseRecord]]] = []
+        numbers = itertools.count()
+        files = iter(starts)
+        start = next(files, None)
+        while heap or start is not None:
+            while start is not None and (not heap or start[0] <= heap[0][0][0]):
+                _push(heap, next(numbers), iter(self._records_of(start[1])))
+                start = next(files, None)
+            if heap:
+                _, number, record, rest = heapq.heappop(heap)
+                yield record
+                _push(heap, number, rest)
+        self._filter.check_names()
+
+    def _starts(self) -> Iterator[tuple[int, Path]]:
+        """Yield when the process of each journal started; nothing was entered before."""
+        for file in self._found:
+            if isinstance(file, UnreadableJournal):
+                self._tell(file)
+                continue
+            try:
+                header = read_header(file)
+            except JournalError as error:
+                self._tell(UnreadableJournal(file=file, error=error))
+            else:
+                yield header.anchor.to_wall_ns(header.started_ns), file
+
+    def _records_of(self, file: Path) -> list[PhaseRecord]:
+        try:
+            image = read_journal(file)
+        except JournalError as error:
+            self._tell(UnreadableJournal(file=file, error=error))
+            return []
+        verdict = judge(
+            image.process,
+            heartbeat_wall_ns=image.heartbeat_wall_ns,
+            now_wall_ns=self._now_wall_ns,
+            this=self._this,
+        )
+        return [record for record in records_of_image(image, verdict) if self._filter.wants(record)]
+
+    def _tell(self, unreadable: UnreadableJournal) -> None:
+        if self._on_unreadable is not None:
+            self._on_unreadable(unreadable)
+
+
+def _push(
+    heap: list[tuple[tuple[int, ...], int, PhaseRecord, Iterator[PhaseRecord]]],
+    number: int,
+    records: Iterator[PhaseRecord],
+) -> None:
+    record = next(records, None)
+    if record is not None:
+        heapq.heappush(heap, (entering_order(record), number, record, records))
 
 
 def _check_names(store: SqliteStore, wanted: RecordQuery) -> None:
@@ -131,27 +207,49 @@ def _check_names(store: SqliteStore, wanted: RecordQuery) -> None:
                 raise _unknown_attribute(key, keys)
 
 
-def _filtered(records: Iterable[PhaseRecord], wanted: RecordQuery) -> Iterator[PhaseRecord]:
+def _filtered(source: RecordStore | Iterable[PhaseRecord], wanted: RecordQuery) -> Iterator[PhaseRecord]:
     """Yield the wanted records; at the end say which path or attribute none of them all had."""
-    paths: set[tuple[str, ...]] = set()
-    keys: set[str] = set()
-    has_path = wanted.path is None
-    missing = {key for key, _ in wanted.where}
-    for record in records:
-        if not has_path:
-            has_path = wanted.matches_path(record.path)
-            if len(paths) < _MAX_NAMES:
-                paths.add(record.path)
-        if missing:
-            missing.difference_update(record.attributes)
-            if len(keys) < _MAX_NAMES:
-                keys.update(record.attributes)
-        if wanted.matches(record):
-            yield record
-    if not has_path:
-        raise _unknown_path(wanted, paths)
-    for key in sorted(missing):
-        raise _unknown_attribute(key, keys)
+    query = getattr(source, "query", None)
+    found = _Filter(wanted)
+    if query is not None:
+        yield from filter(found.wants, query())
+    else:
+        yield from sorted(filter(found.wants, source), key=entering_order)  # type: ignore[arg-type]  # no store: records
+    found.check_names()
+
+
+class _Filter:
+    """Says which records are wanted, and takes note of the names that there are."""
+
+    def __init__(self, wanted: RecordQuery) -> None:
+        self._wanted = wanted
+        self._paths: set[tuple[str, ...]] = set()
+        self._keys: set[str] = set()
+        self._has_path = wanted.path is None
+        self._missing = {key for key, _ in wanted.where}
+
+    def wants(self, record: PhaseRecord) -> bool:
+        wanted = self._wanted
+        if not self._has_path:
+            self._has_path = wanted.matches_path(record.path)
+            if len(self._paths) < _MAX_NAMES:
+                self._paths.add(record.path)
+        if self._missing:
+            self._missing.difference_update(record.attributes)
+            if len(self._keys) < _MAX_NAMES:
+                self._keys.update(record.attributes)
+        return wanted.matches(record)
+
+    def check_names(self) -> None:
+        """Say which path or attribute no record had.
+
+        Raises:
+            UnknownNameError: if there is one.
+        """
+        if not self._has_path:
+            raise _unknown_path(self._wanted, self._paths)
+        for key in sorted(self._missing):
+            raise _unknown_attribute(key, self._keys)
 
 
 def _unknown_path(wanted: RecordQuery, paths: Iterable[tuple[str, ...]]) -> UnknownNameError:

@@ -15,7 +15,7 @@ from stormphase._liveness import Liveness, judge, own_process
 from stormphase._lost import DIED, as_lost
 from stormphase._model import PhaseStatus
 from stormphase._owner_records import JOURNAL
-from stormphase._record import OutputLine, PhaseRecord, RecordKind
+from stormphase._record import MAX_SEQUENCE, OutputLine, PhaseRecord, RecordKind
 from stormphase._said_lines import read_said
 from stormphase._status import TABLE
 from stormphase.exceptions import JournalError
@@ -39,6 +39,7 @@ UNFINISHED: Final = RecordQuery(status=frozenset(status for status, rule in TABL
 UNKNOWN: Final = f"{DIED}; what it did after its last write here is not known"
 # What a process had ended so long before its last write to the store has been in it: its queue holds no more.
 _QUEUED_NS: Final = 60_000_000_000
+_LIMIT: Final = 1 << 63
 
 
 def close_lost(
@@ -166,8 +167,16 @@ def _told_by(journal: Path, process: ProcessIdentity, verdict: Verdict, since_ns
         return []
     if image.process != process:  # Another one's, in a file of the same name.
         return []
-    records = records_of_image(image, verdict)
-    return [record for record in records if record.ended_ns is not None and record.ended_ns >= since_ns]
+    return [record for record in records_of_image(image, verdict) if _is_news(record, since_ns)]
+
+
+def _is_news(record: PhaseRecord, since_ns: int) -> bool:
+    """Whether a record has ended since then; not if it is a damaged file's, with numbers that no store can hold."""
+    if record.ended_ns is None or record.ended_ns < since_ns or record.sequence > MAX_SEQUENCE:
+        return False
+    numbers = (record.entered_ns, record.ended_ns, record.ended_monotonic_ns, record.entered_monotonic_ns)
+    more = (record.self_ns, record.paused_ns, record.thread_id, record.attempt)
+    return all(number is None or -_LIMIT <= number < _LIMIT for number in (*numbers, *more))
 
 
 def _told_of(launch: Launch, store: RecordStore, court: _Court, seen: set[ProcessIdentity]) -> Iterator[PhaseRecord]:
