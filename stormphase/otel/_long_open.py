@@ -1,4 +1,4 @@
-"""Which phases have been open for long: they are announced while they run. For the bridge's worker thread."""
+"""Finds open phases that are to be announced while they run: long ones, or all. For the bridge's worker thread."""
 
 # ruff: noqa: SLF001 - a span is a phase: the bridge shares the slots of the core's handles and lanes
 
@@ -17,16 +17,16 @@ LONG_NS: Final = 1_000_000_000
 
 
 class LongOpen:
-    """Finds each phase once, when it has been open for `LONG_NS`."""
+    """Finds each phase once, when it has been open for `LONG_NS`, or for less if so asked."""
 
     def __init__(self) -> None:
         """Start with none found."""
         # By sequence number: a phase that moves to another thread gets a new handle.
         self._found: set[int] = set()
 
-    def newly(self, lanes: LaneSet) -> Iterator[PhaseSpan]:
-        """Yield the phases that have become long since the last call, outermost first within each lane."""
-        before_ns = lanes.now() - LONG_NS
+    def newly(self, lanes: LaneSet, open_for_ns: int = LONG_NS) -> Iterator[PhaseSpan]:
+        """Yield the phases that are open for so long and were not found before, outermost first within each lane."""
+        before_ns = lanes.now() - open_for_ns
         for lane in lanes.lanes():
             fresh = []
             node = lane.top
@@ -44,6 +44,10 @@ class LongOpen:
             if phase._entered_ns <= before_ns and not phase.closed and not is_quiet(phase):
                 self._found.add(phase._sequence)
                 yield phase
+
+    def has_found(self, phase: PhaseSpan) -> bool:
+        """Return whether the phase was found."""
+        return phase._sequence in self._found
 
     def forget(self, phase: PhaseSpan) -> bool:
         """Return whether the phase, which has ended, had been found."""

@@ -129,6 +129,7 @@ class OTelBridge:
         self._events: EventLog | None = None
         self._metrics: PhaseMetrics | None = None
         self._long_open = LongOpen()
+        self._flushed_open = LongOpen()
         self._underway = Underway(lambda: 0 if self._outlet is None else self._outlet.waiting())
         self._counts = Counts()
         self._is_forked_child = False
@@ -268,7 +269,8 @@ class OTelBridge:
                 if self._metrics is not None:
                     self._metrics.record_guarded(phase, self._counts)
                 if self._emits_all:
-                    self._emit(phase, _BOTH_BOUNDARIES, is_failure=False, was_announced=False, is_sent=True)
+                    was_announced = self._has_announced(phase)
+                    self._emit(phase, _BOTH_BOUNDARIES, is_failure=False, was_announced=was_announced, is_sent=True)
                 if self._output is not None and self.takes_output:
                     self._output(phase)
             finally:
@@ -317,7 +319,7 @@ class OTelBridge:
         if self._metrics is not None:
             self._metrics.record_guarded(phase, self._counts)
         is_failure = phase._status in FAILURES
-        was_announced = self._long_open.forget(phase)
+        was_announced = self._has_announced(phase)
         wants = self._wanted_boundaries(phase, is_failure=is_failure, was_announced=was_announced)
         is_sent = False
         if self._outlet is not None:
@@ -371,10 +373,21 @@ class OTelBridge:
         if not announces and not self._pending:
             return
         for phase in self._long_open.newly(self._lanes):
-            if announces and self._events is not None:
+            if announces and self._events is not None and not self._flushed_open.has_found(phase):
                 self._events.enter(phase, self._lanes.anchor.to_wall_ns(phase._entered_ns))
             if self._pending and self._outlet is not None:
                 self._outlet.send_pending(phase, self._lanes.anchor.to_wall_ns(self._lanes.now()))
+
+    def _has_announced(self, phase: PhaseSpan) -> bool:
+        """Return whether the enter of a phase, which has ended, was an event while it was open."""
+        was_flushed = self._flushed_open.forget(phase)
+        return self._long_open.forget(phase) or was_flushed
+
+    def _emit_open_enters(self, lanes: LaneSet, events: EventLog) -> None:
+        """Emit the enters of phases that are open: as a rule they go out with the exit, or when it takes long."""
+        for phase in self._flushed_open.newly(lanes, 0):
+            if not self._long_open.has_found(phase):
+                events.enter(phase, lanes.anchor.to_wall_ns(phase._entered_ns))
 
     def _look_for_tracer(self) -> None:
         """Use a tracer provider that was set as the global one after the session had started."""
@@ -391,6 +404,8 @@ class OTelBridge:
     def flush(self, timeout_s: float) -> bool:
         """Flush the user's processors; False if one says that it failed. The SDK may take longer than asked."""
         timeout_ms = max(1, int(timeout_s * 1_000))
+        if self._emits_all and self._lanes is not None and self._events is not None:
+            self._emit_open_enters(self._lanes, self._events)
         spans = self._outlet is None or self._outlet.flush(timeout_ms)
         logs = self._events is None or self._events.flush(timeout_ms)
         reals = self._real is None or self._real.flush(timeout_ms)
@@ -423,6 +438,7 @@ class OTelBridge:
         self.on_handed_over = self.on_finished = self._recovery = None  # The parent's.
         self._counts = counts = Counts()
         self._long_open = LongOpen()
+        self._flushed_open = LongOpen()
         if isinstance(self._carrier, _carrier.TracedCarrier):
             self._carrier.after_fork_in_child()
         for part in (self._outlet, self._real, self._events):

@@ -130,6 +130,21 @@ def test_all_emits_no_enter_twice(bridged: Callable[..., Bridged]) -> None:
     assert [(ENTER, "train"), (EXIT, "train")] == rig.event_names
 
 
+def test_all_have_their_enter_out_when_a_flush_has_returned(bridged: Callable[..., Bridged]) -> None:
+    """Also of what is still open, however short; its exit comes alone then, and a tick does not repeat it."""
+    rig = bridged(events="all", pending=True)
+    outer, inner = rig.enter("outer"), rig.enter("inner")
+    rig.bridge.flush(1)
+    entered = [(ENTER, "outer"), (ENTER, "outer / inner")]
+    assert entered == rig.event_names
+    inner.close()
+    rig.clock.advance(SECOND)
+    rig.bridge.tick()
+    outer.close()
+    assert [*entered, (EXIT, "outer / inner"), (EXIT, "outer")] == rig.event_names
+    assert [None, True, None] == [span.attributes.get("stormphase.phase.pending") for span in rig.span_list]
+
+
 def test_long_phases_are_found_on_every_lane_and_while_paused(bridged: Callable[..., Bridged]) -> None:
     """Threads, and phases that nobody runs at the moment."""
     import threading
