@@ -142,7 +142,7 @@ def test_all_have_their_enter_out_when_a_flush_has_returned(bridged: Callable[..
     rig.bridge.tick()
     outer.close()
     assert [*entered, (EXIT, "outer / inner"), (EXIT, "outer")] == rig.event_names
-    assert [None, True, None] == [span.attributes.get("stormphase.phase.pending") for span in rig.span_list]
+    assert [True, None, None] == [span.attributes.get("stormphase.phase.pending") for span in rig.span_list]
 
 
 def test_long_phases_are_found_on_every_lane_and_while_paused(bridged: Callable[..., Bridged]) -> None:
