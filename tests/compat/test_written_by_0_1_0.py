@@ -34,6 +34,13 @@ def by_key(records):
     return {(each["session_id"], each["kind"], each["scope_id"]): each for each in records}
 
 
+def without_launcher(old):
+    """Return what 0.1.0 reads, but for a session's launcher: each rank has its own, and a store never gave it to both."""
+    if old["kind"] == "session":
+        old = {**old, "attributes": {key: old["attributes"][key] for key in old["attributes"] if "launcher" not in key}}
+    return old
+
+
 def as_old(record, old):
     """Return a record of today without what it tells beyond 0.1.0: attributes of owners, and what nobody knows."""
     if old["kind"] != "phase":
@@ -46,7 +53,7 @@ def as_old(record, old):
 @pytest.mark.parametrize("source", SOURCES)
 def test_records_are_those_that_0_1_0_reads(made, source):
     """Every phase has each of its fields, those of its session and rank included."""
-    expected = by_key(EXPECTED[source])
+    expected = by_key(map(without_launcher, EXPECTED[source]))
     found = by_key(record.to_dict() for record in read_records(made / source))
 
     assert expected.keys() == found.keys()
