@@ -7,7 +7,8 @@ Pure, and the same for live, stored and recovered records. What is gone by, in t
   root cause of every LOST phase around it. A forked or worker process that had nothing open has not failed.
 - A phase that failed by itself because another process had gone (its error says so: `BrokenProcessPool` and the like)
   has its root cause in a LOST phase beneath it, if there is one that was lost before; else in a failure beneath it that
-  was the last thing that its process did.
+  was the last thing that its process did. Where several processes were lost, and last seen at so nearly the same time
+  that nobody can tell which went first (a pool kills the others), none of them is named, and all are listed.
 
 Parents are found by scope id and never by name, so what a late child of a first try does is never put on the second.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from stormphase._liveness import SEEN_EVERY_NS
 from stormphase._model import PhaseStatus, ProcessIdentity
 from stormphase._record import PhaseRecord, RecordKey, RecordKind
 from stormphase._status import FAILURES
@@ -203,37 +205,72 @@ class _Forest:
 def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]]:
     """Return for each record that went wrong its cause, if known, and the record that names it."""
     causes: dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]] = {}
-    lost: dict[RecordKey, PhaseRecord] = {}  # the first LOST leaf beneath each, itself included
+    lost: dict[RecordKey, PhaseRecord] = {}  # the LOST leaf beneath each in its own process, itself included
+    dead: dict[RecordKey, _Dead] = {}  # those beneath each in all processes
     ended: dict[RecordKey, PhaseRecord] = {}  # what a process beneath each failed by, of several the last
     failed_ranks: dict[RecordKey, RecordKey] = {}  # the first rank of a session that went wrong
     for key in reversed(forest.order):  # children first
         record = forest.records[key]
         if record.status is PhaseStatus.LOST:
             lost.setdefault(key, record)
-        if record.status in FAILURES and not _was_idle(record, lost.get(key)):
-            causes[key] = _cause_of(record, forest, lost.get(key), ended.get(key))
+            dead.setdefault(key, _Dead(lost[key]))
+        if record.status in FAILURES and not (_is_idle(record) and dead[key].first is record):
+            causes[key] = _cause_of(record, forest, lost.get(key), dead.get(key), ended.get(key))
         elif key in failed_ranks:
             causes[key] = causes[failed_ranks[key]]
         parent = forest.parents.get(key)
         if parent is None:
             continue
-        if key in lost and (parent not in lost or _lost_order(lost[key]) < _lost_order(lost[parent])):
-            lost[parent] = lost[key]
+        if key in lost and record.process == forest.records[parent].process:
+            lost[parent] = min(lost[key], lost.get(parent, lost[key]), key=_lost_order)
+        if key in dead:
+            dead[parent] = dead[key].with_those_of(dead.get(parent))
         by = record if forest.ended_by(record) else ended.get(key)
         if by is not None and (parent not in ended or _end_order(ended[parent]) < _end_order(by)):
             ended[parent] = by
         if record.kind is RecordKind.RANK and key in causes:
-            first = failed_ranks.setdefault(parent, key)
-            if _end_order(record) < _end_order(forest.records[first]):
-                failed_ranks[parent] = key
+            ranks = failed_ranks.get(parent, key), key
+            failed_ranks[parent] = min(ranks, key=lambda rank: _end_order(forest.records[rank]))
     return {key: _followed(found, causes) for key, found in causes.items()}
 
 
-def _was_idle(record: PhaseRecord, lost: PhaseRecord | None) -> bool:
+@attrs.frozen
+class _Dead:
+    """Processes that were lost: the phase of the first one, and of the first of the others, if there are others."""
+
+    first: PhaseRecord
+    rival: PhaseRecord | None = None
+
+    def with_those_of(self, other: _Dead | None) -> _Dead:
+        """Return the same of both together."""
+        if other is None:
+            return self
+        found = [each for each in (self.first, self.rival, other.first, other.rival) if each is not None]
+        found.sort(key=_lost_order)
+        return _Dead(found[0], next((each for each in found if each.process != found[0].process), None))
+
+    def cause_of(self, record: PhaseRecord) -> PhaseRecord | None:
+        """Return what `record` failed by, if it was lost before that, and nobody can have been lost as early."""
+        if not _ended_by(self.first, record):
+            return None
+        rival = self.rival
+        if rival is None or _is_idle(rival) > _is_idle(self.first) or not _ended_by(rival, record):
+            return self.first
+        return self.first if _is_clearly_later(rival, self.first) else None
+
+
+def _is_idle(record: PhaseRecord) -> bool:
     """Whether a process has gone that had nothing open: pools end theirs every day, and nothing went wrong by that."""
-    if record.kind is not RecordKind.PROCESS or record.status is not PhaseStatus.LOST or lost is not record:
-        return False
-    return record.root_cause_scope_id in (None, record.scope_id)
+    return (
+        record.kind is RecordKind.PROCESS
+        and record.status is PhaseStatus.LOST
+        and record.root_cause_scope_id in (None, record.scope_id)
+    )
+
+
+def _is_clearly_later(record: PhaseRecord, other: PhaseRecord) -> bool:
+    """Whether one was lost after another, and not only seen after it: a process is seen some time before it dies."""
+    return (record.ended_ns or 0) - (other.ended_ns or 0) > SEEN_EVERY_NS
 
 
 def _followed(
@@ -249,21 +286,28 @@ def _followed(
 
 
 def _cause_of(
-    record: PhaseRecord, forest: _Forest, lost: PhaseRecord | None, ended: PhaseRecord | None
+    record: PhaseRecord, forest: _Forest, lost: PhaseRecord | None, dead: _Dead | None, ended: PhaseRecord | None
 ) -> tuple[PhaseRecord | None, PhaseRecord]:
     named = record.root_cause_scope_id
     known = None
     if named is not None and named != record.scope_id:
         known = forest.records.get((record.session_id, record.session_attempt, named))
-    if record.status is PhaseStatus.LOST:
-        # A process of a pool was lost in a phase that hangs under another one than the process does.
-        return (known if lost is record and known is not None else lost), record
+    is_of_gone = is_of_the_gone(record)
+    if record.status is PhaseStatus.LOST and lost is not None and dead is not None:
+        if dead.first is record and known is not None:
+            # A process of a pool was lost in a phase that hangs under another one than the process does.
+            return known, record
+        is_own = lost is not record and not _is_clearly_later(lost, dead.first)
+        return (lost if is_own else dead.first), record
+    if known is not None and known.status is PhaseStatus.LOST and is_of_gone:
+        known = named = None  # An earlier look has named it, and may not have known of all that were lost.
     if named is not None and named != record.scope_id:
         return known, record
-    if is_of_the_gone(record):
-        for other in (lost, ended):
-            if other is not None and _ended_by(other, record):
-                return other, record
+    if is_of_gone:
+        if dead is not None and _ended_by(dead.first, record):
+            return dead.cause_of(record) or record, record
+        if ended is not None and _ended_by(ended, record):
+            return ended, record
     return record, record
 
 
@@ -296,6 +340,6 @@ def _end_order(record: PhaseRecord) -> tuple[bool, int, int, int]:
     return (record.ended_ns is None, record.ended_ns or 0, -record.depth, record.sequence)
 
 
-def _lost_order(record: PhaseRecord) -> tuple[int, int, int]:
+def _lost_order(record: PhaseRecord) -> tuple[bool, int, int, int]:
     """Return what finds the phase in which a process died: lost first, and of those entered last."""
-    return (record.ended_ns or 0, -record.entered_ns, -record.sequence)
+    return (_is_idle(record), record.ended_ns or 0, -record.entered_ns, -record.sequence)

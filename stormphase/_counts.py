@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Final
+
+_MAX_NEWS: Final = 64
 
 
 class Counts:
@@ -11,11 +14,12 @@ class Counts:
     One `itertools.count` a name: `next` on it is a single C call. `dict.setdefault` makes sure there is only one.
     """
 
-    __slots__ = ("_counters",)
+    __slots__ = ("_counters", "_news")
 
     def __init__(self) -> None:
         """Start with every count at 0."""
         self._counters: dict[str, itertools.count[int]] = {}
+        self._news: set[str] = set()
 
     def add(self, name: str) -> None:
         """Count one more of `name`."""
@@ -23,6 +27,13 @@ class Counts:
         if counter is None:
             counter = self._counters.setdefault(name, itertools.count())
         next(counter)
+
+    def is_news(self, text: str) -> bool:
+        """Return whether `text` has not been asked for before, and is worth a word; of very many nothing is."""
+        if text in self._news or len(self._news) >= _MAX_NEWS:
+            return False
+        self._news.add(text)
+        return True
 
     def __getitem__(self, name: str) -> int:
         """Return how often `name` was counted."""

@@ -1,22 +1,28 @@
 """What a phase says of the exception that ended it: in full where it arose, by reference in every phase it passes.
 
 An exception is never held, since it would hold its frames and with them whatever they hold (GPU tensors, say). It is
-marked instead: the mark names the scope in which it arose and the phase it left last. A mark is trusted only by an
-ancestor of that phase, so an exception object that is raised again elsewhere counts as a new failure there.
+marked instead (`_marks`): the mark names the scope in which it arose and the phase it left last. A mark is trusted by
+an ancestor of that phase, and also where the very object comes out again in another phase of the session, as it does of
+a future. An object that is shared is a new failure each time that what raised it first (`Statement`) raises it again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import sys
 import traceback
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from stormphase._marks import attributes_of, carried_by, marks_for, marks_of, send_along, take_off
 from stormphase._model import PhaseError
 from stormphase._redaction import REACH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from types import CodeType, FrameType
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
@@ -29,11 +35,9 @@ NOT_A_FAILURE: Final = "not_a_failure"
 MAX_MESSAGE_CHARS: Final = 4_096
 MAX_TRACEBACK_CHARS: Final = 16_384
 MAX_TRACEBACK_FRAMES: Final = 64
-_MAX_CAUSES: Final = 32
-_MARK: Final = "__stormphase_mark__"
-_HANDLED: Final = "__stormphase_handled__"
+_MAX_CAUSES: Final = 1_024
 _order: Final = itertools.count(1)  # Which failure came first; one C call, so no lock.
-# Past the class, as in `_attributes_of`: a hostile one may raise from any attribute.
+# Past the class, as in `_marks`: a hostile one may raise from any attribute.
 _traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
 _cause_of: Final = BaseException.__dict__["__cause__"].__get__
 
@@ -52,54 +56,164 @@ class Elsewhere(NamedTuple):
     process: int
 
 
+class Statement(NamedTuple):
+    """What raised an exception first: a place in code, and the call of it that did.
+
+    Attributes:
+        frame_id: the address of the call's frame; as long as the traceback has that frame, nothing else is there.
+        code: the code.
+        instruction: where in it.
+    """
+
+    frame_id: int
+    code: CodeType
+    instruction: int
+
+    @classmethod
+    def that_raised(cls, exception: BaseException) -> Statement | None:
+        """Return the statement at the inner end of the traceback; None without one."""
+        entry = _traceback_of(exception)
+        while entry is not None and entry.tb_next is not None:
+            entry = entry.tb_next
+        return None if entry is None else cls(id(entry.tb_frame), entry.tb_frame.f_code, entry.tb_lasti)
+
+    def raises_again(self, exception: BaseException) -> bool:
+        """Whether the traceback shows that this statement, or its call, which still runs, has raised it once more."""
+        entry = _traceback_of(exception)
+        while entry is not None:
+            frame = entry.tb_frame
+            is_same_call = id(frame) == self.frame_id
+            is_same_place = frame.f_code is self.code and entry.tb_lasti == self.instruction
+            is_first = is_same_call and entry.tb_next is None
+            if not is_first and (is_same_place or (is_same_call and _is_running(frame))):
+                return True
+            entry = entry.tb_next
+        return False
+
+
+def _is_running(frame: FrameType) -> bool:
+    """Return whether a frame is one of the caller's."""
+    running: FrameType | None = sys._getframe()
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None
+
+
 class Mark:
-    """What an exception remembers: the scope it arose in, when that was among others, and the last phase that it left.
+    """Where an exception arose, when that was among other failures, and the last phase that it left.
 
     A phase belongs to its process, so in another one the ids of all that it hung under stand for it: whose id is among
     them is an ancestor. Within its own process a copy proves nothing, since the exception itself is at hand.
+
+    Attributes:
+        scope_id: where the exception arose.
+        path: the path of that; empty where it is no phase.
+        order: when it did: nanoseconds since the Unix epoch, and a count that parts what this process has at one time.
+        raised_at: by what statement it was raised; None if that is not known.
+        origin: the phase in which it arose; None for one of another process.
+        last: the phase that it left last; None for one of another process.
+        elsewhere: what is known of another process's, or None.
     """
 
-    __slots__ = ("elsewhere", "last", "order", "origin_path", "origin_scope_id")
+    __slots__ = ("elsewhere", "last", "order", "origin", "path", "raised_at", "scope_id")
 
     def __init__(
         self,
-        origin_scope_id: str,
-        last: PhaseHandle | None,
-        origin_path: tuple[str, ...] = (),
-        order: int = 0,
+        scope_id: str,
+        *,
+        path: tuple[str, ...] = (),
+        order: tuple[int, int] = (0, 0),
+        raised_at: Statement | None = None,
+        origin: PhaseHandle | None = None,
+        last: PhaseHandle | None = None,
         elsewhere: Elsewhere | None = None,
     ) -> None:
-        """Start at the origin, which is also the last phase left."""
-        self.origin_scope_id = origin_scope_id
-        self.origin_path = origin_path
+        self.scope_id = scope_id
+        self.path = path
         self.order = order
+        self.raised_at = raised_at
+        self.origin = origin
         self.last = last
         self.elsewhere = elsewhere
 
-    def __reduce__(self) -> tuple[type[Mark], tuple[Any, ...]]:
-        """Leave the phase behind, and take along by what it is known elsewhere."""
+    @classmethod
+    def arising_in(cls, phase: PhaseHandle, exception: BaseException) -> Mark:
+        """Return the mark of an exception that arises in `phase`, now."""
+        lanes = phase._lane.lanes
+        return cls(
+            phase.scope_id,
+            path=phase.path,
+            order=(lanes.anchor.to_wall_ns(lanes.now()), next(_order)),
+            raised_at=Statement.that_raised(exception),
+            origin=phase,
+            last=phase,
+        )
+
+    @classmethod
+    def from_tuple(cls, found: object) -> Mark | None:
+        """Return what `to_tuple` has made in another process; None of anything else."""
+        match found:
+            case (
+                str(scope_id),
+                tuple(path),
+                tuple(above_ids),
+                (str(session_id), int(attempt), int(rank)),
+                int(process),
+                int(when_ns),
+            ) if type(found) is tuple and all(type(each) is str for each in (*path, *above_ids)):
+                elsewhere = Elsewhere(above_ids, (session_id, attempt, rank), process)
+                return cls(scope_id, path=path, order=(when_ns, 0), elsewhere=elsewhere)
+        return None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return what another process needs of it, in builtin types; phases stay behind, and their ids go."""
         elsewhere = self.elsewhere
         if self.last is not None:
             lanes = self.last._lane.lanes
-            session = (lanes.session_id, lanes.attempt, lanes.rank)
-            elsewhere = Elsewhere(ids_up_from(self.last), session, lanes.id_base)
-        return Mark, (self.origin_scope_id, None, self.origin_path, 0, elsewhere)
+            elsewhere = Elsewhere(ids_up_from(self.last), (lanes.session_id, lanes.attempt, lanes.rank), lanes.id_base)
+        if elsewhere is None:
+            return ()
+        above_ids, session, process = elsewhere
+        return self.scope_id, self.path, above_ids, session, process, self.order[0]
 
-    def is_within(self, phase: PhaseHandle) -> bool:
-        """Whether the last phase that the exception left is `phase` or hangs under it."""
-        if self.last is not None:
-            return self.last.is_within(phase)
-        elsewhere = self.elsewhere
-        return (
-            elsewhere is not None
-            and elsewhere.process != phase._lane.lanes.id_base
-            and phase.scope_id in elsewhere.above_ids
+    def after(self, phase: PhaseHandle) -> Mark:
+        """Return the mark of the same origin once the exception has left `phase`."""
+        return Mark(
+            self.scope_id,
+            path=self.path,
+            order=self.order,
+            raised_at=self.raised_at,
+            origin=self.origin,
+            last=phase,
+            elsewhere=self.elsewhere,
         )
 
-    def is_of(self, lanes: LaneSet) -> bool:
+    def is_trusted_by(self, phase: PhaseHandle, exception: BaseException, *, is_itself: bool) -> bool:
+        """Whether what leaves `phase` arose where this mark of `exception` says.
+
+        Args:
+            phase: the phase that is being left.
+            exception: whose mark it is.
+            is_itself: whether that is what leaves the phase, and not its cause or a member of it. A cause that did not
+                arise beneath the phase has come there from another lane, or is one that this lane had handled.
+        """
+        last, origin, elsewhere = self.last, self.origin, self.elsewhere
+        if last is not None and last.is_within(phase):  # First, as it is the next one up, whatever the depth.
+            return True
+        lanes = phase._lane.lanes
+        if last is not None and last._lane.lanes is lanes:
+            if origin is not None and origin.is_within(phase):
+                return True
+            if is_itself:
+                return self.raised_at is None or not self.raised_at.raises_again(exception)
+            return origin is not None and origin._lane is not phase._lane
+        return elsewhere is not None and elsewhere.process != lanes.id_base and phase.scope_id in elsewhere.above_ids
+
+    def is_of(self, lanes: LaneSet, exception: BaseException) -> bool:
         """Whether the last phase that the exception left is one of these lanes, or of a process that works for them."""
         if self.last is not None:
-            return self.last._lane.lanes is lanes
+            is_same = self.raised_at is None or not self.raised_at.raises_again(exception)
+            return is_same and self.last._lane.lanes is lanes
         elsewhere = self.elsewhere
         session = (lanes.session_id, lanes.attempt, lanes.rank)
         return elsewhere is not None and elsewhere.process != lanes.id_base and elsewhere.session == session
@@ -109,17 +223,21 @@ def describe(exception: BaseException, phase: PhaseHandle, policy: str) -> Phase
     """Return what `phase` says of `exception`, and move the exception's mark up to `phase`.
 
     Args:
-        exception: what is leaving the phase; neither held nor changed but for its mark.
+        exception: what is leaving the phase; not held.
         phase: the phase that it leaves.
         policy: `FULL`, or `REFERENCE` for no traceback even at the origin.
     """
-    origin = _origin_mark(exception, lambda mark: mark.is_within(phase))
+    origin = _origin_mark(exception, functools.partial(_is_trusted, phase, exception))
     is_origin = origin is None
     if origin is None:
-        origin = Mark(phase.scope_id, phase, phase.path, next(_order))
-    _attributes_of(exception)[_MARK] = Mark(origin.origin_scope_id, phase, origin.origin_path, origin.order)
-    redactor = phase._lane.lanes.redactor
-    return _error(exception, origin, redactor, with_traceback=is_origin and policy == FULL)
+        origin = Mark.arising_in(phase, exception)
+    marks_for(exception).origin = origin.after(phase)
+    lanes = phase._lane.lanes
+    if lanes.works_for_another and ((parent := phase.parent) is None or parent._lane.is_inherited):
+        send_along(exception)  # It leaves the last phase of this process, and maybe the process as well.
+    elif origin.elsewhere is not None:
+        take_off(exception)
+    return _error(exception, origin, lanes.redactor, with_traceback=is_origin and policy == FULL)
 
 
 def describe_for_session(exception: BaseException, lanes: LaneSet, scope_id: str, policy: str) -> PhaseError:
@@ -131,10 +249,10 @@ def describe_for_session(exception: BaseException, lanes: LaneSet, scope_id: str
         scope_id: the session's or rank's own id, which is the root cause of what arose in no phase.
         policy: `FULL`, or `REFERENCE` for no traceback even at the origin.
     """
-    origin = _origin_mark(exception, lambda mark: mark.is_of(lanes))
+    origin = _origin_mark(exception, lambda mark, one: mark.is_of(lanes, one))
     is_origin = origin is None
     if origin is None:
-        origin = Mark(scope_id, None)
+        origin = Mark(scope_id)
     return _error(exception, origin, lanes.redactor, with_traceback=is_origin and policy == FULL)
 
 
@@ -143,9 +261,14 @@ def _error(exception: BaseException, origin: Mark, redactor: Redactor | None, *,
         type=type_name(exception),
         message=text_of(exception, redactor),
         traceback=format_traceback(exception, redactor) if with_traceback else None,
-        root_cause_scope_id=origin.origin_scope_id,
-        root_cause_path=origin.origin_path,
+        root_cause_scope_id=origin.scope_id,
+        root_cause_path=origin.path,
     )
+
+
+def was_raised(exception: BaseException) -> bool:
+    """Return whether the exception has ever been raised."""
+    return _traceback_of(exception) is not None
 
 
 def type_name(exception: BaseException) -> str:
@@ -191,49 +314,36 @@ def format_traceback(exception: BaseException, redactor: Redactor | None = None)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def add_note(exception: BaseException, text: str) -> None:
-    """Attach `text` to an exception in flight, as PEP 678 does; on CPython 3.10 by hand. Never raises."""
-    try:
-        if hasattr(exception, "add_note"):
-            exception.add_note(text)
-            return
-        notes: list[str] = [*getattr(exception, "__notes__", ()), text]
-        BaseException.__setattr__(exception, "__notes__", notes)
-    except Exception:  # noqa: BLE001 - a hostile exception class; the misuse is counted all the same
-        return
+def trusted_origin(exception: BaseException, phase: PhaseHandle) -> str | None:
+    """Return the scope in which the exception, or what it was raised from, arose, if `phase` trusts it; else None."""
+    origin = _origin_mark(exception, functools.partial(_is_trusted, phase, exception))
+    return None if origin is None else origin.scope_id
 
 
-def _trusted_origin(exception: BaseException, phase: PhaseHandle) -> str | None:
-    """Return the scope in which the exception, or what it was raised from, arose beneath `phase`; else None."""
-    origin = _origin_mark(exception, lambda mark: mark.is_within(phase))
-    return None if origin is None else origin.origin_scope_id
+def _is_trusted(phase: PhaseHandle, leaving: BaseException, mark: Mark, one: BaseException) -> bool:
+    return mark.is_trusted_by(phase, one, is_itself=one is leaving)
 
 
-def _origin_mark(exception: BaseException, trusts: Callable[[Mark], bool]) -> Mark | None:
-    """Return the mark that says where the exception, or the nearest of what it was raised from, arose; else None.
+def _origin_mark(exception: BaseException, trusts: Callable[[Mark, BaseException], bool]) -> Mark | None:
+    """Return the mark that says where the exception, or what it was raised from, arose; else None.
 
-    Of several that are equally near, as in a group, the one that arose first: whichever ended last has no say.
+    What has no such mark itself has that of its cause or, as a group, of that member which failed first, in groups
+    within groups too: whichever ended last has no say.
     """
-    for generation in _generations(exception):
-        marks = [mark for mark in map(_mark_of, generation) if mark is not None]
-        trusted = [mark for mark in marks if trusts(mark)]
-        if trusted:
-            return min(trusted, key=lambda mark: mark.order)
-    return None
-
-
-def _generations(exception: BaseException) -> Iterator[list[BaseException]]:
-    """Yield the exception, then its explicit causes and group members, then theirs; each once and not too many."""
-    generation: list[BaseException] = [exception]
+    first: Mark | None = None
+    pending = deque([exception])
     seen: set[int] = set()
-    while generation:
-        fresh: list[BaseException] = []
-        for each in generation:
-            if id(each) not in seen and len(seen) < _MAX_CAUSES:
-                seen.add(id(each))
-                fresh.append(each)
-        yield fresh
-        generation = [cause for each in fresh for cause in _next_causes(each)]
+    while pending and len(seen) < _MAX_CAUSES:
+        one = pending.popleft()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        mark = _mark_of(one)
+        if mark is None or not trusts(mark, one):
+            pending.extend(_next_causes(one))
+        elif first is None or mark.order < first.order:
+            first = mark
+    return first
 
 
 def _next_causes(exception: BaseException) -> list[BaseException]:
@@ -244,7 +354,7 @@ def _next_causes(exception: BaseException) -> list[BaseException]:
     # Ray keeps what a task has raised as an attribute of what it raises itself.
     related = [
         _cause_of(exception),
-        _attributes_of(exception).get("cause"),
+        attributes_of(exception).get("cause"),
         *(members if type(members) is tuple else ()),
     ]
     # Never isinstance(): that asks `__class__`, which may raise.
@@ -256,18 +366,25 @@ def note_handled(exception: BaseException, start: int) -> None:
 
     On the exception, since to hold it would hold its frames, and its address is another one's when it is gone.
     """
-    attributes = _attributes_of(exception)
-    attributes[_HANDLED] = (*_handled(attributes), start)
+    marks = marks_for(exception)
+    marks.handled = (*marks.handled, start)
 
 
 def was_handled(exception: BaseException, start: int) -> bool:
     """Return whether `exception` was being handled when the session of that number began."""
-    return start in _handled(_attributes_of(exception))
+    marks = marks_of(exception)
+    return marks is not None and start in marks.handled
 
 
-def _handled(attributes: dict[str, Any]) -> tuple[Any, ...]:
-    starts = attributes.get(_HANDLED)
-    return starts if type(starts) is tuple else ()
+def note_recorded(exception: BaseException, scope_id: str) -> None:
+    """Note that the user has recorded `exception` on the span of that phase."""
+    marks_for(exception).recorded = scope_id
+
+
+def was_recorded(exception: BaseException, scope_id: str) -> bool:
+    """Return whether the phase of that id is the last one on whose span the user has recorded `exception`."""
+    marks = marks_of(exception)
+    return marks is not None and marks.recorded == scope_id
 
 
 def ids_up_from(phase: PhaseHandle) -> tuple[str, ...]:
@@ -283,14 +400,9 @@ def ids_up_from(phase: PhaseHandle) -> tuple[str, ...]:
 
 
 def _mark_of(exception: BaseException) -> Mark | None:
-    mark = _attributes_of(exception).get(_MARK)
-    return mark if type(mark) is Mark else None
-
-
-def _attributes_of(exception: BaseException) -> dict[str, Any]:
-    # Past the class: a frozen exception refuses setattr, and a hostile one could run code in it.
-    attributes: dict[str, Any] = object.__getattribute__(exception, "__dict__")
-    return attributes
+    marks = marks_of(exception)
+    mark: Mark | None = None if marks is None else marks.origin
+    return Mark.from_tuple(carried_by(exception)) if mark is None else mark
 
 
 def _bounded(text: str, limit: int) -> str:

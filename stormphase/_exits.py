@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from stormphase import _errors, _misuse
 from stormphase._model import PhaseStatus
 from stormphase._phase import FINAL, PhaseHandle
-from stormphase._status import TABLE, outcome_of
+from stormphase._status import TABLE, is_end_of_iterator, outcome_of
 from stormphase.exceptions import Misuse
 
 if TYPE_CHECKING:
@@ -78,15 +78,35 @@ def leave(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None, *, is
 
 
 def _leave_over_others(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | None) -> None:
-    """End a phase inside which others are open: strictly an error, else they become ABANDONED."""
+    """End a phase inside which others are open.
+
+    Those that an exception leaves open are the way in which callbacks meet it, which have no block of their own: they
+    end by it, too. Without one it is strictly an error, else they become ABANDONED.
+    """
     inside = inside_of(lane, phase)
     if inside is None:  # A reset or stop took it off its lane a moment ago.
         forget_in_context(lanes, phase)
         return
-    lanes.misuse(_misuse.still_open_inside(phase, inside, "exit"), error)
-    for inner in reversed(inside):
-        _abandon(lanes, lane, inner, f"{phase.label} was closed over it")
+    if error is not None and not is_end_of_iterator(error):
+        unwind(lanes, lane, inside, error)
+    else:
+        lanes.misuse(_misuse.still_open_inside(phase, inside, "exit"), error)
+        for inner in reversed(inside):
+            _abandon(lanes, lane, inner, f"{phase.label} was closed over it")
     end(lanes, lane, phase, error)
+
+
+def unwind(lanes: LaneSet, lane: Lane, phases: list[PhaseHandle], error: BaseException) -> None:
+    """End what `error` leaves open, given outermost first: it arose in the innermost one, and passes the others.
+
+    Their context is that of the block around them, which takes all of them out of it at once.
+    """
+    for phase in reversed(phases):
+        spent_ns = phase._children_ns
+        ended_ns = lane.now()
+        status = settle(phase, error)
+        phase._context_token = None
+        _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, status=status)
 
 
 def _leave_from_elsewhere(
@@ -150,6 +170,8 @@ def settle(phase: PhaseHandle, error: BaseException | None) -> PhaseStatus:
     if policy == _errors.NOT_A_FAILURE:
         return _ON_POLICY_SUCCESS
     status = outcome_of(error)
+    if status is PhaseStatus.SUCCEEDED:
+        return status
     if status is not PhaseStatus.FAILED:
         policy = _errors.REFERENCE
     with contextlib.suppress(Exception):  # No memory: the phase ends without details, and the user's exception wins.

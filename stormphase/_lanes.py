@@ -155,6 +155,7 @@ class LaneSet(CopiesToItself):
         "session_id",
         "step",
         "taken",
+        "works_for_another",
     )
 
     def __init__(
@@ -215,6 +216,7 @@ class LaneSet(CopiesToItself):
         self.put = self.carrier.put
         self.taken = take if on_misuse == "raise" else take_or_count
         self.redactor: Redactor | None = None  # A session's; a recorder by itself stores and sends nothing.
+        self.works_for_another = False  # Whether it is of a process that was forked, or that is a worker.
 
     def enter_again(
         self, stale: PhaseHandle, name: str, attributes: Any, *, sync: bool, timeout_s: float | None
@@ -389,6 +391,7 @@ class LaneSet(CopiesToItself):
         self._lock = threading.RLock()
         self.paths.renew_lock()
         self.journal = None  # The parent's; the session makes another one.
+        self.works_for_another = True
         self.id_base = new_base()
         # Only the forking thread lives on here, and it is the one that runs this.
         self.local.lane = self.local.tasks = self.local.guard = None

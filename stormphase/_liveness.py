@@ -18,6 +18,8 @@ from stormphase._model import ProcessIdentity
 
 # A heartbeat is written about once a second, by a thread that a busy process may keep waiting.
 FRESH_NS: Final = 10 * 1_000_000_000
+# A store is told less often that a process lives. Of two deaths that were last seen within this, none was the first.
+SEEN_EVERY_NS: Final = 5 * 1_000_000_000
 
 # The one that Linux boots with, outside of all containers (PROC_PID_INIT_INO in include/linux/proc_ns.h).
 MACHINE_PID_NAMESPACE: Final = 0xEFFFFFFC

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 from typing import TYPE_CHECKING, Final
 
-from stormphase._errors import add_note
 from stormphase.exceptions import Misuse, PhaseProtocolError
 
 if TYPE_CHECKING:
@@ -15,23 +16,27 @@ if TYPE_CHECKING:
     from stormphase._phase import PhaseHandle
 
 MAX_NAMED: Final = 8
+_log: Final = logging.getLogger("stormphase")
 _USE_WITH: Final = 'use "with tracker.enter_phase(...)"'
 _MOVE: Final = "token = phase.release() in its owner, then tracker.acquire(token) where it goes on"
 
 
 def tell(problem: PhaseProtocolError, counts: Counts, pending: BaseException | None, *, raises: bool) -> None:
-    """Count a misuse; note it on the exception in flight, or else raise it if `raises`.
+    """Count a misuse, and raise it if `raises`; with an exception in flight log it instead, once a reason and phase.
+
+    That exception is the user's, and is not touched.
 
     Raises:
         PhaseProtocolError: `problem`, if nothing is in flight and `raises` is true.
     """
     counts.add(problem.reason)
-    if pending is None:
-        pending = sys.exc_info()[1]
-    if pending is not None:
-        add_note(pending, f"stormphase: {problem}")
-    elif raises:
-        raise problem
+    if pending is None and sys.exc_info()[1] is None:
+        if raises:
+            raise problem
+        return
+    if counts.is_news(f"{problem.reason} {problem.phase}"):
+        with contextlib.suppress(Exception):  # A handler of the user's may raise, and so hide why it was called.
+            _log.warning("stormphase: not raised, since an exception is in flight: %s", problem)
 
 
 def still_open_inside(phase: PhaseHandle, inside: Sequence[PhaseHandle], action: str) -> PhaseProtocolError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from stormphase import _bridge, _claims, _configuration, _drain, _terminal
+from stormphase import _bridge, _claims, _configuration, _drain, _errors, _exits, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._capturing import SessionCapture
@@ -25,6 +25,7 @@ from stormphase._rank import ProcessFacts, detect_rank
 from stormphase._redaction import Redactor
 from stormphase._signals import SigtermHook
 from stormphase._sinks import SUMMARY, SinkSet
+from stormphase._status import is_end_of_iterator
 from stormphase._summary import SessionSummary
 from stormphase.stores._attempts import number_attempt
 from stormphase.stores._feed import StoreFeed, open_store
@@ -162,6 +163,7 @@ class Session:
         patterns = () if settings.capture is None else settings.capture.redact
         lanes.redactor = Redactor(environ=environ, patterns=(*settings.redact, *patterns))
         lanes.sequence = itertools.count(settings.first_sequence)
+        lanes.works_for_another = self.is_child
         if bridge is not None:
             bridge.bind(lanes)
             if self.is_child:
@@ -314,7 +316,7 @@ class Session:
         try:
             self._on_stop()
             self._watch.stop()
-            self._close_lanes()
+            self._close_lanes(outcome)
             self.capture.stop()
             # One time for all, so that the summary and the session's span say the same.
             ended_ns = self.lanes.now()
@@ -341,11 +343,18 @@ class Session:
         elif not is_delivered:
             _log.warning("stormphase: a sink did not confirm that it delivered all; see tracker.stats()")
 
-    def _close_lanes(self) -> None:
-        """End what is open, and take it out of the caller's context: what comes later must not hang there."""
+    def _close_lanes(self, outcome: BaseException | None) -> None:
+        """End what is open, and take it out of the caller's context: what comes later must not hang there.
+
+        What the exception that ends the session has left open here ends by it, as it does in any block. One that was
+        never raised, but stands for SIGTERM, has left nothing.
+        """
         # A thread without a lane has nothing open, and to make it one would take a lock of threading's.
         lane = None if self.lanes.lane_of_thread() is None else self.lanes.lane_of_caller()
         opened_here = [] if lane is None else lane.phases()
+        has_left = outcome is not None and _errors.was_raised(outcome) and not is_end_of_iterator(outcome)
+        if lane is not None and outcome is not None and has_left:
+            _exits.unwind(self.lanes, lane, opened_here, outcome)
         self.lanes.close("the session stopped")
         carrier = self.lanes.carrier
         if opened_here and carrier.current_phase() in opened_here:

@@ -382,15 +382,21 @@ _CANCELLATIONS: Final = (
 )
 
 
+# What says that an iterator has no more: the way every loop ends.
+_ENDS_OF_ITERATORS: Final = (StopIteration, StopAsyncIteration)
+
+
 def outcome_of(exception: BaseException | None) -> PhaseStatus:
     """Return how a phase ended that was left by `exception`, or by none; never raises.
 
-    CANCELLED is what stops work from outside: KeyboardInterrupt, SystemExit, GeneratorExit and what asyncio, trio and
-    greenlet cancel with. FAILED is every Exception, so also `concurrent.futures.CancelledError`, which says that
-    somebody else's work was cancelled; and any other BaseException, such as the panic of a library written in Rust:
-    nothing unknown is taken for harmless. A group is CANCELLED if all that is in it is.
+    SUCCEEDED is also the end of an iterator, which a phase around `next(batches)` meets once an epoch; what Python
+    makes of one that leaves a generator, a RuntimeError, is a failure. CANCELLED is what stops work from outside:
+    KeyboardInterrupt, SystemExit, GeneratorExit and what asyncio, trio and greenlet cancel with. FAILED is every other
+    Exception, so also `concurrent.futures.CancelledError`, which says that somebody else's work was cancelled; and any
+    other BaseException, such as the panic of a library written in Rust: nothing unknown is taken for harmless. A group
+    is CANCELLED if all that is in it is.
     """
-    if exception is None:
+    if exception is None or is_end_of_iterator(exception):
         return PhaseStatus.SUCCEEDED
     cancellations = _cancellations()
     group = _group_type()
@@ -405,13 +411,21 @@ def outcome_of(exception: BaseException | None) -> PhaseStatus:
     return PhaseStatus.CANCELLED
 
 
+def is_end_of_iterator(exception: BaseException) -> bool:
+    """Return whether an exception says no more than that an iterator is at its end."""
+    return issubclass(type(exception), _ENDS_OF_ITERATORS)
+
+
 def session_status_of(outcome: BaseException | None) -> PhaseStatus:
     """Return how a session or a rank ended that `outcome` ended, or nothing did.
 
-    An exit with status 0 is what a program does that is done; its open phases are CANCELLED all the same.
+    An exit with status 0 is what a program does that is done; its open phases are CANCELLED all the same. The end of an
+    iterator is a failure here: no loop is left that could take it.
     """
     if is_orderly_exit(outcome):
         return PhaseStatus.SUCCEEDED
+    if outcome is not None and is_end_of_iterator(outcome):
+        return PhaseStatus.FAILED
     return outcome_of(outcome)
 
 

@@ -589,7 +589,9 @@ def test_a_future_done_after_the_session(tracker: Any, lanes: LaneSet, ended: li
 def test_an_awaitable_over_an_open_phase(
     tracker: Any, lanes: LaneSet, lenient: LaneSet, ended: list[PhaseHandle]
 ) -> None:
-    """What was left open inside the call is told; where the tracker only records, the phase ends with the call."""
+    """What was left open inside the call is told, and ends by that; where the tracker only records, the phase ends with
+    the call.
+    """
 
     def leave_open(on: LaneSet) -> Any:
         on.enter("left")
@@ -598,7 +600,7 @@ def test_an_awaitable_over_an_open_phase(
     with pytest.raises(PhaseProtocolError, match=r"'left' .* still open inside it"):
         tracker.phase("f")(leave_open)(lanes)
     assert Answer is type(phase(source_of(lenient), "f")(leave_open)(lenient))
-    assert [("f / left", ABANDONED), ("f", FAILED), ("f / left", ABANDONED), ("f", SUCCEEDED)] == told(ended)
+    assert [("f / left", FAILED), ("f", FAILED), ("f / left", ABANDONED), ("f", SUCCEEDED)] == told(ended)
 
 
 def test_without_a_phase_the_awaitable_is_untouched(ended: list[PhaseHandle]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import logging
 import pickle
 import sys
 from collections.abc import Mapping
@@ -23,8 +24,9 @@ from stormphase._recording import record_of
 from stormphase.testing import START_WALL_NS
 
 HERE = Path(__file__).name
-SUCCEEDED, ABANDONED, PAUSED, ACTIVE = (
+SUCCEEDED, FAILED, ABANDONED, PAUSED, ACTIVE = (
     PhaseStatus.SUCCEEDED,
+    PhaseStatus.FAILED,
     PhaseStatus.ABANDONED,
     PhaseStatus.PAUSED,
     PhaseStatus.ACTIVE,
@@ -132,30 +134,53 @@ def test_a_lenient_close_abandons_what_is_open_inside(lenient, ended):
     assert None is lenient.carrier.current_phase()
 
 
-def test_a_users_exception_wins_over_misuse(lanes, ended):
-    """It passes as it is, with the misuse as a note, and the phases left open inside are abandoned."""
+def test_what_an_exception_leaves_open_ends_by_it(lanes, ended):
+    """Callbacks have no block of their own: the innermost phase that they have open fails, those around refer to it."""
     error = ValueError("the user's")
-    with pytest.raises(ValueError, match="the user's") as raised, lanes.enter_phase("outer") as outer:
-        inner = lanes.enter_phase("inner")
+    with pytest.raises(ValueError, match="the user's") as raised, lanes.enter_phase("fit"):
+        lanes.enter("epoch")
+        lanes.enter_phase("step")
         raise error
     assert error is raised.value
-    assert [f"stormphase: Cannot exit phase {outer.label}: {inner.label} is still open inside it."] == [
-        note.partition(" Likely")[0] for note in error.__notes__
+    assert [("step", FAILED, True), ("epoch", FAILED, False), ("fit", FAILED, False)] == [
+        (phase.name, phase.status, phase._extra.error.traceback is not None) for phase in ended
     ]
-    assert [ABANDONED, PhaseStatus.FAILED] == [phase.status for phase in ended]
-    assert {Misuse.STILL_OPEN_INSIDE: 1} == lanes.counts.to_dict()
+    assert {ended[0].scope_id} == {phase._extra.error.root_cause_scope_id for phase in ended}
+    assert {} == lanes.counts.to_dict()
+    assert None is lanes.carrier.current_phase()
 
 
-def test_misuse_while_an_exception_is_handled_is_noted_on_it(lanes):
-    """A clean-up that makes a mistake does not hide why there was something to clean up."""
+def test_misuse_while_an_exception_is_handled_is_logged_and_leaves_that_alone(lanes, caplog):
+    """A clean-up that makes a mistake does not hide why there was something to clean up; it is said once."""
     phase = lanes.enter_phase("train")
     phase.close()
     try:
         raise ValueError("first")
     except ValueError as error:
         phase.close()
-        assert 1 == len(error.__notes__)
-    assert 1 == lanes.counts[Misuse.ALREADY_ENDED]
+        phase.close()
+        assert (("first",), {}, False) == (error.args, error.__dict__, hasattr(error, "__notes__"))
+    assert 2 == lanes.counts[Misuse.ALREADY_ENDED]
+    (logged,) = caplog.records
+    assert ("stormphase", "WARNING", None) == (logged.name, logged.levelname, logged.exc_info)
+    assert f"Cannot exit phase {phase.label}: it has already ended" in logged.message
+
+
+def test_a_log_handler_that_raises_does_not_hide_the_users_exception(lanes, monkeypatch):
+    """It is called in the middle of that one."""
+
+    class Broken(logging.Handler):
+        def handle(self, record):
+            raise OSError("no room")
+
+    logger = logging.getLogger("stormphase")
+    monkeypatch.setattr(logger, "handlers", [Broken()])
+    with pytest.raises(ValueError, match="first"):
+        try:
+            raise ValueError("first")
+        finally:
+            lanes.exit("no token")
+    assert 1 == lanes.counts[Misuse.FORGED_TOKEN]
 
 
 @pytest.mark.parametrize("error", [GeneratorExit, SystemExit, KeyboardInterrupt])

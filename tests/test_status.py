@@ -18,7 +18,16 @@ import trio
 from hypothesis import given
 
 from stormphase._model import PhaseStatus
-from stormphase._status import MAX_JSON_CHARS, TABLE, Ownership, Rule, StatusChange, StatusTable, outcome_of
+from stormphase._status import (
+    MAX_JSON_CHARS,
+    TABLE,
+    Ownership,
+    Rule,
+    StatusChange,
+    StatusTable,
+    outcome_of,
+    session_status_of,
+)
 from stormphase.exceptions import OwnershipError, StatusError
 
 if sys.version_info < (3, 11):
@@ -445,8 +454,10 @@ def trio_cancelled() -> BaseException:
     [
         (lambda: None, SUCCEEDED),
         (ValueError, FAILED),
-        (StopIteration, FAILED),
-        (StopAsyncIteration, FAILED),
+        (StopIteration, SUCCEEDED),
+        (StopAsyncIteration, SUCCEEDED),
+        (type("End", (StopIteration,), {}), SUCCEEDED),
+        (lambda: BaseExceptionGroup("", [StopIteration()]), FAILED),
         (asyncio.TimeoutError, FAILED),
         (HostileError, FAILED),
         (PanicError, FAILED),
@@ -468,11 +479,20 @@ def trio_cancelled() -> BaseException:
         ),
         (lambda: BaseExceptionGroup("", [SystemExit(), BaseExceptionGroup("", [PanicError()])]), FAILED),
     ],
-    ids=map(str, range(21)),
+    ids=map(str, range(23)),
 )
 def test_outcomes(make, expected):
     """Each exception makes of a phase what the design says."""
     assert expected is outcome_of(make())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(None, SUCCEEDED), (StopIteration(), FAILED), (ValueError(), FAILED), (SystemExit(), CANCELLED)],
+)
+def test_outcomes_of_sessions(error, expected):
+    """As of phases, but that nothing is left which could take the end of an iterator."""
+    assert expected is session_status_of(error)
 
 
 def test_a_task_that_is_cancelled_is_cancelled():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WAYS = ("fork", "spawn", "forkserver")
 TRACED = """
-import json, os, signal, subprocess, sys, multiprocessing
+import contextlib, json, os, signal, subprocess, sys, multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 import stormphase
 from stormphase.otel import OTelBridge, configure
@@ -87,6 +87,24 @@ if __name__ == "__main__":
                 subprocess.run([sys.executable, __file__, "child", "child"], env=tracker.environment(), check=True)
         except subprocess.CalledProcessError as error:
             print("came back:", error.returncode)
+"""
+OWN_KIND = """
+class OwnError(Exception):
+    pass
+
+def fail(carrier):
+    block = contextlib.nullcontext() if carrier is None else stormphase.worker(carrier, bridge=bridge())
+    with block, stormphase.phase("work"), stormphase.phase("inner"):
+        raise OwnError("x")
+
+if __name__ == "__main__":
+    way = "fork" if sys.argv[1] == "forked" else sys.argv[1]
+    with new_tracker() as tracker:
+        try:
+            with tracker.enter_phase("round"), ProcessPoolExecutor(1, multiprocessing.get_context(way)) as pool:
+                pool.submit(fail, None if sys.argv[1] == "forked" else tracker.carrier()).result()
+        except OwnError as error:
+            print("came back:", error.args, vars(error))
 """
 KILLED = """
 def be_killed(carrier):
@@ -190,6 +208,17 @@ def test_a_process_of_a_pool_works_for_one_phase_after_another(run_script, way):
     assert [cause.name] == [record.name for record in failed if record.traceback]
     (failure,) = attribute(run.records).failures
     assert (cause.key, {"round2", "work2"}) == (failure.record.key, {record.name for record in failure.reached})
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn", "forked"])
+def test_a_kind_of_exception_of_the_users_own_comes_back_with_its_cause(run_script, way):
+    """Where it arose travels in it from the last phase of its process on, and is taken off once it has arrived."""
+    run = run_script(OWN_KIND, way)
+    assert "came back: ('x',) {}" in run.lines
+    cause = run.phase("round", "work", "inner")
+    failed = [record for record in run.records if record.status == "failed"]
+    assert {"round", "work", "inner"} == {record.name for record in failed}
+    assert {(cause.scope_id, cause.path)} == {(r.root_cause_scope_id, r.root_cause_path) for r in failed}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -12,7 +12,7 @@ from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlag
 
 from stormphase import _errors
 from stormphase._ids import scope_id_number
-from stormphase._status import FAILURES, outcome_of
+from stormphase._status import FAILURES, session_status_of
 from stormphase.otel._budget import SpanBudget, promote
 from stormphase.otel._build import UNSET, DirectSender, SpanFacts, StartedSender
 from stormphase.otel._carrier import DROPPED, PROMOTED, SENT, SPAN_KEY
@@ -430,12 +430,12 @@ def _sampled(context: SpanContext) -> SpanContext:
 
 
 def _error_type(outcome: BaseException | None) -> dict[str, str]:
-    if outcome is None or outcome_of(outcome) not in FAILURES:
+    if outcome is None or session_status_of(outcome) not in FAILURES:
         return {}
     return {"error.type": _errors.type_name(outcome)}
 
 
 def _status(outcome: BaseException | None, redactor: Redactor | None) -> Status:
-    if outcome is None or outcome_of(outcome) not in FAILURES:
+    if outcome is None or session_status_of(outcome) not in FAILURES:
         return UNSET
     return Status(StatusCode.ERROR, f"{_errors.type_name(outcome)}: {_errors.text_of(outcome, redactor)}")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from stormphase.otel._carrier import SpanCarrier
     from stormphase.otel._traces import Trace
 
-RECORDED: Final = "__stormphase_recorded__"
 MAX_LINKS: Final = 64
 MAX_EXCEPTIONS: Final = 16
 MAX_NAME_CHARS: Final = 256
@@ -160,13 +159,12 @@ class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` ret
         notes = self._notes_while_open()
         if notes is None:
             return
-        remembered = _errors._attributes_of(exception)
-        if remembered.get(RECORDED) == self.scope_id or _errors._trusted_origin(exception, self) is not None:
+        if _errors.was_recorded(exception, self.scope_id) or _errors.trusted_origin(exception, self) is not None:
             return
         if len(notes.exceptions) >= MAX_EXCEPTIONS:
             lanes.counts.add("events_dropped")
             return
-        remembered[RECORDED] = self.scope_id
+        _errors.note_recorded(exception, self.scope_id)
         when_ns = lanes.anchor.to_wall_ns(lanes.now()) if timestamp is None else timestamp
         notes.exceptions.append(
             RecordedException(

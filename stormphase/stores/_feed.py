@@ -15,7 +15,7 @@ import attrs
 from stormphase import _errors
 from stormphase._bell import Bell
 from stormphase._clock import SystemClock
-from stormphase._liveness import own_process
+from stormphase._liveness import SEEN_EVERY_NS, own_process
 from stormphase._phase import FINAL
 from stormphase._record import OutputLine, PhaseRecord
 from stormphase.exceptions import ConfigurationError, StoreError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 BATCH: Final = 4_096  # entries that are written at once, at the latest ...
 MAX_WAITING: Final = 2 * BATCH  # ... and those that wait here, beside the queue, for a store that fails
-BEAT_NS: Final = 5_000_000_000
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
 TRIES_TOGETHER: Final = 3
@@ -298,7 +297,7 @@ class StoreFeed:
         self._fresh.clear()
         self._ended.clear()
         self._unwritten = 0
-        self._beat_at_ns = self._now() + BEAT_NS
+        self._beat_at_ns = self._now() + SEEN_EVERY_NS
         return True
 
     def _hand_over(self, begun: Sequence[PhaseRecord], ended: Sequence[PhaseRecord]) -> None:
@@ -368,7 +367,7 @@ class StoreFeed:
         return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures, 8)))
 
     def _beat(self) -> None:
-        self._beat_at_ns = self._now() + BEAT_NS
+        self._beat_at_ns = self._now() + SEEN_EVERY_NS
         note_alive = getattr(self._store, "note_alive", None)
         if note_alive is not None:
             with contextlib.suppress(Exception):  # The next one, or the next record, says the same.

@@ -32,7 +32,7 @@ def blame_lost(connection: sqlite3.Connection, lost: Iterable[PhaseRecord]) -> N
         sessions.setdefault((record.session_id, record.session_attempt), []).append(record)
     for launch, records in sessions.items():
         bad = _with_ids(connection, launch, [record.scope_id for record in records])
-        _blame(connection, launch, {**_last_of_each(connection, launch), **bad})
+        _blame(connection, launch, {**_last_of_each(connection, launch), **_lost_before(connection, launch), **bad})
 
 
 def blame_known(connection: sqlite3.Connection, ended: Iterable[PhaseRecord]) -> None:
@@ -71,6 +71,12 @@ def _blame(connection: sqlite3.Connection, launch: tuple[str, int], bad: dict[st
             path = None if blame.path is None else rows.sound(dumps(blame.path))
             sql = "UPDATE stored_record SET root_cause_scope_id = ?, root_cause_path = ? WHERE id = ?"
             connection.execute(sql, (blame.scope_id, path, row_id))
+
+
+def _lost_before(connection: sqlite3.Connection, launch: tuple[str, int]) -> dict[str, tuple[int, PhaseRecord]]:
+    """Return what is LOST of a launch, also by earlier looks: several processes may have been lost at one time."""
+    sql = f"{rows.SELECT} WHERE r.status = 'lost' AND o.session_id = ? AND o.session_attempt = ?"
+    return _by_scope(connection.execute(sql, launch))
 
 
 def _owners(connection: sqlite3.Connection, launch: tuple[str, int]) -> dict[str, tuple[int, PhaseRecord]]:

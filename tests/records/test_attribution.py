@@ -411,3 +411,60 @@ def test_a_process_of_a_pool_is_lost_in_the_phase_that_it_worked_for():
         (failure,) = found.failures
         assert ("work", {"second", "process"}) == (failure.record.name, set(names(failure.reached)))
         assert None is found.blame_of(first)
+
+
+SECOND = 1_000_000_000
+
+
+def pool_of(*ended_s, cause=None):
+    """Return a phase that a pool broke, and the LOST phases of workers that were last seen at these seconds."""
+    rank = record("", kind=RecordKind.RANK, process=process_of(1))
+    fit = record("fit", rank, status=FAILED, error="BrokenProcessPool", process=process_of(1), ended_ns=100 * SECOND)
+    lost = [
+        record(f"fit/{number}", fit, status=LOST, ended_ns=int(at_s * SECOND), process=process_of(10 + number))
+        for number, at_s in enumerate(ended_s)
+    ]
+    if cause is not None:
+        fit = attrs.evolve(fit, root_cause_scope_id=lost[cause].scope_id, root_cause_path=lost[cause].path)
+    return rank, fit, *lost
+
+
+@pytest.mark.parametrize("named_before", [None, 0, 1], ids=["fresh", "first was named", "second was named"])
+@pytest.mark.parametrize("apart_s", [0, 0.2, 5])
+def test_of_two_workers_that_died_at_one_time_none_is_named(apart_s, named_before):
+    """A pool whose worker dies kills the others, and which was last seen first says nothing: both are listed."""
+    rank, fit, *lost = pool_of(50, 50 + apart_s, cause=named_before)
+    found = attribute([rank, fit, *lost])
+    assert ("fit", ["0", "1"]) == (blamed(found, fit), names(found.blame_of(fit).others))
+    assert ["0", "1", "fit"] == names(failure.record for failure in found.failures)
+
+
+def test_a_worker_that_died_clearly_before_the_others_is_named():
+    """Longer before than a process is silent at most."""
+    rank, fit, *lost = pool_of(50, 57, 40)
+    found = attribute([rank, fit, *lost])
+    assert ("2", ["0", "1"]) == (blamed(found, fit), names(found.blame_of(fit).others))
+
+
+def test_a_worker_that_died_after_the_failure_is_no_rival():
+    """What came later has not broken it."""
+    rank, fit, *lost = pool_of(98, 101)
+    assert "0" == blamed(attribute([rank, fit, *lost]), fit)
+
+
+def test_an_idle_worker_is_no_rival():
+    """The pool has ended it, as it does every day."""
+    rank, fit, lost = pool_of(50)
+    idle = record("", rank, kind=RecordKind.PROCESS, status=LOST, ended_ns=49 * SECOND, process=process_of(9))
+    found = attribute([rank, fit, lost, idle])
+    assert ("0", None) == (blamed(found, fit), found.blame_of(idle))
+
+
+def test_a_rank_that_was_lost_with_its_workers_was_lost_where_it_was_itself():
+    """Whoever killed them all: what the rank had open says more than what a worker had."""
+    rank = record("", kind=RecordKind.RANK, status=LOST, process=process_of(1), ended_ns=51 * SECOND)
+    fit = record("fit", rank, status=LOST, process=process_of(1), ended_ns=51 * SECOND)
+    wait = record("fit/wait", fit, status=LOST, process=process_of(1), ended_ns=51 * SECOND, entered_ns=5)
+    work = record("fit/work", fit, status=LOST, process=process_of(2), ended_ns=50 * SECOND)
+    found = attribute([rank, fit, wait, work])
+    assert ["wait", "wait", "wait", "work"] == [blamed(found, each) for each in (rank, fit, wait, work)]

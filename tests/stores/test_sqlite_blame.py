@@ -8,9 +8,10 @@ import contextvars
 import sqlite3
 import sys
 
+import attrs
 import pytest
 
-from stormphase.records import attribute, read_records
+from stormphase.records import PhaseRecord, attribute, read_records
 from stormphase.stores import SqliteStore
 
 if sys.version_info < (3, 11):
@@ -152,3 +153,45 @@ def test_a_retry_of_a_record_is_its_next_attempt(make_tracker, tmp_path):
     records = list(store.query(path="load"))
     assert [0, 1, 2] == [record.attempt for record in records]
     assert [None, *(record.scope_id for record in records[:2])] == [record.retry_of_scope_id for record in records]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_of_two_workers_that_died_at_one_time_no_row_names_one(tmp_path, at_once):
+    """Also where the second is found dead later than the first, by when the first had been named."""
+    from stormphase._liveness import own_process
+    from stormphase._model import PhaseStatus
+
+    second = 1_000_000_000
+    common = {"session_id": "s", "rank": 0, "scope_id": "", "path": (), "sequence": 0, "process": own_process()}
+
+    def made(number, name, **more):
+        path = ("fit",) if name == "fit" else ("fit", name)
+        return PhaseRecord(
+            **{**common, "scope_id": f"{number:016x}", "sequence": number, "path": path, "entered_ns": number, **more}
+        )
+
+    fit = made(
+        1,
+        "fit",
+        status=PhaseStatus.FAILED,
+        ended_ns=90 * second,
+        error_type="BrokenProcessPool",
+        root_cause_scope_id=f"{1:016x}",
+        root_cause_path=("fit",),
+    )
+    workers = [
+        made(number, f"work{number}", parent_scope_id=fit.scope_id, status=PhaseStatus.ACTIVE, process=process)
+        for number, process in ((number, attrs.evolve(own_process(), pid=number, started=1)) for number in (2, 3))
+    ]
+    store = SqliteStore(tmp_path / "runs.db")
+    store.begin([*workers])
+    store.end([fit])
+    lost = [
+        attrs.evolve(each, status=PhaseStatus.LOST, ended_ns=80 * second, evidence="it is gone") for each in workers
+    ]
+    for some in [lost] if at_once else [[each] for each in lost]:
+        store.end(some)
+    found = {record.name: record.root_cause_path for record in store.query(kind="phase")}
+    assert ("fit",) == found["fit"]
+    (blame,) = [each for each in attribute(store.query()).failures if each.record.name == "fit"]
+    assert () == blame.reached
