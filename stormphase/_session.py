@@ -186,6 +186,7 @@ class Session:
 
             self._last_words = LastWords(self.journal.said_path, self.lanes.anchor.to_wall_ns)
             self._last_words.listen(capture)
+            self.journal.watch(self._last_words.look)
 
     def _store_feed(self, settings: Settings, environ: Mapping[str, str], started_ns: int) -> StoreFeed | None:
         """Return what feeds the store, which can be used by then.
