@@ -70,6 +70,8 @@ with stormphase.PhaseTracker("x", bridge=None, journal=runs, session_id="s", cap
     if options["is_busy"]:
         for thread in threads:
             thread.start()
+    while not options["is_busy"] and tracker.stats()["journal"]["bytes"] == 1 << 20:
+        time.sleep(0.01)  # The worker makes room first.
     os.write(2, b"ready\\n")
     sys.stdin.readline()
     deadline = time.monotonic() + 60
