@@ -19,7 +19,7 @@ from stormphase.journal._options import open_journal, options_of
 from stormphase.journal._said import said_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from stormphase._bridge import Bridge
@@ -58,6 +58,7 @@ class SessionJournal:
         self._is_opening = False
         self._opening = threading.RLock()  # A signal handler may enter a phase, too.
         self._end_note: dict[str, Any] | None = None
+        self._watches: list[Callable[[], object]] = []
 
     def place(self, identity: RankIdentity) -> RankIdentity:
         """Return who this rank is, its attempt counted after those whose journals are there; makes the directory.
@@ -117,7 +118,11 @@ class SessionJournal:
             phase_trace=_bridge.phase_trace_of(self._bridge),
         )
         lanes.journal = journal
-        if journal is not None and self._bridge is not None:
+        if journal is None:
+            return
+        for look in self._watches:
+            journal.watch(look)
+        if self._bridge is not None:
             _bridge.listen(self._bridge, on_handed_over=journal.note_handed_over, on_finished=self._write_end_note)
 
     def open_in_child(self) -> bool:
@@ -176,6 +181,12 @@ class SessionJournal:
     def said_path(self) -> Path | None:
         """Return where what this process says last is to stand, or None while there is no journal."""
         return None if self._open is None else said_path(self._open.file.path)
+
+    def watch(self, look: Callable[[], object]) -> None:
+        """Have `look` called about every 0.2 s while there is a journal, on its worker; in forked children, too."""
+        self._watches.append(look)
+        if self._open is not None:
+            self._open.watch(look)
 
     def note_step(self, step: int | None) -> None:
         """Write the step that was set."""

@@ -50,6 +50,18 @@ class LastWords:
         self._unfinished: dict[tuple[int, str], str] = {}
         self._keys = PrivateKeys()
 
+    def look(self) -> None:
+        """Stop where somebody has cut the file short; from time to time, on a thread that is not training's."""
+        lines = self._lines
+        if lines is not None and lines.has_been_cut():
+            self._is_given_up = True
+            self._lines = None
+            _log.warning(
+                "stormphase: somebody has cut %s short, so what is said last is not kept there any more; the program "
+                "goes on",
+                self._path(),
+            )
+
     def _hear(self, phase: PhaseHandle | None, when_ns: int, stream: str, text: str) -> None:
         lines = self._lines or self._made()
         if lines is None:

@@ -230,6 +230,7 @@ class Session:
 
             self._last_words = LastWords(self.journal.said_path, self.lanes.anchor.to_wall_ns)
             self._last_words.listen(capture)
+            self.journal.watch(self._last_words.look)
 
     def _store_feed(self, store: RecordStore | None, facts: SessionFacts) -> StoreFeed | None:
         """Return what feeds the store, which can be used by then.

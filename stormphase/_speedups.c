@@ -1154,6 +1154,10 @@ slot_stores(PyObject *Py_UNUSED(module), PyObject *file)
     return both;
 }
 
+/* --- Faults in what is mapped ------------------------------------------------------------------------------------- */
+
+#include "_c/sigbus.h"
+
 /* --- The module --------------------------------------------------------------------------------------------------- */
 
 static PyMethodDef enter_phase_method = {
@@ -1298,6 +1302,7 @@ static PyMethodDef functions[] = {
     {"span_put", span_put, METH_VARARGS, "Return what makes a span's phase current in OpenTelemetry's context."},
     {"slot_stores", slot_stores, METH_O, "Return what stores the two halves of a slot into a mapped file."},
     {"watch_stores", watch_stores, METH_O, "Have a callable told after each store into a journal; None for nobody."},
+    SIGBUS_FUNCTIONS
     {NULL, NULL, 0, NULL},
 };
 
@@ -1330,7 +1335,7 @@ PyInit__speedups(void)
     INTERN(s_resumed_ns, "resumed_ns")
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL && (PyModule_AddStringConstant(module, "SOURCE", STORMPHASE_SOURCE) < 0 ||
-                           PyModule_AddIntConstant(module, "ABI", 1) < 0)) /* See `_native`. */
+                           PyModule_AddIntConstant(module, "ABI", 2) < 0)) /* See `_native`. */
         Py_CLEAR(module);
     return module;
 }

@@ -6,10 +6,10 @@ in their place and stop a process at each single store.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import itertools
-import mmap
 import os
 import struct
 import sys
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Final
 
 from stormphase import _native
 from stormphase.journal import _format
+from stormphase.journal._mapping import MappedFile
 
 if sys.platform != "win32":
     import resource
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
@@ -36,6 +38,7 @@ _MASK: Final = 0xFFFFFFFFFFFFFFFF
 _PAGE: Final = 4_096
 _PAGES_AT_ONCE: Final = 64
 _MODE: Final = 0o600
+_MAGIC_WORD: Final = int.from_bytes(_format.MAGIC, "little")
 _NO_FALLOCATE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -47,6 +50,7 @@ class JournalFile:
         buffer: the file as bytes.
         put_enter: stores the first half of a slot, its last word last: offset of the slot, then the fields of `ENTER`.
         put_exit: likewise the second half: offset of the slot, then the fields of `EXIT`.
+        is_lost: whether somebody has cut it short, so that it must not be touched any more.
 
     Args:
         path: where; must not exist.
@@ -67,7 +71,7 @@ class JournalFile:
             # The whole length at once and no room yet: one mapping stays valid however the file fills up.
             os.ftruncate(self._fd, self._max_segments * _format.SEGMENT)
             _allocate(self._fd, 0, MIN_BYTES)
-            self._map = mmap.mmap(self._fd, self._max_segments * _format.SEGMENT)
+            self._map = MappedFile(self._fd, self._max_segments * _format.SEGMENT)
         except BaseException:
             os.close(self._fd)
             path.unlink()
@@ -75,6 +79,7 @@ class JournalFile:
         self.put_enter, self.put_exit = _slot_stores(self._map)
         self.buffer: mmap.mmap = self._map
         self.words = memoryview(self._map).cast("Q")
+        self.is_lost = False
         self._beats = 0
         self._touch(0, CHUNK_SEGMENTS)
         self.segments = CHUNK_SEGMENTS
@@ -153,13 +158,49 @@ class JournalFile:
         self.put_bytes(_format.END_NOTE_AT, note)
         self.put_word(_format.END_NOTE, zlib.crc32(note) << 32 | len(note))
 
+    def has_been_cut(self) -> bool:
+        """Whether somebody has taken of it what was there when it was made, or put another file's bytes into it."""
+        if self._map.has_faulted:
+            return True
+        if self._fd < 0:
+            return False
+        self._map.guard_again()
+        if os.fstat(self._fd).st_size < self._max_segments * _format.SEGMENT:
+            return True
+        # Cut and made long again: then it has zeros. Whoever cuts it at this moment may be noticed by a fault.
+        return self.words[0] != _MAGIC_WORD or self._map.has_faulted
+
+    def leave_lost(self, now_ns: int) -> None:
+        """Say in what is left of the header that nothing is written since `now_ns`, and touch the mapping no more.
+
+        The heartbeat and the end note are still written, by calls that cannot fault: the process lives.
+        """
+        self.is_lost = True
+        self._write_left(_format.LOST_NS, struct.pack("<q", now_ns))
+
     def put_word(self, offset: int, value: int) -> None:
         """Store a u64, or an i64, at an offset that is a multiple of 8."""
+        if self.is_lost:
+            self._write_left(offset, struct.pack("<Q", value & _MASK))
+            return
         self.words[offset >> 3] = value & _MASK
 
     def put_bytes(self, offset: int, data: bytes) -> None:
         """Store bytes at an offset."""
+        if self.is_lost:
+            self._write_left(offset, data)
+            return
         self.buffer[offset : offset + len(data)] = data
+
+    def _write_left(self, offset: int, data: bytes) -> None:
+        """Write into the header of a lost file, where that is left."""
+        if self._fd >= 0 and offset < _format.SEGMENT and self._has_header():
+            with contextlib.suppress(OSError):
+                os.pwrite(self._fd, data, offset)
+
+    def _has_header(self) -> bool:
+        is_whole = os.fstat(self._fd).st_size >= _format.SEGMENT
+        return is_whole and os.pread(self._fd, len(_format.MAGIC), 0) == _format.MAGIC
 
     def word(self, offset: int) -> int:
         """Return the u64 at an offset."""
@@ -198,7 +239,8 @@ class JournalFile:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
-                os.ftruncate(fd, self.segments * _format.SEGMENT)
+                if not self.is_lost:  # Nor made longer again.
+                    os.ftruncate(fd, self.segments * _format.SEGMENT)
             finally:
                 os.close(fd)
 

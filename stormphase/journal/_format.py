@@ -20,6 +20,7 @@ SLOT: Final = SLOT_BYTES
 # Segment 0. Everything up to IS_COMPLETE is written once; what follows changes while the process lives.
 HEADER: Final = struct.Struct("<8sIIIIQqqQQQ16sII")
 IS_COMPLETE: Final = 96
+LOST_NS: Final = 104
 HEARTBEATS: Final = (128, 152)
 HEARTBEAT: Final = struct.Struct("<qqQ")
 STEP: Final = 176

@@ -79,7 +79,9 @@ class Glance:
         self.latest_ns = latest_ns(all_slots)
         header = parse_header(header_data, str(self._path), damage)
         phases = Phases(all_slots, self._known_names(damage), header.id_base, damage)
-        opened, _ = open_phases(all_slots, phases, unseen_ends(all_slots, phases.find), damage)
+        opened, _ = open_phases(
+            all_slots, phases, unseen_ends(all_slots, phases.find), damage, was_lost=header.was_lost
+        )
         return JournalImage(
             file=self._path,
             identity=header.identity,

@@ -48,6 +48,7 @@ class Header:
     stop_signal: int | None
     stop_asked_ns: int | None
     cleared_unsent: int
+    was_lost: bool
 
 
 def check(data: bytes, file: str) -> None:
@@ -121,6 +122,7 @@ def parse_header(data: bytes, file: str, damage: Damage) -> Header:
         stop_signal=signal or None,
         stop_asked_ns=asked_ns if signal else None,
         cleared_unsent=cleared_unsent,
+        was_lost=_U64.unpack_from(data, _format.LOST_NS)[0] != 0,
     )
 
 

@@ -21,7 +21,7 @@ from stormphase.journal._phase_facts import has_more_to_say
 from stormphase.journal._segments import Segments
 from stormphase.journal._strings import StringTable
 from stormphase.journal._totals import Totals
-from stormphase.journal._writer import SCRATCH_SLOT, SegmentWriter
+from stormphase.journal._writer import SCRATCH_SLOT, LostWriter, SegmentWriter, write_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -104,6 +104,7 @@ class OpenJournal:
         self._has_warned = False
         self._has_warned_of_deletion = False
         self._next_growth_ns = 0
+        self._lost_writer = LostWriter(self.note_unwritten)
         self._unwritten = itertools.count()  # `next` on it is one C call: no count is lost between threads.
         self._put_off: deque[int] = deque()  # full segments that could not be folded yet
         self._watches: list[Callable[[], object]] = []
@@ -125,14 +126,16 @@ class OpenJournal:
         """Where it stands."""
         return self.file.path
 
-    def new_writer(self, lane: Lane) -> SegmentWriter:
+    def new_writer(self, lane: Lane) -> SegmentWriter | LostWriter:
         """Return what the thread of `lane`, which is new, writes with."""
         self._worker.start()
+        if self.file.is_lost:
+            return self._lost_writer
         is_main = lane.thread_id == threading.main_thread().ident
         number = self._strings.of_thread(lane.thread_name)
         return SegmentWriter(self, (lane.thread_id, number, _format.MAIN_THREAD if is_main else 0))
 
-    def retire(self, writer: SegmentWriter) -> None:
+    def retire(self, writer: SegmentWriter | LostWriter) -> None:
         """Take over what the writer of an ended thread leaves."""
         segment = writer.segment
         writer.leave_segment()
@@ -155,6 +158,8 @@ class OpenJournal:
     def note_unwritten(self) -> None:
         """Count a phase for which there was no room."""
         next(self._unwritten)
+        if self.file.is_lost:
+            return
         self.file.put_word(_format.UNWRITTEN, reading(self._unwritten))
 
     def note_full(self, segment: int) -> None:
@@ -186,6 +191,8 @@ class OpenJournal:
 
     def take_back(self, phase: PhaseHandle) -> None:
         """Undo an enter into which a signal handler raised."""
+        if self.file.is_lost:
+            return
         slot = getattr(phase, "_slot", SCRATCH_SLOT)
         words = self.file.words
         if words[(slot + _format.SEQUENCE_AT) >> 3] == phase._sequence:  # Else it was not written.
@@ -194,6 +201,8 @@ class OpenJournal:
 
     def note_step(self, step: int | None) -> None:
         """Write the step that was set."""
+        if self.file.is_lost:
+            return
         self.file.put_word(_format.STEP, _format.NO_STEP if step is None else step)
 
     def _writer_here(self) -> SegmentWriter | None:
@@ -218,12 +227,14 @@ class OpenJournal:
 
     def note_handed_over(self, phases: Sequence[PhaseHandle]) -> None:
         """Write that the bridge has some ended phases; on the bridge's worker."""
+        if self.file.is_lost:
+            return
         self._folder.note_handed_over(phases)
 
     def put_stacks(self, stacks: Mapping[str, Any]) -> bool:
         """Store the stacks of all threads; False if there is no room."""
         data = json.dumps(stacks).encode()
-        if len(data) > _format.SEGMENT - _format.FIRST_SLOT:
+        if len(data) > _format.SEGMENT - _format.FIRST_SLOT or self.file.is_lost:
             return False
         segment = self._segments.take(_format.STACKS)
         if segment is None:
@@ -234,6 +245,7 @@ class OpenJournal:
 
     def put_end_note(self, note: Mapping[str, Any]) -> None:
         """Write how the process ended."""
+        self._look_at_file()
         self.file.put_end_note(encoded_note(note))
 
     def finish(self, timeout_s: float) -> None:
@@ -242,6 +254,7 @@ class OpenJournal:
             self._worker.wait(self._worker.ask(timeout_s, is_last=True), timeout_s)
         finally:  # Also when an impatient KeyboardInterrupt ends the wait.
             self._worker.give_up()
+            self._look_at_file()
             clock = self.lanes.clock
             self.file.beat(clock.monotonic_ns(), clock.wall_ns())
             self.file.close()
@@ -254,16 +267,20 @@ class OpenJournal:
         self.file.forget()
 
     def stats(self) -> dict[str, int]:
-        """Return counts: bytes on the disk, phases folded into totals, and those not written."""
+        """Return counts: bytes on the disk, phases folded into totals, those not written, whether it is lost."""
         return {
             "bytes": self.file.segments * _format.SEGMENT,
             "folded": self._folder.folded_count,
             "unwritten": reading(self._unwritten),
+            "lost": int(self.file.is_lost),
         }
 
     # On the worker
 
     def _take(self, segment: int) -> None:
+        self._look_at_file()
+        if self.file.is_lost:
+            return
         self._make_room()
         self._fold(segment)
         # Where room is short, a little more of the GIL rather than phases that nobody adds up.
@@ -280,8 +297,16 @@ class OpenJournal:
             self._put_off.append(segment)
 
     def _tick(self) -> None:
+        self._look_at_file()
         clock = self.lanes.clock
         self.file.beat(clock.monotonic_ns(), clock.wall_ns())
+        if not self.file.is_lost:
+            self._keep_room()
+        self.lanes.lanes()  # Looks for threads that have ended.
+        for look in self._watches:
+            look()
+
+    def _keep_room(self) -> None:
         self._folder.note_tick()
         if not self._has_warned_of_deletion and self.file.is_deleted:
             self._has_warned_of_deletion = True
@@ -296,9 +321,23 @@ class OpenJournal:
         if not self._worker.stats()["queued"]:
             # Those whose writer was interrupted just when it had left them.
             self._put_off.extend(set(filter(self._segments.is_left, tuple(self._segments.in_use))) - set(self._put_off))
-        self.lanes.lanes()  # Looks for threads that have ended.
-        for look in self._watches:
-            look()
+
+    def _look_at_file(self) -> None:
+        """Have nobody touch the file any more if somebody has cut it short."""
+        if not (self.file.is_lost or self.file.has_been_cut()):
+            return
+        if not self.file.is_lost:
+            self.write_exit = write_nothing
+            self.file.leave_lost(self.lanes.now())
+            _log.warning(
+                "stormphase: somebody has cut the journal %s short while it was written, so nothing more is written "
+                "there; training goes on. Let no program truncate journals (logrotate, rsync --inplace, `: > file`); "
+                "the next session makes a new one.",
+                self.file.path,
+            )
+        for lane in self.lanes.lanes():  # Each time, since one may have come meanwhile.
+            lane.write_exit = write_nothing
+            lane.writer = self._lost_writer
 
     def _make_room(self) -> None:
         cleared = 0
@@ -317,7 +356,7 @@ class OpenJournal:
 
     def _grow(self) -> bool:
         now_ns = self.lanes.now()
-        if not self.file.may_grow or now_ns < self._next_growth_ns:
+        if not self.file.may_grow or now_ns < self._next_growth_ns or self.file.has_been_cut():
             return False
         try:
             self._segments.add(self.file.grow())

@@ -6,7 +6,6 @@ How it is laid out and read stands in `_said_lines`.
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import struct
 from typing import TYPE_CHECKING, Final
@@ -27,6 +26,7 @@ from stormphase._said_lines import (
     read_said,
     said_path,
 )
+from stormphase.journal._mapping import MappedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,10 +54,15 @@ class LastLines:
             head = HEADER.pack(MAGIC, VERSION, SLOT_BYTES, LINES)
             if os.write(descriptor, head.ljust(SIZE, b"\0")) != SIZE:
                 raise OSError(28, "No space left on device", str(path))
-            self._map = mmap.mmap(descriptor, SIZE)
+            self._map = MappedFile(descriptor, SIZE)
         finally:
             os.close(descriptor)
         self._numbers = itertools.count(1)
+
+    def has_been_cut(self) -> bool:
+        """Whether somebody has cut the file short, so that it must not be touched any more."""
+        found = self._map
+        return found.has_faulted or found.size() < SIZE or found[: len(MAGIC)] != MAGIC or found.has_faulted
 
     def put(self, time_ns: int, sequence: int, stream: str, text: str) -> None:
         """Write one line in the place of the oldest."""

@@ -51,7 +51,7 @@ def read_source(
     unseen = unseen_ends(all_slots, phases.find)
     sums = read_rows(_of_kind(copy.segments, _format.TOTALS), damage)
     add_records(sums, all_slots, uncounted)
-    opened, abandoned = open_phases(all_slots, phases, unseen, damage)
+    opened, abandoned = open_phases(all_slots, phases, unseen, damage, was_lost=header.was_lost)
     for phase, number in abandoned:
         sums.setdefault(number, Sums()).add_abandoned(phase)
     ended = [*_last_ended(all_slots, phases, ended_limit, unsent_only=unsent_only), *(each for each, _ in abandoned)]
@@ -114,9 +114,12 @@ def confirm_open(source: Source, all_slots: Sequence[Slots], *, is_last_try: boo
 
 
 def open_phases(
-    all_slots: Sequence[Slots], phases: Phases, unseen: dict[int, int], damage: Damage
+    all_slots: Sequence[Slots], phases: Phases, unseen: dict[int, int], damage: Damage, *, was_lost: bool
 ) -> tuple[tuple[JournalPhase, ...], list[tuple[JournalPhase, int]]]:
-    """Return the open phases, and those that only seem open, each with the number of its path."""
+    """Return the open phases, and those that only seem open, each with the number of its path.
+
+    None are open in a journal that its process gave up, as somebody had cut it: their ends could not be written.
+    """
     places = sorted((slots.sequences[row], index, row) for index, slots in enumerate(all_slots) for row in slots.open)
     if len(places) > MAX_OPEN:
         damage.note("so many phases are open that not all are told", len(places) - MAX_OPEN)
@@ -130,6 +133,9 @@ def open_phases(
             opened.append(phase)
         else:
             abandoned.append((phase, slots.fields(row)[3]))
+    if was_lost:
+        damage.note("somebody cut it short while it was written: what was open then, and what came after, is not known")
+        opened.clear()
     # The main thread's own lane, unlike those of its tasks, begins with a phase that names no task.
     outermost: dict[int, JournalPhase] = {}
     for phase in opened:

@@ -69,6 +69,8 @@ class StringTable:
         return number
 
     def _append(self, parent: int, text: str) -> int:
+        if self._file.is_lost:
+            return UNNUMBERED
         data = text.encode("utf-8", "surrogatepass")[:_MAX_NAME_BYTES]
         entry = _format.STRING.pack(parent, len(data)) + data
         entry += bytes(-len(entry) % 8)

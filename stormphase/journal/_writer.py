@@ -249,6 +249,34 @@ class SegmentWriter:
         return True
 
 
+class LostWriter:
+    """What a thread has in the place of its writer once the journal is lost: counts phases, and writes none."""
+
+    __slots__ = ("_note_unwritten", "last_slot", "pins", "segment", "slot", "traces_phases", "write_enter")
+
+    def __init__(self, note_unwritten: Callable[[], None]) -> None:
+        """Be full, and ask to be called for each phase."""
+        self._note_unwritten = note_unwritten
+        self.traces_phases = True
+        self.slot = 1
+        self.last_slot = 0
+        self.pins: tuple[int, ...] = ()
+        self.segment: int | None = None
+        self.write_enter: Callable[..., None] = write_nothing
+
+    def leave_segment(self) -> None:
+        """Have no segment, as before."""
+
+    def enter(self, phase: PhaseHandle) -> None:
+        """Count a phase that is not written."""
+        phase._slot = SCRATCH_SLOT
+        self._note_unwritten()
+
+
+def write_nothing(*_: object) -> None:
+    """Write neither an enter nor an exit: the journal is lost."""
+
+
 if _native.speedups is not None:
     _native.speedups.bind_writer(
         writer=SegmentWriter,

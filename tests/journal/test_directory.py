@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import struct
 from pathlib import Path
@@ -17,7 +16,7 @@ from stormphase._liveness import Liveness, Verdict
 from stormphase._model import RankIdentity
 from stormphase._tracker import PhaseTracker
 from stormphase.exceptions import ConfigurationError
-from stormphase.journal import _directory, read_directory
+from stormphase.journal import _directory, _file, read_directory
 from stormphase.journal._directory import attempt_of, make_directory
 from stormphase.journal._file import MIN_BYTES
 from stormphase.journal._options import DIRECTORY_VARIABLE, JournalOptions, options_of
@@ -185,7 +184,7 @@ def test_a_machine_that_has_no_room_costs_a_warning(make_tracker, tmp_path, monk
         raise OSError(code, os.strerror(code))
 
     where, code = no_room
-    functions = {"mkdir": (Path, "mkdir"), "open": (os, "open"), "mmap": (mmap, "mmap")}
+    functions = {"mkdir": (Path, "mkdir"), "open": (os, "open"), "mmap": (_file, "MappedFile")}
     functions |= {"truncate": (os, "ftruncate"), "allocate": (os, "posix_fallocate")}
     with monkeypatch.context() as context:
         context.setattr(*functions[where], refuse)
