@@ -307,6 +307,9 @@ class LaneSet(CopiesToItself):
         return first
 
     def _lane_of_new_task(self, thread_lane: Lane, task: Any) -> Lane:
+        if _tasks.runs_cells(task):
+            thread_lane.runs_cells = True
+            return thread_lane
         lane = Lane(self, thread_lane.thread_id, thread_lane.thread_name, task)
         lane.writer = thread_lane.writer
         lane.write_exit = thread_lane.write_exit
