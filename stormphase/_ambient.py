@@ -102,9 +102,15 @@ class ByContext:
         """The level of the one that is meant."""
         return getattr(self.choose(), "level", None)
 
-    def enter_phase(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseHandle:  # noqa: FBT001, FBT002 - `_enter`
+    def enter_phase(
+        self,
+        name: str,
+        attributes: Any = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
+    ) -> PhaseHandle:
         """Enter a phase on the one that is meant."""
-        return self.choose().enter_phase(name, attributes, sync)
+        return self.choose().enter_phase(name, attributes, sync, timeout_s)
 
 
 def _phase_in_context(source: PhaseSource) -> PhaseHandle | None:
