@@ -35,7 +35,13 @@ class PhaseSource(Protocol):
         """The lanes, or None if nothing is recorded."""
         ...
 
-    def enter_phase(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseHandle:  # noqa: FBT001, FBT002 - `_enter`
+    def enter_phase(
+        self,
+        name: str,
+        attributes: Any = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
+    ) -> PhaseHandle:
         """Enter a phase on the caller's lane, or say why not."""
         ...
 
@@ -50,9 +56,15 @@ class Nowhere:
         """None: nothing is recorded."""
         return None
 
-    def enter_phase(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseHandle:  # noqa: FBT001, FBT002 - `_enter`
+    def enter_phase(
+        self,
+        name: str,
+        attributes: Any = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
+    ) -> PhaseHandle:
         """Return the shared no-op."""
-        del name, attributes, sync
+        del name, attributes, sync, timeout_s
         return NOOP
 
     def __reduce__(self) -> str | tuple[Any, ...]:
@@ -90,9 +102,15 @@ class ByContext:
         """The level of the one that is meant."""
         return getattr(self.choose(), "level", None)
 
-    def enter_phase(self, name: str, attributes: Any = None, sync: bool = False) -> PhaseHandle:  # noqa: FBT001, FBT002 - `_enter`
+    def enter_phase(
+        self,
+        name: str,
+        attributes: Any = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
+    ) -> PhaseHandle:
         """Enter a phase on the one that is meant."""
-        return self.choose().enter_phase(name, attributes, sync)
+        return self.choose().enter_phase(name, attributes, sync, timeout_s)
 
 
 def _phase_in_context(source: PhaseSource) -> PhaseHandle | None:

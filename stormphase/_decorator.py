@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 from stormphase._ambient import AMBIENT, NOWHERE, Fixed, Holder, Nowhere, PhaseSource
 from stormphase._noop import NOOP
 from stormphase._options import PLAIN, Options
+from stormphase._paths import normalise_name
 from stormphase._recipe import Recipe
 from stormphase._wrappers import base_of, dressed, qualname_of, site_of, wrapped
 from stormphase.exceptions import ConfigurationError
@@ -205,20 +206,28 @@ def phase(source: PhaseSource, name: F, /) -> F: ...
 def phase(
     source: PhaseSource,
     name: str | None = None,
-    *,
     attributes: Mapping[str, Any] | None = None,
+    sync: bool = False,
+    timeout_s: float | None = None,
+    *,
     arguments: Sequence[str] = (),
     at_exit: AtExit | None = None,
     result: bool | str = False,
     filter: str | AskFilter | None = None,
     level: int | str | None = None,
     errors: Mapping[type[BaseException], ErrorPolicy] | None = None,
-    sync: bool = False,
     capture: bool | Literal["fd"] | None = None,
 ) -> LatePhase: ...
 
 
-def phase(source: PhaseSource, name: str | F | None = None, **options: Any) -> LatePhase | F:
+def phase(
+    source: PhaseSource,
+    name: str | F | None = None,
+    attributes: Any = None,
+    sync: bool = False,
+    timeout_s: float | None = None,
+    **options: Any,
+) -> LatePhase | F:
     """Return a phase to be entered later, by a `with` or `async with` block or by every call of a decorated function.
 
     Args:
@@ -226,6 +235,8 @@ def phase(source: PhaseSource, name: str | F | None = None, **options: Any) -> L
         name: one name, not a path; by default the decorated function's qualified name. `@tracker.phase` may also stand
             bare above a function.
         attributes: fixed ones, copied now.
+        sync: whether ranks wait for each other in it, as in a collective.
+        timeout_s: how many seconds it may be open, as `enter_phase` has it.
         arguments: names of parameters whose values become attributes at enter; `config.depth` for an attribute of one.
         at_exit: called at the end with the bound arguments, the result (None if it raised) and the exception (or None);
             returns more attributes, or None. If it raises, that is counted as `at_exit_errors`.
@@ -235,17 +246,26 @@ def phase(source: PhaseSource, name: str | F | None = None, **options: Any) -> L
         level: a number, or a name as in `logging`; below the tracker's level, likewise.
         errors: what is made of an exception, by class, the most specific one first: "full", "reference" (never with a
             traceback) or "not_a_failure".
-        sync: whether ranks wait for each other in it, as in a collective.
         capture: True for this phase's output and that of those inside it, "fd" also for what C libraries and
             subprocesses write, False for none; by default what the phase around it has, else the tracker.
         **options: those named above.
 
     Raises:
         ConfigurationError: if an option cannot work.
-        TypeError: if `attributes` is not a mapping, or the bare decorator stands above what is no function.
+        PhaseNameError: if the name is blank; not with `on_misuse="record"`, which counts that at enter.
+        TypeError: if `attributes` is not a mapping, `metadata` is given, or the bare decorator stands above what is no
+            function.
     """
     holder = AMBIENT if isinstance(source, _ForLibraries) else Fixed(source)
+    if attributes is not None:
+        options["attributes"] = attributes
+    if sync:
+        options["sync"] = sync
+    if timeout_s is not None:
+        options["timeout_s"] = timeout_s
     if name is None or isinstance(name, str):
+        if name is not None and (not name or name.isspace()):
+            _refuse_blank(name, holder.source)
         return LatePhase(holder, name, Options.of(**options) if options else PLAIN)
     if options:
         raise ConfigurationError(
@@ -254,6 +274,14 @@ def phase(source: PhaseSource, name: str | F | None = None, **options: Any) -> L
             fix="Write @tracker.phase(attributes=...) above the function, or @tracker.phase and nothing else.",
         )
     return LatePhase(holder, None, PLAIN)(name)
+
+
+def _refuse_blank(name: str, source: PhaseSource) -> None:
+    """Raise what entering it would raise, here where it is written; a tracker that only records counts it at enter."""
+    lanes = source.lane_set
+    settings = getattr(source, "_settings", None)
+    if "record" not in (getattr(lanes, "on_misuse", None), getattr(settings, "on_misuse", None)):
+        normalise_name(name)
 
 
 class _ForLibraries(Nowhere):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from stormphase._phase import PhaseHandle
     from stormphase._redaction import Redactor
 
+METADATA: Final = "metadata"
+MAX_TIMEOUT_S: Final = 1e9
 SLOT_BYTES: Final = 72  # See docs/journal-format.md.
 NO_STEP: Final = -(2**63)
 
@@ -51,6 +53,19 @@ class Entrance(Protocol):
         ...
 
 
+def no_metadata(call: str) -> TypeError:
+    """Return the error for `metadata=`, which a `PhaseRecorder` has and nothing else: `attributes` is what is meant."""
+    return TypeError(
+        f"{call}() takes no metadata: what is known of a phase are its attributes. Write attributes={{...}}."
+    )
+
+
+def is_timeout(timeout_s: Any) -> bool:
+    """Return whether `timeout_s` is a number of seconds that a phase may be open: above 0, and not boundless."""
+    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    return is_number and 0 < timeout_s < MAX_TIMEOUT_S
+
+
 def take_or_count(attributes: Any, counts: AttributeCounts, redactor: Redactor | None = None) -> dict[str, Any] | None:
     """Return what `take` does; attributes that are no mapping are left out, and counted as one unreadable."""
     try:
@@ -63,12 +78,13 @@ def take_or_count(attributes: Any, counts: AttributeCounts, redactor: Redactor |
 # One function, since each call more costs a tenth. `sync` may be given by position, since CPython has a faster way to
 # call functions without keyword-only parameters. What a slot holds is put into a local first where it is called, since
 # CPython 3.11 is slow to call a slot.
-def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915
+def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915, PLR0917
     self: Entrance,
     name: str,
     attributes: Mapping[str, Any] | None = None,
     sync: bool = False,
     timeout_s: float | None = None,
+    metadata: None = None,
 ) -> PhaseHandle:
     """Enter a phase now and return its handle, which a `with` block closes.
 
@@ -78,11 +94,12 @@ def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915
         sync: whether ranks wait for each other in it, as in a collective.
         timeout_s: how many seconds it may be open; if it is for longer, the sinks and the log are told once, the
             journal gets every thread's stack, and the phase goes on.
+        metadata: refused, with an error that says to write `attributes`.
 
     Raises:
         PhaseProtocolError: if the tracker does not run.
         PhaseNameError: if the name is blank or not a string.
-        TypeError: if `attributes` is not a mapping.
+        TypeError: if `attributes` is not a mapping, or `metadata` is given.
         ValueError: if `timeout_s` is not above 0.
     """
     lane: Lane | None
@@ -104,7 +121,9 @@ def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915
         # The journal says of a task's outermost phase which task that is.
         has_more = lane.top is lane and lane.task_name is not None
     extra = None
-    if sync or timeout_s is not None:
+    if sync or timeout_s is not None or metadata is not None:
+        if metadata is not None:
+            raise no_metadata("enter_phase")
         extra = PhaseExtra()
         extra.is_sync = sync
         extra.timeout_ns = None if timeout_s is None else lanes.timeout_ns_of(timeout_s)

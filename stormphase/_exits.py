@@ -193,6 +193,11 @@ def restore_context(lanes: LaneSet, phase: PhaseHandle) -> None:
     try:
         phase._lane.reset(token)
     except ValueError:
+        if phase._lane.runs_cells:
+            # Another cell entered it: its context cannot be reached, and this one may be a copy of it.
+            if lanes.carrier.current_phase() is phase:
+                lanes.carrier.variable.set(lanes.carrier.value_before(phase))
+            return
         lanes.counts.add(Misuse.FOREIGN_CONTEXT)
     except RuntimeError:
         # An exit that a signal handler interrupted right after it had reset the variable.

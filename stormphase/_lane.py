@@ -46,6 +46,7 @@ class Lane:
         local: what each thread knows: see `LaneSet`.
         number: tells this lane from all others of the process.
         writer: writes what this lane's thread enters into the journal, if there is one.
+        runs_cells: whether a notebook's cells run on it, which may end each other's phases in contexts of their own.
         write_exit: writes the plain end of a phase there: its slot's second half, and the three numbers that go in.
     """
 
@@ -65,6 +66,7 @@ class Lane:
         "now",
         "number",
         "reset",
+        "runs_cells",
         "task_name",
         "task_ref",
         "thread_id",
@@ -89,6 +91,7 @@ class Lane:
         self.now: Callable[[], int] = lanes.now
         self.number = next(lanes.lane_numbers) & 0xFFFFFFFF
         self.reset: Callable[[Any], None] = lanes.carrier.variable.reset
+        self.runs_cells = False
         self.task_name: str | None = None if task is None else _tasks.name_of(task)
         self.task_ref: weakref.ref[Any] | None = None
         self.thread_id = thread_id

@@ -18,7 +18,7 @@ from stormphase import _exits, _misuse, _moves, _native, _tasks
 from stormphase._attributes import AttributeCounts, take
 from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
-from stormphase._enter import enter_phase, take_or_count
+from stormphase._enter import enter_phase, is_timeout, no_metadata, take_or_count
 from stormphase._ids import new_base
 from stormphase._lane import Lane, ThreadGuard
 from stormphase._noop import NOOP, NOOP_TOKEN
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     Publish = Callable[[Any], object]
 
-_MAX_TIMEOUT_S = 1e9
 
 _getframe = sys._getframe
 
@@ -228,9 +227,16 @@ class LaneSet(CopiesToItself):
         return handle
 
     def enter(
-        self, name: str, attributes: Any = None, sync: bool = False, timeout_s: float | None = None
+        self,
+        name: str,
+        attributes: Any = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
+        metadata: None = None,
     ) -> PhaseToken:
         """Enter a phase and return its token; see `PhaseTracker.enter`."""
+        if metadata is not None:
+            raise no_metadata("enter")
         handle = self.enter_phase(name, attributes, sync, timeout_s)
         if handle is NOOP:
             return NOOP_TOKEN
@@ -254,8 +260,7 @@ class LaneSet(CopiesToItself):
         Raises:
             ValueError: if it is no number of seconds above 0; not with `on_misuse="record"`, which counts it.
         """
-        is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
-        if not is_number or not 0 < timeout_s < _MAX_TIMEOUT_S:
+        if not is_timeout(timeout_s):
             if self.on_misuse == "raise":
                 message = f"timeout_s must be a number of seconds above 0, not {timeout_s!r:.40}."
                 raise ValueError(message)
@@ -304,6 +309,9 @@ class LaneSet(CopiesToItself):
         return first
 
     def _lane_of_new_task(self, thread_lane: Lane, task: Any) -> Lane:
+        if _tasks.runs_cells(task):
+            thread_lane.runs_cells = True
+            return thread_lane
         lane = Lane(self, thread_lane.thread_id, thread_lane.thread_name, task)
         lane.writer = thread_lane.writer
         lane.write_exit = thread_lane.write_exit

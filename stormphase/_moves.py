@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stormphase._lanes import LaneSet
 
 MAX_EVENTS = 64
+_MAX_LANES = 64
 
 _ON_PAUSE = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.PAUSED)
 _ON_RESUME = TABLE.checked(PhaseStatus.PAUSED, PhaseStatus.ACTIVE)
@@ -129,6 +130,7 @@ def _put_on(
     """
     current = lanes.carrier.variable.get()
     kept = extra if fence is None else fence
+    stints = extra.stints if phase._lane is lane else _stints_so_far(phase, extra)
     token = extra.token if fence is None else None
     while phase._status is _ON_PAUSE and phase._extra is extra:
         below = lane.top
@@ -148,6 +150,7 @@ def _put_on(
             extra.paused_ns = paused_ns
             extra.paused_since_ns = None
             extra.resumed_ns = resumed_ns
+            extra.stints = stints
             successor._slot = phase._slot  # The journal may have moved it since the successor was made.
             successor._lane = lane
             successor._below = below
@@ -163,6 +166,24 @@ def _put_on(
                 lanes.journal.renew(successor)
             return True
     return False
+
+
+def _stints_so_far(phase: PhaseHandle, extra: PhaseExtra) -> dict[Lane | None, tuple[int, int]]:
+    """Return how long a paused phase was on each lane so far, and how long its children were on top of it there.
+
+    Beyond `_MAX_LANES` of them, None stands for all others.
+    """
+    stints: dict[Lane | None, tuple[int, int]] = dict(extra.stints or {})
+    since_ns = extra.paused_since_ns
+    active_ns = 0 if since_ns is None else since_ns - phase._entered_ns - extra.paused_ns
+    children_ns = phase._children_ns
+    for active, children in stints.values():
+        active_ns -= active
+        children_ns -= children
+    lane = phase._lane if len(stints) < _MAX_LANES or phase._lane in stints else None
+    active, children = stints.get(lane, (0, 0))
+    stints[lane] = (active + active_ns, children + children_ns)
+    return stints
 
 
 def _park_again(lanes: LaneSet, phase: PhaseHandle, lane: Lane, resumed_ns: int, context_value: object) -> None:

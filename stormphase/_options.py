@@ -11,6 +11,7 @@ import attrs
 
 from stormphase import _errors
 from stormphase._attributes import AttributeCounts, take
+from stormphase._enter import METADATA, is_timeout, no_metadata
 from stormphase._filters import AskFilter, Filter
 from stormphase.exceptions import ConfigurationError
 
@@ -90,19 +91,21 @@ class Options:
     error_policy: ErrorPolicies | None = None
     sync: bool = False
     capture: bool | Literal["fd"] | None = None
+    timeout_s: float | None = None
 
     @classmethod
     def of(
         cls,
         *,
         attributes: Mapping[str, Any] | None = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
         arguments: Sequence[str] = (),
         at_exit: AtExit | None = None,
         result: bool | str = False,
         filter: str | AskFilter | None = None,  # noqa: A002 - what it is called
         level: int | str | None = None,
         errors: Mapping[type[BaseException], ErrorPolicy] | None = None,
-        sync: bool = False,
         capture: bool | Literal["fd"] | None = None,
         **unknown: object,
     ) -> Options:
@@ -129,6 +132,7 @@ class Options:
             error_policy=None if errors is None else ErrorPolicies(errors),
             sync=bool(sync),
             capture=_checked_capture(capture),
+            timeout_s=_checked_timeout(timeout_s),
         )
 
 
@@ -136,6 +140,8 @@ PLAIN: Final = Options()
 
 
 def _unknown_option(name: str) -> TypeError:
+    if name == METADATA:
+        return no_metadata("phase")
     parameters = inspect.signature(Options.of).parameters.values()
     known = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
     all_of_them = f"It has {', '.join(known)}."
@@ -166,6 +172,16 @@ def _checked_result(result: object) -> str | None:
         f"result must be True or the attribute's name, not {result!r:.40}.",
         setting="result",
         fix='Write result=True, or result="rows".',
+    )
+
+
+def _checked_timeout(timeout_s: Any) -> float | None:
+    if timeout_s is None or is_timeout(timeout_s):
+        return None if timeout_s is None else float(timeout_s)
+    raise ConfigurationError(
+        f"timeout_s must be a number of seconds above 0, not {timeout_s!r:.40}.",
+        setting="timeout_s",
+        fix="Write timeout_s=60, or leave it out for no limit.",
     )
 
 

@@ -50,6 +50,7 @@ class PhaseExtra:
         "resumed_ns",
         "retry_of",
         "status_text",
+        "stints",
         "timeout_ns",
         "token",
     )
@@ -74,6 +75,8 @@ class PhaseExtra:
         self.resumed_ns: int | None = None
         self.retry_of: PhaseHandle | PhaseRecord | None = None
         self.status_text: str | None = None
+        # Its time, and that of its children, on each lane that it left; None stands for several.
+        self.stints: dict[Lane | None, tuple[int, int]] | None = None
         self.timeout_ns: int | None = None
         self.token: PhaseToken | None = None
 

@@ -66,6 +66,7 @@ class Recipe:
         "_result_key",
         "_signature",
         "_sync",
+        "_timeout_s",
         "holder",
     )
 
@@ -91,6 +92,7 @@ class Recipe:
         self._at_exit = options.at_exit
         self._result_key = options.result_key
         self._sync = options.sync
+        self._timeout_s = options.timeout_s
         self._capture = options.capture
         self._signature = signature_of(function) if function is not None and options.at_exit is not None else None
         self._code = cast("CodeType | None", site)
@@ -108,7 +110,7 @@ class Recipe:
     def plainly(self) -> tuple[str, dict[str, Any] | None, bool, CodeType] | None:
         """What a phase is entered with where a call has nothing to it but enter and exit; None where it has."""
         is_plain = self._reader is None and self._filter is None and self._capture is None and not self.has_ending
-        if not is_plain or self._code is None:
+        if not is_plain or self._code is None or self._timeout_s is not None:
             return None
         return self._name, self._attributes, self._sync, self._code
 
@@ -127,7 +129,7 @@ class Recipe:
             if self._filter is not None:
                 threshold = getattr(source, "level", None) or 0
                 is_quiet = not self._filter.passes(name, attributes, threshold, lanes.counts)
-        phase = source.enter_phase(self._quiet_name if is_quiet else name, attributes, self._sync)
+        phase = source.enter_phase(self._quiet_name if is_quiet else name, attributes, self._sync, self._timeout_s)
         if phase is NOOP:
             return phase
         if is_quiet:

@@ -1190,7 +1190,7 @@ document(PyObject *enter)
     PyObject *doc = PyObject_GetAttrString(enter, "__doc__");
     PyObject *text = doc == NULL ? NULL
                                  : PyUnicode_FromFormat("enter_phase($self, /, name, attributes=None, sync=False, "
-                                                        "timeout_s=None)\n--\n\n%V",
+                                                        "timeout_s=None, metadata=None)\n--\n\n%V",
                                                         doc == Py_None ? NULL : doc, "");
     Py_XDECREF(doc);
     if (text == NULL)

@@ -3,18 +3,21 @@
 `SessionSummary` folds ended phases on its worker thread. `SummaryReport` is what it found, frozen and plain.
 
 The lane that started the session is the main one: its rows' own times, plus what no phase covered (*untracked*), plus
-what is in no row, are the wall time. Phases on other threads and tasks ran beside it, and stand in a tree of theirs.
+what is in no row, plus the session's own start, are the wall time. Phases on other threads and tasks ran beside it, and
+stand in a tree of theirs; but for tasks that ran on its thread one after another, which are its continuation.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from stormphase._boundary import paused_ns, self_ns
 from stormphase._model import RankIdentity
+from stormphase._phase import PhaseHandle
 from stormphase._totals import PathFigures, PathTotals
 
 if TYPE_CHECKING:
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
     from stormphase._lane import Lane
     from stormphase._lanes import LaneSet
     from stormphase._paths import PathNode
-    from stormphase._phase import PhaseHandle
 
 MAX_ROWS: Final = 4_096
+MAX_LANES: Final = 32  # that are one course; more stand beside
 
 
 @attrs.frozen
@@ -74,6 +77,7 @@ class SummaryReport:
         main: the main lane's phases.
         beside: those of all other lanes.
         dropped: how many phases are in no row, since their queue was full.
+        starting_ns: how much of the wall time the session's start took, before the first phase could begin.
     """
 
     name: str | None
@@ -83,18 +87,16 @@ class SummaryReport:
     main: SummaryTree
     beside: SummaryTree
     dropped: int
+    starting_ns: int = 0
 
     @property
     def untracked_ns(self) -> int:
-        """How much of the wall time no phase covered on the main lane."""
-        return self.wall_ns - self.tracked_ns
+        """How much of the wall time since the start no phase covered on the main lane."""
+        return self.wall_ns - self.starting_ns - self.tracked_ns
 
     @property
     def unfolded_ns(self) -> int:
-        """How much of the tracked time is in no row of the main lane: of phases dropped, or acquired by other lanes.
-
-        Negative where phases that other lanes had released ended on the main one, and so brought their time with them.
-        """
+        """How much of the tracked time is in no row of the main lane: that of dropped phases."""
         return self.tracked_ns - self.main.own_ns
 
 
@@ -106,22 +108,21 @@ class SessionSummary:
         self._name = name
         self._identity = identity
         self._lanes = lanes
-        self._main_lane: Lane | None = None
         self._started_ns = started_ns
+        self._begun_ns = started_ns
         self._ended_ns: int | None = None
-        self._main = _Fold()
-        self._beside = _Fold()
+        self._program = _Program(None)
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Take the calling thread's or task's lane for the main one, once the session is up."""
-        self._main_lane = self._lanes.lane_of_caller()
+        """Take the calling thread's or task's lane for the main one, and now for the end of the session's start."""
+        self._program = _Program(self._lanes.lane_of_caller())
+        self._begun_ns = self._lanes.now()
 
     def fold(self, phase: PhaseHandle) -> None:
         """Add one ended phase."""
-        fold = self._main if phase._lane is self._main_lane else self._beside
         with self._lock:
-            fold.add(phase)
+            self._program.add(phase)
 
     def note_end(self, ended_ns: int) -> None:
         """Take the session's end time, monotonic: all phases have ended, and what follows is delivery."""
@@ -131,15 +132,113 @@ class SessionSummary:
         """Return what was folded so far; `dropped` says how many phases never came here."""
         ended_ns = self._lanes.now() if self._ended_ns is None else self._ended_ns
         with self._lock:
+            program = self._program
             return SummaryReport(
                 name=self._name,
                 identity=self._identity,
                 wall_ns=ended_ns - self._started_ns,
-                tracked_ns=0 if self._main_lane is None else self._main_lane._children_ns,
-                main=self._main.tree(),
-                beside=self._beside.tree(),
+                starting_ns=self._begun_ns - self._started_ns,
+                tracked_ns=program.tracked_ns,
+                main=program.main().tree(),
+                beside=program.beside.tree(),
                 dropped=dropped,
             )
+
+
+class _Program:
+    """Sorts phases into those of the program's own course and those that ran beside it.
+
+    The program is the lane that started the session, and each task on its thread whose outermost phases begin and end
+    while no other lane's of the program is open, as with one `asyncio.run` after another. Two that overlap are no one
+    course; then the one that did not start the session stands beside.
+    """
+
+    def __init__(self, lane: Lane | None) -> None:
+        self._lane = lane
+        self.beside = _Fold()
+        self._folds: dict[Lane, _Fold] = {} if lane is None else {lane: _Fold()}
+        self._ends: dict[Lane, int] = {}  # When the last outermost phase of each of the program's lanes ended.
+        self._outside: weakref.WeakSet[Lane] = weakref.WeakSet()
+        self._outside_until_ns = 0  # The latest end of an outermost phase that overlapped another one.
+
+    @property
+    def tracked_ns(self) -> int:
+        """How much time the outermost phases of the program's lanes took."""
+        return sum(lane._children_ns for lane in self._folds)
+
+    def main(self) -> _Fold:
+        """Return all phases of the program's course."""
+        merged = _Fold()
+        for fold in self._folds.values():
+            merged.merge(fold)
+        return merged
+
+    def add(self, phase: PhaseHandle) -> None:
+        lane = phase._lane
+        fold = self._folds.get(lane)
+        if fold is None:
+            fold = self._join(phase, lane)
+        extra = phase._extra
+        stints = None if extra is None else extra.stints
+        if stints:
+            self._add_moved(phase, lane, stints)
+            return
+        fold.add(phase)
+        if phase._below is lane and fold is not self.beside:
+            self._note_outermost(phase, lane)
+
+    def _add_moved(self, phase: PhaseHandle, lane: Lane, stints: Mapping[Lane | None, tuple[int, int]]) -> None:
+        """Add a phase that was on several lanes: to each the time it spent there, and the phase itself to the last."""
+        for each in (lane, *stints):
+            if each is not None:  # When it was where is not known well enough to be sure of one course.
+                self._leave(each, phase._ended_ns)
+        elsewhere_ns = elsewhere_own_ns = 0
+        for each, (active_ns, children_ns) in stints.items():
+            if each is not lane:
+                elsewhere_ns += active_ns
+                elsewhere_own_ns += active_ns - children_ns
+                fold = self.beside if each is None else self._folds.get(each, self.beside)
+                fold.add_time(phase._path, active_ns, active_ns - children_ns)
+        self._folds.get(lane, self.beside).add(phase, elsewhere_ns, elsewhere_own_ns)
+        if phase._below is lane and lane in self._folds:
+            self._note_outermost(phase, lane)
+
+    def _join(self, phase: PhaseHandle, lane: Lane) -> _Fold:
+        """Return where the first phase of a lane belongs."""
+        main = self._lane
+        if main is None or lane.thread_id != main.thread_id or lane in self._outside or len(self._folds) >= MAX_LANES:
+            return self.beside
+        outermost = phase
+        while isinstance(outermost._below, PhaseHandle):
+            outermost = outermost._below
+        if outermost.parent is not None or outermost._entered_ns < self._outside_until_ns:
+            self._outside.add(lane)
+            return self.beside
+        fold = self._folds[lane] = _Fold()
+        return fold
+
+    def _note_outermost(self, phase: PhaseHandle, lane: Lane) -> None:
+        if phase.parent is not None and lane is not self._lane:
+            self._leave(lane, phase._ended_ns)
+            return
+        begun_ns = phase._entered_ns
+        overlapped = [other for other, ended_ns in self._ends.items() if other is not lane and ended_ns > begun_ns]
+        self._ends[lane] = phase._ended_ns
+        for other in overlapped:
+            self._leave(other, self._ends[other])
+        if overlapped or begun_ns < self._outside_until_ns:
+            self._leave(lane, phase._ended_ns)
+
+    def _leave(self, lane: Lane, ended_ns: int) -> None:
+        """Put a lane beside the program, with all that is known of it; the one that started the session stays."""
+        if lane is self._lane:
+            return
+        self._outside.add(lane)
+        fold = self._folds.pop(lane, None)
+        if fold is not None:
+            self.beside.merge(fold)
+        if self._ends.pop(lane, None) is not None or fold is not None:
+            self._outside_until_ns = max(self._outside_until_ns, ended_ns)
 
 
 class _Fold:
@@ -149,14 +248,28 @@ class _Fold:
         self._totals: dict[PathNode, PathTotals] = {}
         self._other: PathTotals | None = None
 
-    def add(self, phase: PhaseHandle) -> None:
+    def add(self, phase: PhaseHandle, elsewhere_ns: int = 0, elsewhere_own_ns: int = 0) -> None:
+        """Add an ended phase, without what it spent on other lanes."""
         paused = paused_ns(phase)
         self._totals_of(phase._path).add(
-            active_ns=phase._ended_ns - phase._entered_ns - paused,
-            own_ns=self_ns(phase),
+            active_ns=phase._ended_ns - phase._entered_ns - paused - elsewhere_ns,
+            own_ns=self_ns(phase) - elsewhere_own_ns,
             paused_ns=paused,
             status=phase._status,
         )
+
+    def add_time(self, path: PathNode, active_ns: int, own_ns: int) -> None:
+        """Add the time that a phase which ended elsewhere spent here."""
+        self._totals_of(path).add_time(active_ns=active_ns, own_ns=own_ns)
+
+    def merge(self, other: _Fold) -> None:
+        """Add all that `other` holds."""
+        for path, totals in other._totals.items():
+            self._totals_of(path).merge(totals)
+        if other._other is not None:
+            if self._other is None:
+                self._other = PathTotals()
+            self._other.merge(other._other)
 
     def _totals_of(self, path: PathNode) -> PathTotals:
         totals = self._totals.get(path)

@@ -89,8 +89,17 @@ class Table:
 def table_of(report: SummaryReport) -> Table:
     """Return what to draw of `report`."""
     wall_ns = report.wall_ns
-    main = [*_lines(report.main, wall_ns, MAIN_ROWS), _sum("(untracked)", report.untracked_ns, wall_ns)]
+    main = _lines(report.main, wall_ns, MAIN_ROWS)
     notes = []
+    has_course = report.tracked_ns > 0 or not report.beside.rows
+    if has_course:
+        # Where others stand beside that hang under none of these, what is untracked here may be theirs.
+        is_shared = any(row.depth == 1 and row.figures is not None for row in report.beside.rows)
+        main.append(_sum("(untracked here)" if is_shared else "(untracked)", report.untracked_ns, wall_ns))
+    else:
+        notes.append("phases ran side by side on other threads and tasks only: their times are no sum")
+    if report.starting_ns:
+        main.append(_sum("(starting)", report.starting_ns, wall_ns))
     if report.unfolded_ns or report.dropped:
         line = _sum("(not in a row)", report.unfolded_ns, wall_ns)
         count = {COUNT: amount(report.dropped)} if report.dropped else {}
@@ -98,8 +107,9 @@ def table_of(report: SummaryReport) -> Table:
     main.append(_sum("wall time", wall_ns, wall_ns))
     if report.dropped:
         notes.append(f"{report.dropped} ended phases were dropped from a full queue: raise queue_bound")
-    elif report.unfolded_ns:
-        notes.append("(not in a row): spent here by phases that others acquired, less what acquired ones brought")
+    rows = (*report.main.rows, *report.beside.rows)
+    if any(row.figures is not None and not row.figures.count for row in rows):
+        notes.append("without a count: spent there by phases that moved on, and are counted where they ended")
     beside = _lines(report.beside, wall_ns, BESIDE_ROWS)
     has = {column for line in (*main, *beside) for column in line.cells}
     columns = tuple(c for c in (COUNT, TOTAL, OWN, SHARE, P50, P95, MAX, PAUSED, FAIL) if c in has)
@@ -220,15 +230,10 @@ def _phase(row: SummaryRow, over: _Open, wall_ns: int) -> Line:
     if figures is None:
         return Line(label, over.level, {}, is_phase=True)
     total_share = _part(figures.total_ns, wall_ns)
-    cells = {
-        COUNT: amount(figures.count),
-        TOTAL: duration(figures.total_ns),
-        OWN: duration(figures.own_ns),
-        SHARE: percent(total_share),
-        P50: duration(figures.p50_ns),
-        P95: duration(figures.p95_ns),
-        MAX: duration(figures.max_ns),
-    }
+    cells = {TOTAL: duration(figures.total_ns), OWN: duration(figures.own_ns), SHARE: percent(total_share)}
+    if figures.count:
+        cells[COUNT] = amount(figures.count)
+        cells |= {P50: duration(figures.p50_ns), P95: duration(figures.p95_ns), MAX: duration(figures.max_ns)}
     if figures.paused_ns:
         cells[PAUSED] = duration(figures.paused_ns)
     return Line(

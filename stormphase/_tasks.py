@@ -7,10 +7,14 @@ Neither library is imported here before the program uses it, except that a recor
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+
+
+_NOTEBOOKS: Final = frozenset({"IPython", "ipykernel"})
+_TOP_LEVEL: Final = "<module>"  # the code of a coroutine only at a prompt that knows a bare `await`
 
 
 def running_loop_probe() -> Callable[[], object]:
@@ -51,6 +55,21 @@ def current_task() -> Any:
         return lowlevel.current_task()
     except RuntimeError:
         return None
+
+
+def runs_cells(task: Any) -> bool:
+    """Return whether a task runs cells: of IPython, of a kernel that builds on it, or of the asyncio prompt.
+
+    A kernel may run each cell in a task of its own, or all in one; cells are one program all the same. Never raises.
+    """
+    try:
+        coroutine = task.get_coro() if hasattr(task, "get_coro") else task.coro
+        frame = coroutine.cr_frame
+        module = str(frame.f_globals["__name__"])
+        name = frame.f_code.co_name
+    except Exception:  # noqa: BLE001 - a task or coroutine class of the user's own may have none of it
+        return False
+    return module.partition(".")[0] in _NOTEBOOKS or name == _TOP_LEVEL
 
 
 def name_of(task: Any) -> str:

@@ -63,6 +63,23 @@ class PathTotals:
         self.by_status[status] += 1
         self.buckets[bucket_of(active_ns)] += 1
 
+    def add_time(self, *, active_ns: int, own_ns: int) -> None:
+        """Add the time that a phase spent here which ended elsewhere, and is counted there."""
+        self.total_ns += active_ns
+        self.own_ns += own_ns
+
+    def merge(self, other: PathTotals) -> None:
+        """Add all that `other` holds."""
+        if other.count:
+            self.min_ns = other.min_ns if self.count == 0 else min(self.min_ns, other.min_ns)
+        self.max_ns = max(self.max_ns, other.max_ns)
+        self.count += other.count
+        self.total_ns += other.total_ns
+        self.own_ns += other.own_ns
+        self.paused_ns += other.paused_ns
+        self.by_status.update(other.by_status)
+        self.histogram.merge(other.histogram)
+
     def quantile_ns(self, fraction: float) -> int:
         """Return a quantile of the time on a lane, kept between the extremes, which are exact."""
         return quantile_between(self.buckets, fraction, self.min_ns, self.max_ns) or 0

@@ -15,7 +15,7 @@ from stormphase._bridge import DEFAULT_BRIDGE, Bridge, BridgeSession, DefaultBri
 from stormphase._clock import SystemClock
 from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
-from stormphase._enter import enter_phase
+from stormphase._enter import enter_phase, no_metadata
 from stormphase._model import RankIdentity
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._phase import PhaseToken
@@ -240,8 +240,11 @@ class PhaseTracker(CopiesToItself):
         attributes: Mapping[str, Any] | None = None,
         sync: bool = False,
         timeout_s: float | None = None,
+        metadata: None = None,
     ) -> PhaseToken:
         """Enter a phase now and return the token that ends it, somewhere else on the same lane; see `enter_phase`."""
+        if metadata is not None:
+            raise no_metadata("enter")
         lanes = self._running_lanes("enter")
         if lanes is None:
             return NOOP_TOKEN
@@ -454,8 +457,14 @@ def disabled_tracker() -> PhaseTracker:
 
 
 def _enter_nothing(
-    name: str, attributes: Any = None, sync: bool = False, timeout_s: float | None = None
+    name: str,
+    attributes: Any = None,
+    sync: bool = False,
+    timeout_s: float | None = None,
+    metadata: None = None,
 ) -> PhaseHandle:
+    if metadata is not None:
+        raise no_metadata("enter_phase")
     del name, attributes, sync, timeout_s
     return NOOP
 

@@ -510,7 +510,7 @@ def test_a_wrong_filter(tracker: Any) -> None:
     [
         ("argument", "Did you mean 'arguments'?"),
         ("on_exit", "Did you mean 'at_exit'?"),
-        ("zzz", "It has attributes, ar"),
+        ("zzz", "It has attributes, sync, timeout_s, ar"),
     ],
 )
 def test_an_option_that_there_is_not_is_refused_by_the_name_that_the_user_wrote(option, fix):

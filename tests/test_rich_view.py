@@ -41,7 +41,7 @@ train                   1 10.0s 1.00s  62.5% 10.0s 10.0s 10.0s      █░░░
   ├ step                1 5.00s 5.00s  31.2% 5.00s 5.00s 5.00s   2F █████
   └ [red]eval[/red]     1 3.00s 3.00s  18.8% 3.00s 3.00s 3.00s      ███
 データ                  1 2.00s 2.00s  12.5% 2.00s 2.00s 2.00s      ██
-(untracked)                     4.00s  25.0%                        ████
+(untracked here)                4.00s  25.0%                        ████
 wall time                       16.0s 100.0%                        ████████████████
 beside, on other threads and tasks:
 load                    1 30.0s 30.0s 187.5% 30.0s 30.0s 30.0s      ████████████████

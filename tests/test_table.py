@@ -173,10 +173,43 @@ def test_dropped_phases_have_a_row_with_their_count():
     assert "(not in a row)" in labels(table_of(report(row, dropped=1)).main)
 
 
-def test_time_of_phases_that_moved_has_a_row_and_a_note():
-    """It is neither untracked nor dropped."""
+def test_time_of_phases_that_moved_on_has_no_count_and_a_note():
+    """It stands where it was spent; its quantiles are those of the phase, which ended elsewhere."""
+    table = table_of(report(SummaryRow("a", 1, figures(60, 60, count=0)), wall_ns=100))
+    assert {TOTAL: "60ns", OWN: "60ns", SHARE: "60.0%"} == table.main[0].cells
+    assert ["without a count: spent there by phases that moved on, and are counted where they ended"] == [*table.notes]
+
+
+def test_what_has_ended_and_is_in_no_row_yet_has_one_of_its_own():
+    """Where a summary is asked for while its worker is behind, say."""
     table = table_of(report(SummaryRow("a", 1, figures(60, 60)), wall_ns=100, tracked_ns=90))
-    assert (["a", "(untracked)", "(not in a row)", "wall time"], 1) == (labels(table.main), len(table.notes))
+    assert ["a", "(untracked)", "(not in a row)", "wall time"] == labels(table.main)
+
+
+def test_where_nothing_ran_on_the_main_lane_nothing_is_called_untracked():
+    """What ran side by side covers the wall time, as far as anybody knows; without any phase all of it is untracked."""
+    beside = SummaryTree(rows=(SummaryRow("a", 1, figures(60, 60)),), other=None)
+    table = table_of(report(beside=beside, wall_ns=100))
+    assert (["wall time"], ["a"]) == (labels(table.main), labels(table.beside))
+    assert ("phases ran side by side on other threads and tasks only: their times are no sum",) == table.notes
+    assert ["(untracked)", "wall time"] == labels(table_of(report(wall_ns=100)).main)
+
+
+def test_where_others_hang_under_nothing_here_it_is_said_whose_time_is_untracked():
+    """A thread of its own may have used it."""
+    row = SummaryRow("a", 1, figures(60, 60))
+    own = SummaryTree(rows=(row,), other=None)
+    under = SummaryTree(rows=(SummaryRow("a", 1, None), SummaryRow("b", 2, figures(60, 60))), other=None)
+    assert "(untracked here)" in labels(table_of(report(row, beside=own, wall_ns=100)).main)
+    assert "(untracked)" in labels(table_of(report(row, beside=under, wall_ns=100)).main)
+
+
+def test_the_session_s_start_is_a_line_of_its_own():
+    """It is no time that the program forgot to track."""
+    table = table_of(report(SummaryRow("a", 1, figures(60, 60)), wall_ns=100, starting_ns=30))
+    assert [("a", "60ns"), ("(untracked)", "10ns"), ("(starting)", "30ns"), ("wall time", "100ns")] == [
+        (line.label, line.cells[OWN]) for line in table.main
+    ]
 
 
 def test_the_costliest_paths_are_shown_and_the_others_summed_up_where_they_hang():

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from stormphase._version import __version__
 from stormphase.cli import _postmortem, _records, _recover, _top
+from stormphase.cli._exit_codes import INTERRUPTED, USAGE
 from stormphase.exceptions import StormphaseError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS: Final = (_postmortem, _recover, _top, _records)
-EXIT_USAGE: Final = 2
-_EXIT_INTERRUPTED: Final = 130  # as shells have it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,16 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except StormphaseError as error:
         _complain(str(error))
-        return EXIT_USAGE
+        return USAGE
     except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
+        return INTERRUPTED
     except OSError as error:
         # Python would complain of what it cannot flush at exit.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # `| head` has read enough.
             _complain(f"{error}. Check that there is room, and that the output can be written.")
-        return EXIT_USAGE
+        return USAGE
     return code
 
 

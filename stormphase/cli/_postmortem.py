@@ -13,6 +13,7 @@ from stormphase.analysis._places import DEFAULT_HANG_NS, SECOND_NS
 from stormphase.analysis._postmortem import Postmortem, diagnose, group_to_dict, rank_to_dict, suspect_to_dict
 from stormphase.analysis._ranks import ProcessReport
 from stormphase.analysis._words import counted, shown
+from stormphase.cli._exit_codes import UNWELL, WELL, told
 from stormphase.cli._journals import Selection, read_reports, select
 from stormphase.cli._output import DIM, YELLOW, Page, seconds
 from stormphase.cli._postmortem_text import write_postmortem
@@ -24,13 +25,7 @@ if TYPE_CHECKING:
 
     from stormphase.journal._read import UnreadableJournal
 
-EXIT_WELL: Final = 0
-EXIT_UNWELL: Final = 1
 _MAX_UNREADABLE: Final = 5
-_EPILOG: Final = """
-exit codes: 0 if every rank runs or has ended in order and nothing hangs, 1 if one has not or something hangs,
-2 if the command line is wrong or no journal can be read
-"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -39,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "postmortem",
         help="what every rank was doing, since when, and why it stopped",
         description="Read the journals of a job, running or dead, and say which rank the others wait for.",
-        epilog=_EPILOG,
+        epilog=told("postmortem"),
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="what was given as `journal` or STORMPHASE_DIR")
     parser.add_argument("--json", action="store_true", help="all that is known, in JSON")
@@ -84,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_postmortem(page, postmortem, clock.wall_ns(), arguments.rank)
         _write_rest(page, selection, unreadable)
         page.show()
-    return EXIT_WELL if postmortem.is_well and not unreadable else EXIT_UNWELL
+    return WELL if postmortem.is_well and not unreadable else UNWELL
 
 
 def write_json(

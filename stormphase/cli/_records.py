@@ -14,6 +14,7 @@ from stormphase._clock import SystemClock
 from stormphase._model import PhaseStatus
 from stormphase._record import RecordKind
 from stormphase.analysis._words import shown
+from stormphase.cli._exit_codes import UNWELL, WELL, told
 from stormphase.cli._output import YELLOW, Page
 from stormphase.cli._records_out import write_csv, write_json, write_parquet, write_table
 from stormphase.exceptions import ConfigurationError
@@ -27,16 +28,13 @@ if TYPE_CHECKING:
     from stormphase._record import PhaseRecord
     from stormphase.journal import UnreadableJournal
 
-EXIT_WELL: Final = 0
-EXIT_UNREADABLE: Final = 1
 FORMATS: Final = ("table", "json", "csv", "parquet")
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _MAX_NS: Final = (1 << 63) - 1
-_EPILOG: Final = """
+_EXAMPLES: Final = """
 examples: stormphase records runs.db --status failed; stormphase records runs/ --path 'train/*' --rank 3 --since 2h;
-stormphase records runs.db --where epoch=3 --format json. Exit codes: 0, 1 if a journal could not be read, 2 if the
-command line is wrong, nothing can be read, or no record has such a path or attribute
+stormphase records runs.db --where epoch=3 --format json.
 """
 
 
@@ -46,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "records",
         help="what ran, how each phase ended, and why",
         description="Read the records in the database of a SqliteStore, or in a directory of journals.",
-        epilog=_EPILOG,
+        epilog=f"{_EXAMPLES}{told('records').capitalize()}",
     )
     parser.add_argument("source", metavar="DB_OR_DIR", type=Path, help="a database file, or a directory of journals")
     parser.add_argument(
@@ -118,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     for each in unreadable:
         page.wrapped(shown(str(each.error), 400), first="unreadable: ", indent="  ", style=YELLOW)
     page.show()
-    return EXIT_UNREADABLE if unreadable else EXIT_WELL
+    return UNWELL if unreadable else WELL
 
 
 def _write(records: Iterable[PhaseRecord], arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from stormphase._clock import SystemClock
 from stormphase.analysis._words import counted, path_text, shown
 from stormphase.analysis._words import span as duration
+from stormphase.cli._exit_codes import UNWELL, WELL, told
 from stormphase.cli._journals import NoJournalsError
 from stormphase.cli._output import BOLD, DIM, GREEN, RED, YELLOW, Page, seconds
 from stormphase.otel._otlp_http import Endpoint, OtlpSender, checked_header
@@ -24,15 +25,9 @@ if TYPE_CHECKING:
 
     from stormphase._record import PhaseRecord
 
-EXIT_ALL: Final = 0
-EXIT_NOT_ALL: Final = 1
 TIMEOUT_S: Final = 30.0
 _MAX_SHOWN: Final = 8
 _WORDS: Final = 300
-_EPILOG: Final = """
-exit codes: 0 if all was sent, now or before, or there was nothing to send; 1 if something could not be sent;
-2 if the command line is wrong or DIR cannot be read
-"""
 _STYLES: Final = {
     Result.SENT: GREEN,
     Result.FAILED: RED,
@@ -52,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "spans, and the ended ones that were never exported, with their own ids. What was confirmed is never "
             "sent again."
         ),
-        epilog=_EPILOG,
+        epilog=told("recover"),
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="what was given as `journal` or STORMPHASE_DIR")
     parser.add_argument(
@@ -113,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         page.show()
     if arguments.dry_run:
         outcomes = [outcome for outcome in outcomes if outcome.result is not Result.WAITING]
-    return EXIT_ALL if all(outcome.is_finished for outcome in outcomes) else EXIT_NOT_ALL
+    return WELL if all(outcome.is_finished for outcome in outcomes) else UNWELL
 
 
 def write_text(page: Page, outcomes: Iterable[Outcome], endpoint: Endpoint | None, *, is_dry_run: bool) -> None:

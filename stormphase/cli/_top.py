@@ -15,6 +15,7 @@ import attrs
 
 from stormphase._clock import SystemClock
 from stormphase.analysis._places import DEFAULT_HANG_NS, SECOND_NS
+from stormphase.cli._exit_codes import WELL, told
 from stormphase.cli._output import Page, seconds
 from stormphase.cli._top_view import Choices, Order, Piece, screen_of, would_group
 from stormphase.cli._top_watch import Watch
@@ -45,7 +46,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a live screen of what every rank is doing",
         description="Watch the journals of a running job: slowest and suspect ranks first. Needs the extra `cli`. "
         "Where the output is no terminal, one screen is printed, as by --once.",
-        epilog="keys: q quits; h, r, s, t sort by heat, rank, step, time; g groups ranks or not; j and k scroll",
+        epilog="keys: q quits; h, r, s, t sort by heat, rank, step, time; g groups ranks or not; j and k scroll. "
+        + told("top").capitalize(),
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="what was given as `journal` or STORMPHASE_DIR")
     parser.add_argument("--once", action="store_true", help="print one screen, as long as need be, and end")
@@ -76,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
     # In a pipe or a file rich shows nothing until the end, which only a key brings.
     if arguments.once or not _can_be_drawn_anew():
         print_once(watch, choices, hang_ns)
-        return 0
+        return WELL
     interval_ns = int(max(0.1, arguments.interval_s) * SECOND_NS)
     with Keyboard.open() as keyboard:
         Screen(watch, clock, choices, interval_ns=interval_ns, hang_ns=hang_ns).show(_console(), keyboard.wait)
-    return 0
+    return WELL
 
 
 def print_once(watch: Watch, choices: Choices, hang_ns: int) -> None:
