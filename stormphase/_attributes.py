@@ -78,8 +78,11 @@ def take(  # noqa: C901 - one piece, since each call more costs a tenth
             # ASCII is known in constant time, and free of surrogates.
             if kind is not str or len(value) > MAX_CHARS or not value.isascii():
                 break
-            if redactor is not None and value not in redactor.innocent and not redactor.is_innocent(value):
-                break
+            if redactor is not None and value not in redactor.innocent:
+                clean = redactor.cleaned(value)
+                if len(clean) > MAX_CHARS:
+                    break
+                taken[key] = clean
         else:
             return taken
     return _take_slowly(attributes, counts, redactor)
@@ -117,12 +120,13 @@ def put(
     redactor: Redactor | None = None,
 ) -> None:
     """Set one attribute in a dict made by `take`; a new one beyond `MAX_ATTRIBUTES` is left out and counted."""
+    kind: type | None = type(value)
     if type(key) is not str or key not in plain_keys:
         key = normalise_key(key, counts)
+        kind = None  # It may be a credential's, of whatever kind.
     if len(attributes) >= MAX_ATTRIBUTES and key not in attributes:
         counts.count_dropped()
         return
-    kind = type(value)
     if kind is not float and kind is not bool:
         value = normalise(value, counts, redactor, key)
     attributes[key] = value  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from stormphase import _exits
+from stormphase import _exits, _secret_spans
 from stormphase._clock import SystemClock
 from stormphase._enter import NO_STEP, SLOT_BYTES, QuietName, enter_phase
 from stormphase._lane import Lane
@@ -45,6 +45,9 @@ def _load() -> ModuleType | None:
 
 speedups = _load()
 """The compiled module, or None."""
+
+if speedups is not None:
+    _secret_spans.replace_secrets = speedups.without_secrets
 
 python_exit = PhaseHandle.__exit__
 """The Python that the compiled `__exit__` stands for."""

@@ -62,7 +62,6 @@ BLANK_KEY: Final = "(blank)"
 _MAX_INT_BITS: Final = 2_048
 _MAX_LISTED_ELEMENTS: Final = 32
 _MAX_PLAIN_KEYS: Final = 4_096
-_MAY_HIDE: Final = frozenset({str, list, dict})
 
 # Keys seen to be exact, non-blank, short, encodable and no credential's: one look-up instead of five checks.
 plain_keys: set[str] = set()
@@ -107,7 +106,7 @@ class Normaliser:
     def item(self, key: str, value: Any, depth: int) -> Value:
         """Return the plain form of what stands at a key; of a credential's it is not told."""
         plain = self.value(value, depth)
-        if self.redactor is None or type(plain) not in _MAY_HIDE or not is_credential_name(key):
+        if self.redactor is None or not is_credential_name(key):
             return plain
         return hidden(plain)  # type: ignore[no-any-return]
 

@@ -7,14 +7,20 @@ and for what the user gives. It is a net, not a proof: a secret that looks like 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import re
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase import _secret_spans
+from stormphase._clock import SystemClock
+from stormphase._secret_spans import NOT_SECRET, folded, is_credential_word, united, urls_secrets
 from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 REDACTED: Final = "[redacted]"
 SHORTEST_VALUE: Final = 8
@@ -24,70 +30,8 @@ REACH: Final = 4_096
 _DEEPEST: Final = 8
 _LONGEST_INNOCENT: Final = 128
 _MOST_INNOCENT: Final = 4_096
+_WRITTEN_OTHERWISE: Final = frozenset("'\"\\")
 _ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
-
-# Most tokens of a training run are pieces of text: `eos_token`, `time_to_first_token`, `token_type`.
-_OF_TEXT: Final = (
-    "pad eos bos unk sep cls mask stop start end special image audio video text word first next last prev previous "
-    "current new each every per one top best max min num input output prompt target source predicted generated sampled "
-    "decoded draft vocab"
-)
-_TOKEN: Final = r"(?<![a-z])token(?![a-z0-9]|[_\-.](?!(?:value|string|secret|key|hash)(?![a-z]))[a-z0-9])" + "".join(
-    rf"(?<!(?<![a-z]){word}[_\-. ]token)" for word in _OF_TEXT.split()
-)
-# `pass` and `key` alone are no credentials: "3 passed", "keyboard".
-_WORDS: Final = (
-    r"(?:api|access|account|app|auth|client|private|secret|service|session|signing|storage|encryption)"
-    r"[_\-. ]?(?:key|token|secret|pwd|password)s?(?![a-z])"
-    rf"|passw(?:or)?d|passphrase|(?<![a-z])pwd(?![a-z])|secret|credential|{_TOKEN}"
-    r"|(?<![a-z])auth(?:orization)?(?![a-z])|(?<![a-z])(?:set-)?cookie(?![a-z])|(?<![a-z])sas(?![a-z])|connection_?string"
-)
-_CREDENTIAL_NAME: Final = re.compile(_WORDS, re.IGNORECASE)
-# In whatever has a secret that the patterns know. Of text in lower case, since to look without regard to case takes ten
-# times as long.
-_HINTS: Final = re.compile(
-    r"key|token|secret|p(?:wd|ass[wp]|ypi-)|c(?:redential|ookie|onnection)|auth|b(?:earer|asic|egin)|digest|negotiate|sas|://"
-    r"|g(?:h[pousr]_|ithub_|lpat-)|hf_|sk-|xox|npm_|dop_v1_|eyj|a(?:kia|sia|iza)"
-)
-
-# https://user:password@host
-_URL: Final = re.compile(
-    r"(?P<keep>\b[a-z][a-z0-9+.-]{0,20}://[^\s:/@'\"]{0,200}:)(?P<secret>[^\s/@'\"]{1,400})(?=@)", re.IGNORECASE
-)
-_PATTERNS: Final = (
-    # Whole lines that are part of a private key, and its begin and end.
-    re.compile(r"(?P<keep>-----BEGIN [A-Z ]*PRIVATE KEY-----)(?P<secret>[\s\S]*?)(?=-----END|\Z)"),
-    # The scheme and what follows it: `Authorization: Bearer abc`, `authorization="Basic abc"`.
-    re.compile(r"(?P<keep>\bbearer\s+)(?P<secret>[A-Za-z0-9._~+/=:-]{6,})", re.IGNORECASE),
-    # "Basic training" is none.
-    re.compile(
-        r"(?P<keep>\b(?:basic|digest|negotiate)\s+)"
-        r"(?P<secret>(?=[A-Z._~:-]{0,400}(?:[0-9+/=]|(?-i:[a-z][A-Z])))[A-Z0-9._~+/=:-]{6,})",
-        re.IGNORECASE,
-    ),
-    _URL,
-    # https://token@host
-    re.compile(r"(?P<keep>\bhttps?://)(?P<secret>[^\s:/@'\"]{16,400})(?=@)", re.IGNORECASE),
-    # password=..., --api-key ..., "token": "..."
-    re.compile(
-        rf"""(?P<keep>(?:{_WORDS})[\w-]{{0,40}}["']?\s{{0,8}}(?:=>|:=|[=:])\s{{0,8}})"""
-        r"""(?P<secret>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|b'[^']*'|(?!(?:bearer|basic|digest|negotiate)\s|\[redacted\])[^\s,;&"')\]}]+)""",
-        re.IGNORECASE,
-    ),
-    # The bounds on repetition keep the time linear, whatever a line has in it.
-    re.compile(
-        rf"""(?P<keep>--[\w-]{{0,40}}(?:{_WORDS})[\w-]{{0,40}}\s{{1,8}})(?P<secret>"[^"]*"|'[^']*'|[^\s"'-][^\s"']*)""",
-        re.IGNORECASE,
-    ),
-    # Tokens that say by their shape what they are.
-    re.compile(
-        r"(?P<keep>\b)(?P<secret>gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{16,}"
-        r"|sk-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|npm_[A-Za-z0-9]{20,}"
-        r"|pypi-[\w-]{20,}|dop_v1_[a-f0-9]{20,}|eyJ[\w-]{8,2000}\.[\w-]{8,}\.[\w-]*)"
-    ),
-)
-_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?(?:e[+-]?[0-9]{1,3})?%?")
-_NOT_SECRET: Final = frozenset({"", '""', "''", "none", "null", "true", "false", "...", "***", REDACTED.lower()})
 
 
 class Redactor:
@@ -105,7 +49,7 @@ class Redactor:
         ConfigurationError: if a pattern is no regular expression, or matches the empty text.
     """
 
-    __slots__ = ("_literals", "_patterns", "innocent")
+    __slots__ = ("_literals", "_patterns", "_spent", "innocent")
 
     def __init__(
         self, *, environ: Mapping[str, str] | None = None, patterns: Iterable[str | re.Pattern[str]] = ()
@@ -114,21 +58,47 @@ class Redactor:
         self._patterns = tuple(
             _compiled(pattern) for pattern in ((patterns,) if isinstance(patterns, str) else patterns)
         )
-        values = sorted(_credentials(environ or {}), key=len, reverse=True)
-        self._literals = re.compile("|".join(map(re.escape, values))) if values else None
+        # Of two that begin alike the longer one first.
+        self._literals = tuple(sorted(_credentials(environ or {}), key=len, reverse=True))
+        self._spent: dict[int, list[int]] = {}  # By thread, so that no count is lost: texts, and ns.
         self.innocent: set[str] = set()
 
     def text(self, text: str) -> str:
         """Return `text` without its secrets."""
-        if self._literals is not None:
-            text = self._literals.sub(REDACTED, text)
-        for pattern in self._patterns:
-            text = pattern.sub(_user_part, text)
-        if _HINTS.search(text.lower()) is None:
-            return text
-        for pattern in _PATTERNS:
-            text = pattern.sub(_known_part, text)
+        if self._literals:
+            text = self._without_literals(text)
+        if self._patterns:
+            text = self._without_own(text)
+        return _secret_spans.replace_secrets(text, REDACTED)
+
+    def _without_literals(self, text: str) -> str:
+        spans = []
+        for value in self._literals:
+            start = text.find(value)
+            while start >= 0:
+                spans.append((start, start + len(value)))
+                start = text.find(value, start + len(value))
+        return _secret_spans.with_marker(text, united(spans), REDACTED) if spans else text
+
+    def _without_own(self, text: str) -> str:
+        """Look for what the user gave, and note what that costs: it is in nobody else's hands."""
+        began_ns = SystemClock.monotonic_ns()
+        try:
+            for pattern in self._patterns:
+                text = pattern.sub(_user_part, text)
+        finally:
+            thread = threading.get_ident()
+            spent = self._spent.get(thread)
+            if spent is None:
+                spent = self._spent.setdefault(thread, [0, 0])
+            spent[0] += 1
+            spent[1] += SystemClock.monotonic_ns() - began_ns
         return text
+
+    def stats(self) -> dict[str, int]:
+        """Return how many texts the user's own patterns have looked at, and how long that took in all threads."""
+        spent = list(self._spent.copy().values())
+        return {"own_pattern_texts": sum(each[0] for each in spent), "own_pattern_ns": sum(each[1] for each in spent)}
 
     def begin(self, text: str, limit: int) -> str:
         """Return the begin of a text without its secrets, of which the first `limit` characters can be kept."""
@@ -142,12 +112,12 @@ class Redactor:
             self._remember(seen)
         return clean
 
-    def is_innocent(self, text: str) -> bool:
-        """Whether a text has no secret; remembered of short ones, up to a bound."""
-        if self.text(text) != text:
-            return False
-        self._remember(text)
-        return True
+    def cleaned(self, text: str) -> str:
+        """Return `text` without its secrets; a short one that has none is remembered, up to a bound."""
+        clean = self.text(text)
+        if clean == text:
+            self._remember(text)
+        return clean
 
     def _remember(self, text: str) -> None:
         if len(text) <= _LONGEST_INNOCENT:
@@ -171,7 +141,7 @@ class Redactor:
     def item(self, key: Any, value: Any, depth: int = 0) -> Any:
         """Return a value without secrets, and nothing of it where its key says that it is one."""
         if isinstance(key, str) and is_credential_name(key):
-            return hidden(value, depth)
+            return hidden(value)
         return self.value(value, depth)
 
     def mapping(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,21 +149,18 @@ class Redactor:
         return {key: self.item(key, value) for key, value in values.items()}
 
 
-def hidden(value: Any, depth: int = 0) -> Any:
-    """Return what may be told of the value of a credential: no text in it, also deep in lists and mappings."""
-    if isinstance(value, (str, bytes)):
-        return REDACTED if len(value) and str(value).lower() not in _NOT_SECRET else value
-    if isinstance(value, dict) and depth < _DEEPEST:
-        return {key: hidden(each, depth + 1) for key, each in value.items()}
-    if type(value) in (list, tuple) and depth < _DEEPEST:
-        return type(value)(hidden(each, depth + 1) for each in value)
-    return value
+def hidden(value: Any) -> Any:
+    """Return what may be told of the value of a credential: that there is one, whatever its type."""
+    if isinstance(value, str):
+        return value if value.lower() in NOT_SECRET else REDACTED
+    is_nothing = value is None or (isinstance(value, (bytes, dict, list, tuple)) and not value)
+    return value if is_nothing else REDACTED
 
 
 @functools.lru_cache(maxsize=_MOST_INNOCENT)
 def is_credential_name(name: str) -> bool:
     """Whether a variable, key or parameter of this name would hold a secret."""
-    return _CREDENTIAL_NAME.search(_with_words_parted(name)) is not None
+    return is_credential_word(folded(_with_words_parted(name)))
 
 
 def _with_words_parted(name: str) -> str:
@@ -201,33 +168,43 @@ def _with_words_parted(name: str) -> str:
 
 
 def _credentials(environ: Mapping[str, str]) -> set[str]:
+    """Return the secrets that an environment has, in each form in which they may be told."""
     found = set()
     for name, value in environ.items():
         value = value.strip()  # noqa: PLW2901 - as it is printed
-        if (
-            len(value) >= SHORTEST_VALUE
-            and not _is_path(value)
-            and (is_credential_name(name) or name.upper().endswith("_KEY"))
-        ):
-            found.add(value)
+        if not _is_path(value) and (is_credential_name(name) or name.upper().endswith("_KEY")):
             # It is captured line by line.
-            found.update(line for each in value.split("\n") if len(line := each.strip()) >= SHORTEST_VALUE)
-        found.update(each["secret"] for each in _URL.finditer(value) if len(each["secret"]) >= SHORTEST_VALUE)
-    return found
+            found.update([value, *map(str.strip, value.split("\n"))])
+        found.update(value[start:end] for start, end in urls_secrets(folded(value)))
+    return {form for value in found if len(value) >= SHORTEST_VALUE and value not in REDACTED for form in _forms(value)}
+
+
+def _forms(value: str) -> Iterator[str]:
+    """Yield a secret as it is, and as it is written by `repr`, `ascii` and JSON, also once more within another."""
+    yield value
+    if value.isprintable() and value.isascii() and not {*value} & _WRITTEN_OTHERWISE:
+        return
+    once = _written(value)
+    for form in once:
+        yield form
+        yield from _written(form)
+
+
+def _written(value: str) -> set[str]:
+    # Which of its quotes `repr` escapes depends on all that stands beside the secret.
+    parts = value.split("'")
+    written = [[repr(part)[1:-1] for part in parts], [ascii(part)[1:-1] for part in parts]]
+    with contextlib.suppress(UnicodeEncodeError):
+        written.append([repr(part.encode())[2:-1] for part in parts])
+    return {
+        *(quote.join(each) for each in written for quote in ("'", r"\'")),
+        *(json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)),
+    }
 
 
 def _is_path(value: str) -> bool:
     """Whether a value is where a secret lies, and not the secret: SSH_AUTH_SOCK, TOKEN_FILE."""
     return value.startswith(("/", "./", "~/", "\\")) and "\n" not in value
-
-
-def _known_part(found: re.Match[str]) -> str:
-    secret = found["secret"].lower().strip("\"'")
-    # "token: 50256" is a tokenizer's.
-    if secret in _NOT_SECRET or (_NUMBER.fullmatch(secret) and "token" in found["keep"].lower()):
-        return found[0]
-    quote = found["secret"][0] if found["secret"][0] in "\"'" else ""
-    return f"{found['keep']}{quote}{REDACTED}{quote}"
 
 
 def _user_part(found: re.Match[str]) -> str:

@@ -1294,6 +1294,8 @@ enter_phase_of(PyObject *Py_UNUSED(module), PyObject *owner)
     return PyDescr_NewMethod((PyTypeObject *)owner, &enter_phase_method);
 }
 
+#include "_c/redaction.h"
+
 static PyMethodDef functions[] = {
     {"bind", (PyCFunction)(void (*)(void))bind, METH_VARARGS | METH_KEYWORDS,
      "Take note of the Python that stands beside; return `enter_phase`, `__enter__` and `__exit__`."},
@@ -1301,6 +1303,8 @@ static PyMethodDef functions[] = {
     {"bind_writer", (PyCFunction)(void (*)(void))bind_writer, METH_VARARGS | METH_KEYWORDS, "Take note of the class of the journal's writers."},
     {"span_put", span_put, METH_VARARGS, "Return what makes a span's phase current in OpenTelemetry's context."},
     {"slot_stores", slot_stores, METH_O, "Return what stores the two halves of a slot into a mapped file."},
+    {"without_secrets", (PyCFunction)(void (*)(void))without_secrets, METH_FASTCALL,
+     "Return a text with a marker in the place of each secret."},
     {"watch_stores", watch_stores, METH_O, "Have a callable told after each store into a journal; None for nobody."},
     SIGBUS_FUNCTIONS
     {NULL, NULL, 0, NULL},
@@ -1317,6 +1321,7 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__speedups(void)
 {
+    prepare_redaction();
     if (PyType_Ready(&SpanPutType) < 0 || PyType_Ready(&SlotStoreType) < 0)
         return NULL;
     if ((zero = PyLong_FromLong(0)) == NULL || (no_arguments = PyTuple_New(0)) == NULL ||

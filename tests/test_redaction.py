@@ -126,7 +126,7 @@ def test_a_wrong_pattern_is_an_error_at_the_start(pattern: object) -> None:
 
 
 def test_attributes_lose_secrets_by_key_and_by_value() -> None:
-    """A credential's key takes the whole value, also deep inside, where keys lose theirs; numbers stay."""
+    """A credential's key takes the whole value, of whatever type, also deep inside, where keys lose theirs."""
     values = {
         "apiKey": "x",
         "tokens": 5,
@@ -142,8 +142,8 @@ def test_attributes_lose_secrets_by_key_and_by_value() -> None:
         "note": [f"token={REDACTED}", 2],
         "db": {"password": REDACTED, "host": "h"},
         "url": f"x://a:{REDACTED}@c",
-        "secrets": [REDACTED, {"b": (REDACTED, 7)}, None],
-        "orders": {f"token={REDACTED}": 2},
+        "secrets": REDACTED,
+        "orders": {f"token={REDACTED}": REDACTED},
     }
     assert expected == Redactor().mapping(values)
 
@@ -189,12 +189,12 @@ def test_the_begin_of_a_text_has_no_half_of_a_secret() -> None:
 def test_innocent_texts_are_remembered_within_bounds() -> None:
     """Few words are said often, so that looking once is enough; long ones and too many are looked at again."""
     redactor = Redactor()
-    assert redactor.is_innocent("adam")
-    assert redactor.is_innocent("a" * 1_000)
-    assert not redactor.is_innocent("password=hunter2")
+    assert "adam" == redactor.cleaned("adam")
+    assert "a" * 1_000 == redactor.cleaned("a" * 1_000)
+    assert "password=[redacted]" == redactor.cleaned("password=hunter2")
     assert {"adam"} == redactor.innocent
     for number in range(5_000):
-        assert redactor.is_innocent(f"shard {number}")
+        assert f"shard {number}" == redactor.cleaned(f"shard {number}")
     assert 0 < len(redactor.innocent) <= 4_096
     assert "shard 4999" in redactor.innocent
 

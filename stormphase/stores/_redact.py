@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from stormphase._redaction import is_credential_name
+
 if TYPE_CHECKING:
     from stormphase._record import PhaseRecord
     from stormphase._redaction import Redactor
 
-# What cannot hold a secret, whatever its key says.
+# What can hold no secret but where its key says so.
 _HARMLESS: Final = frozenset({int, float, bool, type(None)})
 
 
@@ -27,8 +29,8 @@ class RecordRedactor:
     def __call__(self, record: PhaseRecord) -> PhaseRecord:
         """Return the record without secrets."""
         changes: dict[str, Any] = {}
-        for value in record.attributes.values():
-            if type(value) not in _HARMLESS:
+        for key, value in record.attributes.items():
+            if type(value) not in _HARMLESS or is_credential_name(key):
                 cleaned = self._redactor.mapping(record.attributes)
                 if cleaned != record.attributes:
                     changes["attributes"] = cleaned

@@ -1,0 +1,223 @@
+"""Finds where in a text something stands that looks like a credential: the library's own patterns.
+
+Each rule is one regular expression that is linear by construction, since it runs on the training thread, over whatever
+a program has to say: a repetition is over one class of characters, what follows it is outside of that class, and what
+was looked at in vain is consumed or short. `_c/redaction.h` does the same in one pass; this is the definition.
+
+Case is that of ASCII. The rules look at the same text, and what they find may overlap.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+Spans: TypeAlias = "list[tuple[int, int]]"
+
+# In whatever has a secret that the rules know. Of text in lower case, since to look without regard to case takes ten
+# times as long.
+_HINTS: Final = re.compile(
+    r"key|token|secret|p(?:wd|ass[wp]|ypi-)|c(?:redential|ookie|onnection)|auth|b(?:earer|asic)|digest|negotiate|sas|://"
+    r"|g(?:h[pousr]_|ithub_|lpat-)|hf_|sk-|xox|npm_|dop_v1_|eyj|a(?:kia|sia|iza)"
+)
+
+# Most tokens of a training run are pieces of text: `eos_token`, `time_to_first_token`, `token_type`.
+_OF_TEXT: Final = (
+    "pad eos bos unk sep cls mask stop start end special image audio video text word first next last prev previous "
+    "current new each every per one top best max min num input output prompt target source predicted generated sampled "
+    "decoded draft vocab"
+)
+_NO_TEXTS: Final = "".join(
+    rf"(?<!(?<![a-z])(?:{'|'.join(word for word in _OF_TEXT.split() if len(word) == length)})[_\-. ]token)"
+    for length in sorted({*map(len, _OF_TEXT.split())})
+)
+_TOKEN: Final = (
+    r"token(?<![a-z]token)(?![a-z0-9]|[_\-.](?!(?:value|string|secret|key|hash)(?![a-z]))[a-z0-9])"
+    rf"(?:(?<![_\-. ]token)|{_NO_TEXTS})"
+)
+_LAST_WORD: Final = r"(?:key|token|secret|pwd|password)s?(?![a-z])"
+_AND_KEY: Final = rf"[_\-. ]?{_LAST_WORD}"
+# `pass` and `key` alone are no credentials: "3 passed", "keyboard". As a tree, which is searched faster.
+_WORDS: Final = (
+    rf"a(?:(?:pi|ccess|ccount|pp|uth){_AND_KEY}|uth(?<![a-z]auth)(?:orization)?(?![a-z]))"
+    rf"|c(?:lient{_AND_KEY}|redential|ookie(?<![a-z]cookie)(?![a-z])|onnection_?string)"
+    rf"|encryption{_AND_KEY}"
+    rf"|p(?:rivate{_AND_KEY}|ass(?:w(?:or)?d|phrase)|wd(?<![a-z]pwd)(?![a-z]))"
+    rf"|s(?:ecret|as(?<![a-z]sas)(?![a-z])|(?:ervice|ession|igning|torage){_AND_KEY})"
+    rf"|{_TOKEN}"
+)
+_CREDENTIAL_NAME: Final = re.compile(_WORDS)
+
+# The whole name that such a word stands in (`my_api_key_2`, "api key"), at once: no part of it is looked at again.
+_NAME: Final = rf"(?:{_WORDS})(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?"
+_LONGER_NAME: Final = r"(?(1)|(?(2)|(?!)))"
+_IN_QUOTES: Final = r""""([^"\\]*(?:\\[\s\S][^"\\]*)*)(?=")|'([^'\\]*(?:\\[\s\S][^'\\]*)*)(?=')"""
+# password=..., "token": "...", b'...' and what has no end quote.
+_ASSIGNED: Final = (
+    r"""["']?\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}(?:[bfru]{1,2}(?=["']))?"""
+    rf"""(?:{_IN_QUOTES}|["']?(?!b(?:earer|asic)\s|digest\s|negotiate\s|\[redacted\]|[bfru]{{1,2}}["'])([^\s,;&"')\]}}]+))"""
+)
+# What follows an option of a command line: `--api-key ...`. Not consumed, since it may be a name itself.
+_FOLLOWS: Final = rf"""(?=\s{{1,8}}(?:{_IN_QUOTES}|([^\s"'-][^\s"']*)))"""
+_FIRST_VALUE: Final = 3
+_FIRST_OF_OPTION: Final = 6
+_NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
+_NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
+_OPTION: Final = re.compile(r"-(?<![\w-]-)-(?=([\w-]*))\1")
+
+# `Authorization: Bearer abc`. "Basic training" is none.
+_SCHEME: Final = re.compile(
+    r"(?:b(?:earer(?<!\wbearer)|asic(?<!\wbasic))|digest(?<!\wdigest)|negotiate(?<!\wnegotiate))"
+    r"\s+([a-z0-9._~+/=:-]{6,})"
+)
+_ENCODED: Final = re.compile("[0-9+/=]|[a-z][A-Z]")
+
+# https://user:password@host, https://token@host
+_URL: Final = re.compile(r"""://(?<=[a-z0-9+.\-]://)([^\s:/@'"]*)(?::([^\s/@'"]+))?@""")
+_SHORTEST_IN_URL: Final = 16
+
+# Tokens that say by their shape what they are. A JWT's first part is consumed also where no second one follows.
+_SHAPE: Final = re.compile(
+    r"g(?:h[pousr]_(?<!\wgh._)[A-Za-z0-9]{20,}|ithub_pat_(?<!\wgithub_pat_)\w{20,}|lpat-(?<!\wglpat-)[\w-]{16,})"
+    r"|hf_(?<!\whf_)[A-Za-z0-9]{16,}|sk-(?<!\wsk-)[A-Za-z0-9_-]{16,}|xox[abprs]-(?<!\wxox.-)[A-Za-z0-9-]{10,}"
+    r"|A(?:(?:KI|SI)A(?<!\wA.IA)[A-Z0-9]{16}|Iza(?<!\wAIza)[\w-]{30,})|npm_(?<!\wnpm_)[A-Za-z0-9]{20,}"
+    r"|pypi-(?<!\wpypi-)[\w-]{20,}|dop_v1_(?<!\wdop_v1_)[a-f0-9]{20,}"
+    r"|eyJ(?<!\weyJ)(?=([\w-]{8,}))\1(\.[\w-]{8,}\.[\w-]*)?"
+)
+
+_KEY_EDGE: Final = "PRIVATE KEY-----"
+_KEY_BEGIN: Final = re.compile("-----BEGIN [A-Z ]*PRIVATE KEY-----")
+_KEY_END: Final = "-----END"
+
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?(?:e[+-]?[0-9]{1,3})?%?")
+_BEGINS_NUMBER: Final = frozenset("+-0123456789")
+NOT_SECRET: Final = frozenset({"", "none", "null", "true", "false", "...", "***", "[redacted]"})
+"""What stands where a secret could, and is none; in lower case."""
+
+
+def secret_spans(text: str) -> Spans | None:
+    """Return where secrets begin and end, in order and apart from each other; None where there are none.
+
+    The time grows with the length of the text, whatever is in it.
+    """
+    low = folded(text)
+    spans = _private_keys(text) if _KEY_EDGE in text else []
+    if _HINTS.search(low) is not None:
+        for more in (
+            _named(low),
+            _by_scheme(text, low),
+            urls_secrets(low),
+            [found.span() for found in _SHAPE.finditer(text) if found.lastindex != 1],
+        ):
+            if more:
+                spans = united(spans + more) if spans else more
+    return spans or None
+
+
+def is_credential_word(name: str) -> bool:
+    """Whether a name, of which `folded` has made lower case, has a word for credentials in it."""
+    return _CREDENTIAL_NAME.search(name) is not None
+
+
+def folded(text: str) -> str:
+    """Return a text in lower case, character by character."""
+    low = text.lower()
+    # Of one character alone lower case is longer.
+    return low if len(low) == len(text) else text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
+
+
+def _named(low: str) -> Spans:
+    """Return where the values stand of what has a credential's name: after `=` or `:`, or as an option in a command."""
+    options: set[int] = set()
+    pattern = _NAMED
+    if "--" in low:
+        options = {found.end() for found in _OPTION.finditer(low)}
+        pattern = _NAMED_OR_OPTION
+    spans = []
+    for found in pattern.finditer(low):
+        group: int = found.lastindex  # type: ignore[assignment]  # what matches has at least a longer name
+        if group < _FIRST_VALUE or (group >= _FIRST_OF_OPTION and found.end() not in options):
+            continue
+        secret = found[group]
+        if secret in NOT_SECRET:
+            continue
+        # "token: 50256" is a tokenizer's.
+        if secret[0] in _BEGINS_NUMBER and "token" in found[0] and _NUMBER.fullmatch(secret):
+            continue
+        spans.append(found.span(group))
+    return united(spans) if options and spans else spans
+
+
+def _by_scheme(text: str, low: str) -> Spans:
+    if "bearer" not in low and "basic" not in low and "digest" not in low and "negotiate" not in low:
+        return []
+    return [
+        found.span(1)
+        for found in _SCHEME.finditer(low)
+        if found[0].startswith("bearer") or _ENCODED.search(text, *found.span(1))
+    ]
+
+
+def urls_secrets(low: str) -> Spans:
+    """Return where the passwords and tokens of URLs stand in a text in lower case."""
+    spans: Spans = []
+    if "://" not in low or "@" not in low:
+        return spans
+    for found in _URL.finditer(low):
+        start, end = found.span(2)
+        if start < 0:
+            start, end = found.span(1)
+            if end - start < _SHORTEST_IN_URL or not low.endswith(("http", "https"), 0, found.start()):
+                continue
+        if low[start:end] not in NOT_SECRET:
+            spans.append((start, end))
+    return spans
+
+
+def _private_keys(text: str) -> Spans:
+    spans = []
+    begin = _KEY_BEGIN.search(text)
+    while begin is not None:
+        start = begin.end()
+        end = text.find(_KEY_END, start)
+        if end < 0:
+            end = len(text)
+        if text[start:end].lower() not in NOT_SECRET:
+            spans.append((start, end))
+        begin = _KEY_BEGIN.search(text, end)
+    return spans
+
+
+def united(spans: Spans) -> Spans:
+    """Return spans, of which there is at least one, in order and apart from each other."""
+    spans.sort()
+    apart: Spans = []
+    last_start, last_end = spans[0]
+    for start, end in spans:
+        if start > last_end:
+            apart.append((last_start, last_end))
+            last_start, last_end = start, end
+        elif end > last_end:
+            last_end = end
+    apart.append((last_start, last_end))
+    return apart
+
+
+def with_marker(text: str, spans: Spans, marker: str) -> str:
+    """Return a text with a marker in the place of each of some spans, which are in order and apart."""
+    starts, ends = zip(*spans)  # noqa: B905 - of pairs
+    return marker.join(map(text.__getitem__, map(slice, (0, *ends), (*starts, len(text)))))
+
+
+def without_secrets(text: str, marker: str) -> str:
+    """Return a text with a marker, in ASCII, in the place of each secret; `text` itself where there is none."""
+    spans = secret_spans(text)
+    return text if spans is None else with_marker(text, spans, marker)
+
+
+replace_secrets: Callable[[str, str], str] = without_secrets
+"""What is used: the compiled one, where there is one."""
