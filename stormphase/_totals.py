@@ -78,7 +78,7 @@ class PathTotals:
         self.own_ns += other.own_ns
         self.paused_ns += other.paused_ns
         self.by_status.update(other.by_status)
-        self.histogram.merge(other.histogram)
+        self.buckets.update(other.buckets)
 
     def quantile_ns(self, fraction: float) -> int:
         """Return a quantile of the time on a lane, kept between the extremes, which are exact."""

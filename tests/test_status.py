@@ -488,10 +488,16 @@ def test_outcomes(make, expected):
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(None, SUCCEEDED), (StopIteration(), FAILED), (ValueError(), FAILED), (SystemExit(), CANCELLED)],
+    [
+        (None, SUCCEEDED),
+        (StopIteration(), FAILED),
+        (ValueError(), FAILED),
+        (SystemExit(), SUCCEEDED),
+        (SystemExit(1), CANCELLED),
+    ],
 )
 def test_outcomes_of_sessions(error, expected):
-    """As of phases, but that nothing is left which could take the end of an iterator."""
+    """As of phases, but for an exit with status 0, and since nothing is left that could take the end of an iterator."""
     assert expected is session_status_of(error)
 
 
