@@ -294,9 +294,11 @@ def _cause_of(
         known = forest.records.get((record.session_id, record.session_attempt, named))
     is_of_gone = is_of_the_gone(record)
     if record.status is PhaseStatus.LOST and lost is not None and dead is not None:
-        if dead.first is record and known is not None:
-            # A process of a pool was lost in a phase that hangs under another one than the process does.
+        if known is not None:
+            # Where its process was at work; for a process of a pool, a phase that hangs under another one than it does.
             return known, record
+        if named is not None and record.kind is RecordKind.PHASE:  # What is open beneath it was paused.
+            return record, record
         is_own = lost is not record and not _is_clearly_later(lost, dead.first)
         return (lost if is_own else dead.first), record
     if known is not None and known.status is PhaseStatus.LOST and is_of_gone:
