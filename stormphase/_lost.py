@@ -30,9 +30,9 @@ def as_lost(records: Iterable[PhaseRecord], *, evidence: str, ended_ns: int, rea
     """Return the open records of one dead process as LOST, each with the phase in which it died as its root cause.
 
     That is the innermost phase that was open beneath the record, of several lanes the one entered last; one that was
-    paused, as a suspended generator's is, refers to the others, since nothing happened in it. A forked or worker process
-    that had nothing open has lost nothing, and no error. Where no line of a phase is known its output is None: what it
-    said died with its process.
+    paused, as a suspended generator's is, refers to the others, since nothing happened in it. A forked or worker
+    process that had nothing open has lost nothing, and no error. Where no line of a phase is known its output is None:
+    what it said died with its process.
 
     Args:
         records: those that were unfinished.

@@ -29,9 +29,11 @@ def left_by_end(image: JournalImage) -> tuple[JournalPhase, ...]:
         return _last_of_main_thread(image, by_id)
     if cause in by_id:
         return _down_to(by_id[cause], by_id)
+    # It came from another process; or from outside of all phases, or else to where no block took it: then what failed
+    # before has nothing to do with it, but what was abandoned was open.
+    found = _last_of_main_thread(image, by_id)
     has_passed = any(phase.error is not None and phase.error.root_cause_scope_id == cause for phase in image.ended)
-    # It came from another process, or else from outside of all phases.
-    return _last_of_main_thread(image, by_id) if has_passed else ()
+    return found if has_passed or (found and found[-1].status is PhaseStatus.ABANDONED) else ()
 
 
 def _down_to(phase: JournalPhase, by_id: dict[str, JournalPhase]) -> tuple[JournalPhase, ...]:
