@@ -292,13 +292,9 @@ def _cause_of(
     known = None
     if named is not None and named != record.scope_id:
         known = forest.records.get((record.session_id, record.session_attempt, named))
-    is_of_gone = is_of_the_gone(record)
     if record.status is PhaseStatus.LOST and lost is not None and dead is not None:
-        if dead.first is record and known is not None:
-            # A process of a pool was lost in a phase that hangs under another one than the process does.
-            return known, record
-        is_own = lost is not record and not _is_clearly_later(lost, dead.first)
-        return (lost if is_own else dead.first), record
+        return known or _died_in(record, lost, dead), record
+    is_of_gone = is_of_the_gone(record)
     if known is not None and known.status is PhaseStatus.LOST and is_of_gone:
         known = named = None  # An earlier look has named it, and may not have known of all that were lost.
     if named is not None and named != record.scope_id:
@@ -309,6 +305,14 @@ def _cause_of(
         if ended is not None and _ended_by(ended, record):
             return ended, record
     return record, record
+
+
+def _died_in(record: PhaseRecord, lost: PhaseRecord, dead: _Dead) -> PhaseRecord:
+    """Return where a process was at work that is LOST, if its record does not name another one as that."""
+    if record.kind is RecordKind.PHASE and record.root_cause_scope_id == record.scope_id:
+        return record  # What was open beneath it was paused.
+    is_own = lost is not record and not _is_clearly_later(lost, dead.first)
+    return lost if is_own else dead.first
 
 
 def _beneath(forest: _Forest, origins: Iterable[PhaseRecord]) -> dict[RecordKey, list[PhaseRecord]]:

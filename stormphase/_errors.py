@@ -266,11 +266,6 @@ def _error(exception: BaseException, origin: Mark, redactor: Redactor | None, *,
     )
 
 
-def was_raised(exception: BaseException) -> bool:
-    """Return whether the exception has ever been raised."""
-    return _traceback_of(exception) is not None
-
-
 def type_name(exception: BaseException) -> str:
     """Return the qualified name of the exception's class, without `builtins.`, as OTel's `error.type` has it."""
     kind = type(exception)

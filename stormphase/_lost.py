@@ -29,9 +29,10 @@ _LAST_NS: Final = 2**62  # the year 2116: what a damaged file may say is no reas
 def as_lost(records: Iterable[PhaseRecord], *, evidence: str, ended_ns: int, reason: str = DIED) -> list[PhaseRecord]:
     """Return the open records of one dead process as LOST, each with the phase in which it died as its root cause.
 
-    That is the innermost phase that was open beneath the record, of several lanes the one entered last. A forked or
-    worker process that had nothing open has lost nothing, and no error. Where no line of a phase is known its output is
-    None: what it said died with its process.
+    That is the innermost phase that was open beneath the record, of several lanes the one entered last; one that was
+    paused, as a suspended generator's is, refers to the others, since nothing happened in it. A forked or worker
+    process that had nothing open has lost nothing, and no error. Where no line of a phase is known its output is None:
+    what it said died with its process.
 
     Args:
         records: those that were unfinished.
@@ -39,9 +40,16 @@ def as_lost(records: Iterable[PhaseRecord], *, evidence: str, ended_ns: int, rea
         ended_ns: when it was last known alive, nanoseconds since the Unix epoch.
         reason: why they are LOST, as far as that is known; see `lost_reason`.
     """
-    lost = [_ended(record, evidence, ended_ns, reason) for record in records]
-    blames = attribute(lost)
-    return [_blamed(record, blames.blame_of(record)) for record in lost]
+    given = list(records)
+    lost = [_ended(record, evidence, ended_ns, reason) for record in given]
+    paused = {record.key for record in given if record.status is PhaseStatus.PAUSED}
+    at_work = [record for record in lost if record.key not in paused]
+    blames = attribute(at_work)
+    phases = [record for record in at_work if record.kind is RecordKind.PHASE]
+    if not phases:
+        blames, paused = attribute(lost), set()
+    last = max(phases, key=lambda record: (record.entered_ns, record.sequence), default=None)
+    return [_blamed(record, blames.blame_of(last if record.key in paused and last else record)) for record in lost]
 
 
 def lost_reason(stop_signal: int | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from stormphase import _bridge, _claims, _configuration, _drain, _errors, _exits, _terminal
+from stormphase import _bridge, _claims, _configuration, _drain, _exits, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._capturing import SessionCapture
@@ -281,18 +281,21 @@ class Session:
         """Whether it has not been stopped."""
         return bool(self._may_stop)
 
-    def stop(self, outcome: BaseException | None, timeout_s: float, *, is_known: bool = True) -> None:
+    def stop(
+        self, outcome: BaseException | None, timeout_s: float, *, is_known: bool = True, is_passing: bool = True
+    ) -> None:
         """End it, or wait for the one who does; on a sink's own thread return at once, and end it on another one.
 
         Args:
             outcome: the exception that ended the program, or None.
             timeout_s: how long to wait for sinks, in all; what they did not take by then is dropped and counted.
             is_known: whether no outcome means that all went well; else nobody can tell how the program ended.
+            is_passing: whether the outcome leaves a block of the caller's, and with it what is open there.
         """
         if self.sinks.is_own_thread():
             if self.is_running:
                 # Here it would wait for itself.
-                named = {"is_known": is_known}
+                named = {"is_known": is_known, "is_passing": False}
                 threading.Thread(
                     target=self.stop, args=(outcome, timeout_s), kwargs=named, name="stormphase-stop"
                 ).start()
@@ -305,7 +308,7 @@ class Session:
             return
         self._stopping_thread = threading.get_ident()
         try:
-            self._end(outcome, timeout_s, is_known=is_known)
+            self._end(outcome, timeout_s, is_known=is_known, is_passing=is_passing)
         except Exception:  # noqa: BLE001 - see below
             # The exception of the user's `with` block must pass, and no other one replace it.
             _log.warning("stormphase: the session could not be stopped in order", exc_info=True)
@@ -313,12 +316,12 @@ class Session:
             self._stopping_thread = None
             self._stopped.open()
 
-    def _end(self, outcome: BaseException | None, timeout_s: float, *, is_known: bool) -> None:
+    def _end(self, outcome: BaseException | None, timeout_s: float, *, is_known: bool, is_passing: bool) -> None:
         is_delivered = False
         try:
             self._on_stop()
             self._watch.stop()
-            self._close_lanes(outcome)
+            self._close_lanes(outcome if is_passing else None)
             self.capture.stop()
             # One time for all, so that the summary and the session's span say the same.
             ended_ns = self.lanes.now()
@@ -347,18 +350,16 @@ class Session:
         elif not is_delivered:
             _log.warning("stormphase: a sink did not confirm that it delivered all; see tracker.stats()")
 
-    def _close_lanes(self, outcome: BaseException | None) -> None:
+    def _close_lanes(self, passing: BaseException | None) -> None:
         """End what is open, and take it out of the caller's context: what comes later must not hang there.
 
-        What the exception that ends the session has left open here ends by it, as it does in any block. One that was
-        never raised, but stands for SIGTERM, has left nothing.
+        What an exception leaves open here that passes ends by it, as in any block.
         """
         # A thread without a lane has nothing open, and to make it one would take a lock of threading's.
         lane = None if self.lanes.lane_of_thread() is None else self.lanes.lane_of_caller()
         opened_here = [] if lane is None else lane.phases()
-        has_left = outcome is not None and _errors.was_raised(outcome) and not is_end_of_iterator(outcome)
-        if lane is not None and outcome is not None and has_left:
-            _exits.unwind(self.lanes, lane, opened_here, outcome)
+        if lane is not None and passing is not None and not is_end_of_iterator(passing):
+            _exits.unwind(self.lanes, lane, opened_here, passing)
         self.lanes.close("the session stopped")
         carrier = self.lanes.carrier
         if opened_here and carrier.current_phase() in opened_here:
@@ -371,11 +372,11 @@ class Session:
             self._sigterm.remove()
 
     def _stop_at_exit(self, outcome: BaseException | None, is_known: bool) -> None:  # noqa: FBT001 - a callback
-        self.stop(outcome, STOP_TIMEOUT_S, is_known=is_known)
+        self.stop(outcome, STOP_TIMEOUT_S, is_known=is_known, is_passing=False)
 
     def _stop_for_sigterm(self) -> None:
         self.journal.note_stop_signal(signal.SIGTERM)
-        self.stop(SystemExit("SIGTERM"), STOP_TIMEOUT_S)
+        self.stop(SystemExit("SIGTERM"), STOP_TIMEOUT_S, is_passing=False)
 
     def _can_stop(self) -> bool:
         """Whether it can be stopped from another thread: not while the main one is halted in the middle of that."""

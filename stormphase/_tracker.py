@@ -216,11 +216,12 @@ class PhaseTracker(CopiesToItself):
         """
         if self._session is not None:
             outcome = sys.exc_info()[1]
+            is_passing = outcome is not None
             if outcome is None:
                 outcome = _process.exception_at_exit()
             elif isinstance(outcome, _NO_OUTCOMES) or _errors.was_handled(outcome, self._number):
                 outcome = None
-            self._session.stop(outcome, timeout_s)
+            self._session.stop(outcome, timeout_s, is_passing=is_passing)
 
     def flush(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Return whether within `timeout_s` seconds all sinks had, and delivered, every boundary so far.

@@ -178,7 +178,8 @@ def _telling_lane(phases: Sequence[OpenPhase]) -> list[OpenPhase]:
     if not phases:
         return []
     lanes: dict[int, list[OpenPhase]] = {}
-    for phase in phases:
+    # In what is paused, a suspended generator say, nothing happens.
+    for phase in [each for each in phases if not each.is_paused] or phases:
         lanes.setdefault(phase.lane, []).append(phase)
     order = list(lanes.values())
     lane = next((each for each in order if each[0].is_main_thread), order[0])

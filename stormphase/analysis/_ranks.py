@@ -12,6 +12,7 @@ import attrs
 from stormphase._histogram import GAMMA, bucket_of, quantile_between
 from stormphase._liveness import FRESH_NS, Liveness, Verdict, utc
 from stormphase._model import EndKind, PhaseStatus, ProcessIdentity, RankIdentity
+from stormphase.analysis._unwinding import left_by_end
 from stormphase.analysis._words import MAX_MESSAGE, shown, span
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 LAST_ENDED: Final = 16
 MAX_COUNTS: Final = 512
 MAX_USUALS: Final = 64
-# An exception that ends a process passes through its phases at once; the session's own end comes right behind it.
-_UNWOUND_NS: Final = 2_000_000_000
 _MAX_FRAMES: Final = 12
 _MAX_BUCKET: Final = 1_200  # beyond every duration that a journal can hold
 _EMPTY: Final[Mapping[str, Any]] = {}
@@ -47,7 +46,6 @@ class RankState(str, enum.Enum):
         return self.value
 
 
-_UNWOUND: Final = frozenset({PhaseStatus.FAILED, PhaseStatus.CANCELLED, PhaseStatus.ABANDONED})
 SAID_SO: Final = frozenset({RankState.EXIT, RankState.EXCEPTION, RankState.SIGNAL})
 DEAD: Final = SAID_SO | {RankState.KILLED, RankState.HOST_GONE}
 IN_ORDER: Final = frozenset({RankState.CLEAN, RankState.ENDED})
@@ -168,8 +166,8 @@ class ProcessReport:
         measured_to: up to when open phases were measured, "now" or "last sign of life".
         measured_ns: when that was, likewise.
         open: its open phases, outermost first in a lane, the main thread's lane first.
-        unwound: the main thread's phases that it left by what ended it, an exception or a signal, outermost first, each
-            with how long it was open; empty if it did not say that it ended so, or nothing shows where.
+        unwound: the phases that it left by what ended it, an exception or a signal, outermost first, down to where that
+            arose, each with how long it was open; empty if it did not say that it ended so, or nothing shows where.
         error_type: the type of the exception that ended it, or None.
         last_ended: its last ended phases, oldest first.
         counts: how often each path ended.
@@ -393,24 +391,10 @@ def _open(
 
 
 def _unwound(image: JournalImage, known: dict[tuple[str, ...], tuple[str, ...]]) -> tuple[OpenPhase, ...]:
-    """Return the phases that the end of the process has unwound, outermost first.
-
-    They are the last ones of the main thread's lane, each a child of the one that ended after it; none ended well.
-    """
-    found: list[JournalPhase] = []
-    for phase in sorted(image.ended, key=lambda each: (each.ended_ns or 0, -len(each.path)), reverse=True):
-        if not phase.is_main_thread or (found and phase.lane != found[-1].lane):
-            continue
-        is_next = not found or (phase.path[:-1] == found[-1].path and phase.entered_ns >= found[-1].entered_ns)
-        if phase.status not in _UNWOUND or not is_next:
-            break
-        found.append(phase)
-    ended_ns = 0 if image.end_note is None else image.end_note.ended_ns
-    if not found or ended_ns - (found[0].ended_ns or 0) > _UNWOUND_NS:
-        return ()
+    """Return the phases that the end of the process has unwound, outermost first, down to where that arose."""
     return tuple(
         _open(phase, image, phase.ended_ns or 0, known, _usual_before(phase, image.totals.get(phase.path)))
-        for phase in found
+        for phase in left_by_end(image)
     )
 
 

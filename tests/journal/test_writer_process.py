@@ -78,7 +78,7 @@ CANCELLED = {"kind": "exception", "status": "cancelled", "type": "GeneratorExit"
     ("outcome", "expected"),
     [
         (None, {"kind": "clean", "status": "succeeded"}),
-        (KeyboardInterrupt(), {"kind": "signal", "signal": 2, "status": "cancelled"}),
+        (KeyboardInterrupt(), {"kind": "signal", "signal": 2, "status": "cancelled", "root": "0f"}),
         (SystemExit("SIGTERM"), {"kind": "signal", "signal": 15, "status": "cancelled"}),
         (SystemExit(0), {"kind": "clean", "status": "succeeded"}),
         (SystemExit(), {"kind": "clean", "status": "succeeded"}),
