@@ -9,6 +9,7 @@ Case is that of ASCII. The rules look at the same text, and what they find may o
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -67,7 +68,7 @@ _FIRST_VALUE: Final = 3
 _FIRST_OF_OPTION: Final = 6
 _NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
-_OPTION: Final = re.compile(r"-(?<![\w-]-)-(?=([\w-]*))\1")
+_OPTION: Final = re.compile(r"(-(?<![\w-]-)-[\w-]*)")
 
 # `Authorization: Bearer abc`. "Basic training" is none.
 _SCHEME: Final = re.compile(
@@ -135,9 +136,11 @@ def _named(low: str) -> Spans:
     options: set[int] = set()
     pattern = _NAMED
     if "--" in low:
-        options = {found.end() for found in _OPTION.finditer(low)}
+        ends = itertools.accumulate(map(len, _OPTION.split(low)))
+        options = {*itertools.islice(ends, 1, None, 2)}  # Where the options end, of what is between and is one.
         pattern = _NAMED_OR_OPTION
-    spans = []
+    spans: Spans = []
+    last_end = -1
     for found in pattern.finditer(low):
         group: int = found.lastindex  # type: ignore[assignment]  # what matches has at least a longer name
         if group < _FIRST_VALUE or (group >= _FIRST_OF_OPTION and found.end() not in options):
@@ -148,8 +151,14 @@ def _named(low: str) -> Spans:
         # "token: 50256" is a tokenizer's.
         if secret[0] in _BEGINS_NUMBER and "token" in found[0] and _NUMBER.fullmatch(secret):
             continue
-        spans.append(found.span(group))
-    return united(spans) if options and spans else spans
+        start, end = found.span(group)
+        if start > last_end:
+            spans.append((start, end))
+            last_end = end
+        elif end > last_end:  # What an option is given may have a name in it.
+            spans[-1] = spans[-1][0], end
+            last_end = end
+    return spans
 
 
 def _by_scheme(text: str, low: str) -> Spans:
