@@ -70,12 +70,13 @@ _NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
 _OPTION: Final = re.compile(r"(-(?<![\w-]-)-[\w-]*)")
 
-# `Authorization: Bearer abc`. "Basic training" is none.
+# `Authorization: Bearer abc`. "Basic training" is none: the rest has a digit, a sign, or a capital in its midst.
 _SCHEME: Final = re.compile(
     r"(?:b(?:earer(?<!\wbearer)|asic(?<!\wbasic))|digest(?<!\wdigest)|negotiate(?<!\wnegotiate))"
-    r"\s+([a-z0-9._~+/=:-]{6,})"
+    r"\s+(?=[a-z0-9._~+/=:-]{6})(?:([a-z._~:-]*[0-9+/=][a-z0-9._~+/=:-]*)|([a-z._~:-]+))"
 )
-_ENCODED: Final = re.compile("[0-9+/=]|[a-z][A-Z]")
+_LETTERS_ONLY: Final = 2
+_CAPITAL: Final = re.compile("[a-z][A-Z]")
 
 # https://user:password@host, https://token@host
 _URL: Final = re.compile(r"""://(?<=[a-z0-9+.\-]://)([^\s:/@'"]*)(?::([^\s/@'"]+))?@""")
@@ -139,6 +140,7 @@ def _named(low: str) -> Spans:
         ends = itertools.accumulate(map(len, _OPTION.split(low)))
         options = {*itertools.islice(ends, 1, None, 2)}  # Where the options end, of what is between and is one.
         pattern = _NAMED_OR_OPTION
+    has_tokens = "token" in low
     spans: Spans = []
     last_end = -1
     for found in pattern.finditer(low):
@@ -149,7 +151,7 @@ def _named(low: str) -> Spans:
         if secret in NOT_SECRET:
             continue
         # "token: 50256" is a tokenizer's.
-        if secret[0] in _BEGINS_NUMBER and "token" in found[0] and _NUMBER.fullmatch(secret):
+        if has_tokens and secret[0] in _BEGINS_NUMBER and "token" in found[0] and _NUMBER.fullmatch(secret):
             continue
         start, end = found.span(group)
         if start > last_end:
@@ -164,11 +166,18 @@ def _named(low: str) -> Spans:
 def _by_scheme(text: str, low: str) -> Spans:
     if "bearer" not in low and "basic" not in low and "digest" not in low and "negotiate" not in low:
         return []
-    return [
-        found.span(1)
-        for found in _SCHEME.finditer(low)
-        if found[0].startswith("bearer") or _ENCODED.search(text, *found.span(1))
-    ]
+    has_capitals = low != text
+    spans = []
+    for found in _SCHEME.finditer(low):
+        group: int = found.lastindex  # type: ignore[assignment]  # one of the two
+        start, end = found.span(group)
+        if (
+            group != _LETTERS_ONLY
+            or (has_capitals and _CAPITAL.search(text, start, end))
+            or low.startswith("bearer", found.start())
+        ):
+            spans.append((start, end))
+    return spans
 
 
 def urls_secrets(low: str) -> Spans:
@@ -218,8 +227,13 @@ def united(spans: Spans) -> Spans:
 
 def with_marker(text: str, spans: Spans, marker: str) -> str:
     """Return a text with a marker in the place of each of some spans, which are in order and apart."""
-    starts, ends = zip(*spans)  # noqa: B905 - of pairs
-    return marker.join(map(text.__getitem__, map(slice, (0, *ends), (*starts, len(text)))))
+    at = 0
+    pieces = []
+    for start, end in spans:
+        pieces.append(text[at:start])
+        at = end
+    pieces.append(text[at:])
+    return marker.join(pieces)
 
 
 def without_secrets(text: str, marker: str) -> str:
