@@ -54,18 +54,24 @@ _WORDS: Final = (
 _CREDENTIAL_NAME: Final = re.compile(_WORDS)
 
 # The whole name that such a word stands in (`my_api_key_2`, "api key"), at once: no part of it is looked at again.
-_NAME: Final = rf"(?:{_WORDS})(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?"
+_NAME: Final = rf"(?:{_WORDS})(?:(?=[\w. -])(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?)?"
 _LONGER_NAME: Final = r"(?(1)|(?(2)|(?!)))"
 _IN_QUOTES: Final = r""""([^"\\]*(?:\\[\s\S][^"\\]*)*)(?=")|'([^'\\]*(?:\\[\s\S][^'\\]*)*)(?=')"""
 # password=..., "token": "...", b'...' and what has no end quote.
+_BARE: Final = (
+    r"""(?!b(?:earer|asic)\s|digest\s|negotiate\s|\[redacted\]|[bfru]{1,2}["'])"""
+    r"""([^\s,;&"')\]}]+)"""
+)
 _ASSIGNED: Final = (
-    r"""["']?\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}(?:[bfru]{1,2}(?=["']))?"""
-    rf"""(?:{_IN_QUOTES}|["']?(?!b(?:earer|asic)\s|digest\s|negotiate\s|\[redacted\]|[bfru]{{1,2}}["'])([^\s,;&"')\]}}]+))"""
+    r"""["']?\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}"""
+    rf"""(?:(?=[bfru"'])(?:[bfru]{{1,2}}(?=["']))?(?:{_IN_QUOTES}|["']{_BARE})|{_BARE})"""
 )
 # What follows an option of a command line: `--api-key ...`. Not consumed, since it may be a name itself.
 _FOLLOWS: Final = rf"""(?=\s{{1,8}}(?:{_IN_QUOTES}|([^\s"'-][^\s"']*)))"""
 _FIRST_VALUE: Final = 3
-_FIRST_OF_OPTION: Final = 6
+_MANY: Final = 64
+_SPARSE: Final = 10
+_FIRST_OF_OPTION: Final = 7
 _NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
 _OPTION: Final = re.compile(r"(-(?<![\w-]-)-[\w-]*)")
@@ -141,6 +147,7 @@ def _named(low: str) -> Spans:
         options = {*itertools.islice(ends, 1, None, 2)}  # Where the options end, of what is between and is one.
         pattern = _NAMED_OR_OPTION
     has_tokens = "token" in low
+    most = max(_MANY, len(low) // _SPARSE)
     spans: Spans = []
     last_end = -1
     for found in pattern.finditer(low):
@@ -148,19 +155,24 @@ def _named(low: str) -> Spans:
         if group < _FIRST_VALUE or (group >= _FIRST_OF_OPTION and found.end() not in options):
             continue
         secret = found[group]
-        if secret in NOT_SECRET:
-            continue
-        # "token: 50256" is a tokenizer's.
-        if has_tokens and secret[0] in _BEGINS_NUMBER and "token" in found[0] and _NUMBER.fullmatch(secret):
+        if secret in NOT_SECRET or (has_tokens and secret[0] in _BEGINS_NUMBER and _is_of_tokenizer(found[0], secret)):
             continue
         start, end = found.span(group)
         if start > last_end:
+            if len(spans) == most:  # It is made of nothing else, and costs as much as it can.
+                spans.append((start, len(low)))
+                break
             spans.append((start, end))
             last_end = end
         elif end > last_end:  # What an option is given may have a name in it.
             spans[-1] = spans[-1][0], end
             last_end = end
     return spans
+
+
+def _is_of_tokenizer(found: str, value: str) -> bool:
+    """Whether a value is a number of tokens, or of one: "token: 50256"."""
+    return "token" in found and ((len(value) == 1 and value.isdecimal()) or _NUMBER.fullmatch(value) is not None)
 
 
 def _by_scheme(text: str, low: str) -> Spans:

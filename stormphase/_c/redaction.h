@@ -21,6 +21,7 @@ typedef struct {
     Py_ssize_t count, room;
     int is_unsorted; /* Whether one began before the end of another. */
     Py_ssize_t last_end;
+    Py_ssize_t named_count, last_named; /* Values of names, and where the last one of them ended. */
     Py_ssize_t name_from, scheme_from, url_from, shape_from, key_from; /* Where each rule looks on. */
 } Scan;
 
@@ -420,6 +421,13 @@ take_value(Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssi
 {
     if (is_not_secret(scan, start, end) || (is_number(scan, start, end) && has_token(scan, name, matched)))
         return 0;
+    if (start > scan->last_named) {
+        Py_ssize_t most = scan->length / 10 > 64 ? scan->length / 10 : 64;
+        if (scan->named_count++ == most) /* It is made of nothing else, and costs as much as it can. */
+            scan->name_from = end = scan->length;
+    }
+    if (end > scan->last_named)
+        scan->last_named = end;
     return add_span(scan, start, end);
 }
 
@@ -777,7 +785,7 @@ without_secrets(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
     if (PyUnicode_READY(text) < 0)
         return NULL;
 #endif
-    Scan scan = {.kind = (int)PyUnicode_KIND(text), .data = PyUnicode_DATA(text), .length = PyUnicode_GET_LENGTH(text), .room = SPANS_ON_STACK, .last_end = -1};
+    Scan scan = {.kind = (int)PyUnicode_KIND(text), .data = PyUnicode_DATA(text), .length = PyUnicode_GET_LENGTH(text), .room = SPANS_ON_STACK, .last_end = -1, .last_named = -1};
     unsigned char on_stack[2 * ON_STACK], *bytes = on_stack;
     if (scan.length > ON_STACK && (bytes = PyMem_Malloc(2 * (size_t)scan.length)) == NULL)
         return PyErr_NoMemory();
