@@ -57,7 +57,7 @@ def _carried_from(session: Session, settings: Settings) -> Carried:
         scope_ids=() if phase is None else tuple(reversed(ids_up_from(phase)[:MAX_ANCESTORS])),
         path=() if phase is None else phase.path,
         step=session.lanes.step,
-        name=settings.name,
+        name=session.name,
         correlation_id=session.correlation_id,
         level=settings.level,
         on_misuse=settings.on_misuse,

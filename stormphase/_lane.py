@@ -92,10 +92,11 @@ class Lane:
         self.number = next(lanes.lane_numbers) & 0xFFFFFFFF
         self.reset: Callable[[Any], None] = lanes.carrier.variable.reset
         self.runs_cells = False
-        self.task_name: str | None = None if task is None else _tasks.name_of(task)
+        self.task_name: str | None = None if task is None else _told(_tasks.name_of(task), lanes)
         self.task_ref: weakref.ref[Any] | None = None
         self.thread_id = thread_id
-        self.thread_name = thread_name
+        # A task's lane is given that of its thread's.
+        self.thread_name = _told(thread_name, lanes) if task is None else thread_name
         self.top: PhaseHandle | Lane = self
         self.write_exit: Callable[..., None] | None = None
         self.writer: PhaseWriter | None = None
@@ -121,6 +122,12 @@ class Lane:
             node = node._below
         found.reverse()
         return found
+
+
+def _told(name: str, lanes: LaneSet) -> str:
+    """Return a thread's or task's name without secrets, as it is told everywhere."""
+    redactor = lanes.redactor
+    return name if redactor is None or name in redactor.innocent else redactor.text(name)
 
 
 class ThreadGuard:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stormphase._lanes import LaneSet
     from stormphase._paths import PathNode
     from stormphase._phase_boundary import PhaseBoundary
+    from stormphase._redaction import Redactor
 
 LOOK_S: Final = 0.2
 LEAST_LEARNT_NS: Final = 10_000_000_000
@@ -175,7 +176,7 @@ class OverdueWatch:
     def _give_notice(self, notice: OverdueNotice) -> None:
         phase = notice.phase
         lane = phase._lane
-        threads = stacks_of_all_threads(lane.thread_id)
+        threads = stacks_of_all_threads(lane.thread_id, self._lanes.redactor)
         if phase._status in FINAL:
             return
         self.noticed_count += 1
@@ -195,10 +196,11 @@ class OverdueWatch:
         )
 
 
-def stacks_of_all_threads(first_thread_id: int) -> list[dict[str, Any]]:
+def stacks_of_all_threads(first_thread_id: int, redactor: Redactor | None = None) -> list[dict[str, Any]]:
     """Return every thread's Python stack as `thread_id`, `name` and `frames`, innermost last; some 12 kB at most.
 
-    The thread `first_thread_id` comes first and is cut last. No source file is read.
+    The thread `first_thread_id` comes first and is cut last. No source file is read. Names are told without what
+    `redactor` finds in them.
     """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames()
@@ -210,7 +212,9 @@ def stacks_of_all_threads(first_thread_id: int) -> list[dict[str, Any]]:
         left -= sum(map(len, stack))
         if not stack:
             break
-        stacks.append({"thread_id": thread_id, "name": names.get(thread_id, "")[:100], "frames": stack})
+        name = names.get(thread_id, "")
+        told = name if redactor is None else redactor.text(name)
+        stacks.append({"thread_id": thread_id, "name": told[:100], "frames": stack})
     return stacks
 
 

@@ -96,9 +96,10 @@ class Redactor:
         return text
 
     def stats(self) -> dict[str, int]:
-        """Return how many texts the user's own patterns have looked at, and how long that took in all threads."""
+        """Return at how many texts the user's own patterns looked and how long that took, in all threads, if any."""
         spent = list(self._spent.copy().values())
-        return {"own_pattern_texts": sum(each[0] for each in spent), "own_pattern_ns": sum(each[1] for each in spent)}
+        counts = {"texts": sum(each[0] for each in spent), "own_patterns_ns": sum(each[1] for each in spent)}
+        return counts if self._patterns else {}
 
     def begin(self, text: str, limit: int) -> str:
         """Return the begin of a text without its secrets, of which the first `limit` characters can be kept."""

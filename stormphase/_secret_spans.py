@@ -9,6 +9,7 @@ Case is that of ASCII. The rules look at the same text, and what they find may o
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -53,28 +54,35 @@ _WORDS: Final = (
 _CREDENTIAL_NAME: Final = re.compile(_WORDS)
 
 # The whole name that such a word stands in (`my_api_key_2`, "api key"), at once: no part of it is looked at again.
-_NAME: Final = rf"(?:{_WORDS})(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?"
+_NAME: Final = rf"(?:{_WORDS})(?:(?=[\w. -])(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?)?"
 _LONGER_NAME: Final = r"(?(1)|(?(2)|(?!)))"
 _IN_QUOTES: Final = r""""([^"\\]*(?:\\[\s\S][^"\\]*)*)(?=")|'([^'\\]*(?:\\[\s\S][^'\\]*)*)(?=')"""
 # password=..., "token": "...", b'...' and what has no end quote.
+_BARE: Final = (
+    r"""(?!b(?:earer|asic)\s|digest\s|negotiate\s|\[redacted\]|[bfru]{1,2}["'])"""
+    r"""([^\s,;&"')\]}]+)"""
+)
 _ASSIGNED: Final = (
-    r"""["']?\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}(?:[bfru]{1,2}(?=["']))?"""
-    rf"""(?:{_IN_QUOTES}|["']?(?!b(?:earer|asic)\s|digest\s|negotiate\s|\[redacted\]|[bfru]{{1,2}}["'])([^\s,;&"')\]}}]+))"""
+    r"""["']?\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}"""
+    rf"""(?:(?=[bfru"'])(?:[bfru]{{1,2}}(?=["']))?(?:{_IN_QUOTES}|["']{_BARE})|{_BARE})"""
 )
 # What follows an option of a command line: `--api-key ...`. Not consumed, since it may be a name itself.
 _FOLLOWS: Final = rf"""(?=\s{{1,8}}(?:{_IN_QUOTES}|([^\s"'-][^\s"']*)))"""
 _FIRST_VALUE: Final = 3
-_FIRST_OF_OPTION: Final = 6
+_MANY: Final = 64
+_SPARSE: Final = 10
+_FIRST_OF_OPTION: Final = 7
 _NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
-_OPTION: Final = re.compile(r"-(?<![\w-]-)-(?=([\w-]*))\1")
+_OPTION: Final = re.compile(r"(-(?<![\w-]-)-[\w-]*)")
 
-# `Authorization: Bearer abc`. "Basic training" is none.
+# `Authorization: Bearer abc`. "Basic training" is none: the rest has a digit, a sign, or a capital in its midst.
 _SCHEME: Final = re.compile(
     r"(?:b(?:earer(?<!\wbearer)|asic(?<!\wbasic))|digest(?<!\wdigest)|negotiate(?<!\wnegotiate))"
-    r"\s+([a-z0-9._~+/=:-]{6,})"
+    r"\s+(?=[a-z0-9._~+/=:-]{6})(?:([a-z._~:-]*[0-9+/=][a-z0-9._~+/=:-]*)|([a-z._~:-]+))"
 )
-_ENCODED: Final = re.compile("[0-9+/=]|[a-z][A-Z]")
+_LETTERS_ONLY: Final = 2
+_CAPITAL: Final = re.compile("[a-z][A-Z]")
 
 # https://user:password@host, https://token@host
 _URL: Final = re.compile(r"""://(?<=[a-z0-9+.\-]://)([^\s:/@'"]*)(?::([^\s/@'"]+))?@""")
@@ -135,31 +143,53 @@ def _named(low: str) -> Spans:
     options: set[int] = set()
     pattern = _NAMED
     if "--" in low:
-        options = {found.end() for found in _OPTION.finditer(low)}
+        ends = itertools.accumulate(map(len, _OPTION.split(low)))
+        options = {*itertools.islice(ends, 1, None, 2)}  # Where the options end, of what is between and is one.
         pattern = _NAMED_OR_OPTION
-    spans = []
+    has_tokens = "token" in low
+    most = max(_MANY, len(low) // _SPARSE)
+    spans: Spans = []
+    last_end = -1
     for found in pattern.finditer(low):
         group: int = found.lastindex  # type: ignore[assignment]  # what matches has at least a longer name
         if group < _FIRST_VALUE or (group >= _FIRST_OF_OPTION and found.end() not in options):
             continue
         secret = found[group]
-        if secret in NOT_SECRET:
+        if secret in NOT_SECRET or (has_tokens and secret[0] in _BEGINS_NUMBER and _is_of_tokenizer(found[0], secret)):
             continue
-        # "token: 50256" is a tokenizer's.
-        if secret[0] in _BEGINS_NUMBER and "token" in found[0] and _NUMBER.fullmatch(secret):
-            continue
-        spans.append(found.span(group))
-    return united(spans) if options and spans else spans
+        start, end = found.span(group)
+        if start > last_end:
+            if len(spans) == most:  # It is made of nothing else, and costs as much as it can.
+                spans.append((start, len(low)))
+                break
+            spans.append((start, end))
+            last_end = end
+        elif end > last_end:  # What an option is given may have a name in it.
+            spans[-1] = spans[-1][0], end
+            last_end = end
+    return spans
+
+
+def _is_of_tokenizer(found: str, value: str) -> bool:
+    """Whether a value is a number of tokens, or of one: "token: 50256"."""
+    return "token" in found and ((len(value) == 1 and value.isdecimal()) or _NUMBER.fullmatch(value) is not None)
 
 
 def _by_scheme(text: str, low: str) -> Spans:
     if "bearer" not in low and "basic" not in low and "digest" not in low and "negotiate" not in low:
         return []
-    return [
-        found.span(1)
-        for found in _SCHEME.finditer(low)
-        if found[0].startswith("bearer") or _ENCODED.search(text, *found.span(1))
-    ]
+    has_capitals = low != text
+    spans = []
+    for found in _SCHEME.finditer(low):
+        group: int = found.lastindex  # type: ignore[assignment]  # one of the two
+        start, end = found.span(group)
+        if (
+            group != _LETTERS_ONLY
+            or (has_capitals and _CAPITAL.search(text, start, end))
+            or low.startswith("bearer", found.start())
+        ):
+            spans.append((start, end))
+    return spans
 
 
 def urls_secrets(low: str) -> Spans:
@@ -209,8 +239,13 @@ def united(spans: Spans) -> Spans:
 
 def with_marker(text: str, spans: Spans, marker: str) -> str:
     """Return a text with a marker in the place of each of some spans, which are in order and apart."""
-    starts, ends = zip(*spans)  # noqa: B905 - of pairs
-    return marker.join(map(text.__getitem__, map(slice, (0, *ends), (*starts, len(text)))))
+    at = 0
+    pieces = []
+    for start, end in spans:
+        pieces.append(text[at:start])
+        at = end
+    pieces.append(text[at:])
+    return marker.join(pieces)
 
 
 def without_secrets(text: str, marker: str) -> str:

@@ -136,6 +136,9 @@ class Session:
     ) -> None:
         identity = self.identity
         started_ns = settings.clock.monotonic_ns()
+        patterns = () if settings.capture is None else settings.capture.redact
+        redactor = Redactor(environ=environ, patterns=(*settings.redact, *patterns))
+        self.name = None if settings.name is None else redactor.text(settings.name)
         bridge = settings.bridge
         if isinstance(bridge, DefaultBridge):
             bridge = None if bridge.make is None else bridge.make()
@@ -144,7 +147,7 @@ class Session:
         if bridge is not None:
             carrier = bridge.attach(
                 BridgeSession(
-                    name=settings.name,
+                    name=self.name,
                     identity=identity,
                     pid=os.getpid(),
                     clock=settings.clock,
@@ -161,8 +164,7 @@ class Session:
             carrier=carrier,
             on_first_sight=self._at_first_sight,
         )
-        patterns = () if settings.capture is None else settings.capture.redact
-        lanes.redactor = Redactor(environ=environ, patterns=(*settings.redact, *patterns))
+        lanes.redactor = redactor  # Before there is a lane: the names of threads and tasks have secrets, too.
         lanes.sequence = itertools.count(settings.first_sequence)
         lanes.works_for_another = self.is_child
         if bridge is not None:
@@ -170,9 +172,9 @@ class Session:
             if self.is_child:
                 bridge.after_fork_in_child()  # Session and rank are another process's to tell of.
         self._has_learnt_limits = settings.hang_factor is not None
-        self._summary = SessionSummary(settings.name, identity, lanes, started_ns=started_ns) if wants_summary else None
+        self._summary = SessionSummary(self.name, identity, lanes, started_ns=started_ns) if wants_summary else None
         facts = self._facts = SessionFacts.of(
-            identity, name=settings.name, started_ns=started_ns, environ=environ, wish=settings.correlation_id
+            identity, name=self.name, started_ns=started_ns, environ=environ, wish=settings.correlation_id
         )
         self._feed = self._store_feed(settings.store, facts)
         learnt = None if settings.hang_factor is None else LearntLimits(settings.hang_factor)
@@ -416,7 +418,9 @@ class Session:
 
     def stats(self) -> dict[str, Any]:
         """Return exact counts, as `PhaseTracker.stats` describes them."""
+        redaction = {} if self.lanes.redactor is None else self.lanes.redactor.stats()
         return {
+            **({"redaction": redaction} if redaction else {}),
             **({} if self._feed is None else {"store": self._feed.stats()}),
             "sinks": self.sinks.stats(),
             "bridge": {} if self.bridge is None else self.bridge.stats(),

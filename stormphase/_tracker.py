@@ -389,7 +389,10 @@ class PhaseTracker(CopiesToItself):
         return self._session is not None and self._session.is_running
 
     def stats(self) -> dict[str, Any]:
-        """Return exact counts: per sink offered, handed_over, failed, queued, dropped; misuse; cut attributes."""
+        """Return exact counts: per sink offered, handed_over, failed, queued, dropped; misuse; cut attributes.
+
+        With patterns of your own (`redact=`) also `redaction`: at how many texts they looked, and the ns that took.
+        """
         if self._session is not None:
             return self._session.stats()
         nothing = AttributeCounts().to_dict()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 import re
+import threading
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -16,6 +19,9 @@ from stormphase._redaction import REDACTED, Redactor, is_credential_name
 from stormphase.capture import CaptureOptions
 from stormphase.exceptions import ConfigurationError
 from stormphase.stores import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SECRETS = {
     "token=abc123": "token=[redacted]",
@@ -115,6 +121,57 @@ def test_users_patterns_go() -> None:
     """A pattern takes all that it matches, or its group named secret."""
     redactor = Redactor(patterns=[r"customer-\d+", re.compile(r"card (?P<secret>\d+)")])
     assert f"{REDACTED} card {REDACTED}" == redactor.text("customer-17 card 4444")
+
+
+def test_stats_tell_what_users_patterns_cost() -> None:
+    """How many texts they looked at and how long that took, in all threads; nothing where there are none."""
+    with PhaseTracker(bridge=None, redact=[r"customer-\d+"]) as tracker:
+        thread = threading.Thread(target=lambda: tracker.enter_phase("a", {"who": "customer-17"}).close())
+        thread.start()
+        thread.join()
+        with tracker.enter_phase("b", {"who": "customer-18", "what": 3}):
+            pass
+        spent = tracker.stats()["redaction"]
+    assert {"texts", "own_patterns_ns"} == set(spent)
+    assert spent["texts"] >= 2
+    assert spent["own_patterns_ns"] > 0
+    with PhaseTracker(bridge=None) as tracker:
+        assert "redaction" not in tracker.stats()
+
+
+WAYS: dict[str, Callable[[str], str]] = {
+    "repr": repr,
+    "ascii": ascii,
+    "json": json.dumps,
+    "json of letters": lambda secret: json.dumps(secret, ensure_ascii=False),
+    "repr of bytes": lambda secret: repr(secret.encode()),
+    "repr beside quotes": lambda secret: repr({"a": f"it's {secret}", "b": f'"{secret}"'}),
+    "repr of repr": lambda secret: repr(repr(secret)),
+    "json of repr": lambda secret: json.dumps({"error": repr(KeyError(secret))}),
+    "repr of json": lambda secret: repr(json.dumps([secret])),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "pass'word-17",
+        'pass"word-17',
+        "pass'w\"ord-17",
+        "back\\slash\\'17'",
+        "zwei\nzeilen-17\n3",
+        "gr\xfc\xdfe-\u2764-17",
+        "t\tab\x00\x7f-17",
+    ],
+)
+def test_known_secrets_go_in_the_forms_in_which_they_are_written(secret: str, way: str) -> None:
+    """An error message shows a secret as `repr` or JSON do, with its quotes, backslashes and letters escaped."""
+    redactor = Redactor(environ={"A_TOKEN": secret})
+    text = f"no such thing: {WAYS[way](secret)}"
+    clean = redactor.text(text)
+    assert REDACTED in clean
+    assert not [part for part in re.split(r"\W", secret) if len(part) > 3 and part in clean]
 
 
 @pytest.mark.parametrize("pattern", ["(", "x*", 3])

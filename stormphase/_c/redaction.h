@@ -21,6 +21,7 @@ typedef struct {
     Py_ssize_t count, room;
     int is_unsorted; /* Whether one began before the end of another. */
     Py_ssize_t last_end;
+    Py_ssize_t named_count, last_named; /* Values of names, and where the last one of them ended. */
     Py_ssize_t name_from, scheme_from, url_from, shape_from, key_from; /* Where each rule looks on. */
 } Scan;
 
@@ -35,8 +36,24 @@ typedef struct {
 enum { NAME = 1, SCHEME = 2, URL = 4, SHAPE = 8, KEY = 16 };
 
 /* The classes of bytes, as bits. */
-enum { LETTER = 1, DIGIT = 2, UPPER = 4, WORD = 8, NAMES = 16, SPACE = 32, HEX = 64, LOWER = 128 };
-static unsigned char class_of[256];
+enum {
+    LETTER = 1,
+    DIGIT = 2,
+    UPPER = 4,
+    WORD = 8,
+    NAMES = 16,
+    SPACE = 32,
+    HEX = 64,
+    QUOTE = 128,       /* "' */
+    JOINT = 256,       /* _-. and space: between the words of a name */
+    PREFIX = 512,      /* bfru: before a quote, as in b'...' */
+    BARE_END = 1024,   /* ,;&"')]} and spaces */
+    IN_TOKEN = 2048,   /* letters, digits and ._~+/=:- */
+    ENCODED = 4096,    /* digits and +/= */
+    USER_END = 8192,   /* :/@"' and spaces */
+    FIRST_OF_LAST = 16384, /* ktsp: what `_LAST_WORD` begins with */
+};
+static unsigned int class_of[256];
 static unsigned char low_of[256];
 static unsigned char begins[KINDS_OF_BYTES][KINDS_OF_BYTES]; /* Which rules may find something at two characters. */
 
@@ -66,7 +83,7 @@ is_class_at(const Scan *scan, Py_ssize_t at, int class)
     if (character != OTHER)
         return is_class(character, class);
     Py_UCS4 own = PyUnicode_READ(scan->kind, scan->data, at);
-    return class & SPACE ? Py_UNICODE_ISSPACE(own) : class & (WORD | NAMES) ? Py_UNICODE_ISALNUM(own) : 0;
+    return class & (SPACE | BARE_END | USER_END) ? Py_UNICODE_ISSPACE(own) : class & (WORD | NAMES) ? Py_UNICODE_ISALNUM(own) : 0;
 }
 
 static inline int
@@ -162,7 +179,7 @@ static const Word last_words[] = {W("key"), W("token"), W("secret"), W("pwd"), W
 static Py_ssize_t
 last_word(const Scan *scan, Py_ssize_t at)
 {
-    Py_ssize_t end = one_of(scan, at, last_words);
+    Py_ssize_t end = is_class(low_at(scan, at), FIRST_OF_LAST) ? one_of(scan, at, last_words) : -1;
     if (end < 0)
         return -1;
     if (low_at(scan, end) == 's')
@@ -175,7 +192,7 @@ static int
 is_of_text(const Scan *scan, Py_ssize_t at)
 {
     static const Word words[] = {W("pad"), W("eos"), W("bos"), W("unk"), W("sep"), W("cls"), W("mask"), W("stop"), W("start"), W("end"), W("special"), W("image"), W("audio"), W("video"), W("text"), W("word"), W("first"), W("next"), W("last"), W("prev"), W("previous"), W("current"), W("new"), W("each"), W("every"), W("per"), W("one"), W("top"), W("best"), W("max"), W("min"), W("num"), W("input"), W("output"), W("prompt"), W("target"), W("source"), W("predicted"), W("generated"), W("sampled"), W("decoded"), W("draft"), W("vocab"), {NULL, 0}};
-    if (!is_of(low_at(scan, at - 1), "_-. "))
+    if (!is_class(low_at(scan, at - 1), JOINT))
         return 0;
     Py_ssize_t end = at - 1, start = end;
     while (end - start <= 9 && is_letter(low_at(scan, start - 1)))
@@ -195,7 +212,7 @@ token_word(const Scan *scan, Py_ssize_t at)
     next = low_at(scan, end);
     if (is_letter(next) || is_digit(next))
         return -1;
-    if (is_of(next, "_-.")) {
+    if (next != ' ' && is_class(next, JOINT)) {
         int after = low_at(scan, end + 1);
         if (is_letter(after) || is_digit(after)) {
             Py_ssize_t kind = one_of(scan, end + 1, kinds);
@@ -220,7 +237,7 @@ lone_word(const Scan *scan, Py_ssize_t at, Word word)
 static Py_ssize_t
 and_key(const Scan *scan, Py_ssize_t at)
 {
-    return last_word(scan, is_of(low_at(scan, at), "_-. ") ? at + 1 : at);
+    return last_word(scan, is_class(low_at(scan, at), JOINT) ? at + 1 : at);
 }
 
 /* The end of one of `_WORDS`, else -1. */
@@ -286,7 +303,7 @@ static Py_ssize_t
 skip_assignment(const Scan *scan, Py_ssize_t at)
 {
     int first = char_at(scan, at);
-    if (first == '"' || first == '\'')
+    if (is_class(first, QUOTE))
         at++;
     at = skip_spaces(scan, at, 8);
     first = char_at(scan, at);
@@ -326,9 +343,9 @@ static Py_ssize_t
 begin_quote(const Scan *scan, Py_ssize_t at)
 {
     Py_ssize_t quote = at;
-    while (quote < at + 2 && is_of(low_at(scan, quote), "bfru"))
+    while (quote < at + 2 && is_class(low_at(scan, quote), PREFIX))
         quote++;
-    return is_of(char_at(scan, quote), "\"'") ? quote : -1;
+    return is_class(char_at(scan, quote), QUOTE) ? quote : -1;
 }
 
 /* The end of a value without quotes, or `at` if there is none. */
@@ -336,11 +353,11 @@ static Py_ssize_t
 bare_end(const Scan *scan, Py_ssize_t at)
 {
     static const Word schemes[] = {W("bearer"), W("basic"), W("digest"), W("negotiate"), {NULL, 0}};
-    Py_ssize_t end = one_of(scan, at, schemes);
-    int each;
+    int first = low_at(scan, at);
+    Py_ssize_t end = first == 'b' || first == 'd' || first == 'n' ? one_of(scan, at, schemes) : -1;
     if ((end >= 0 && is_space_at(scan, end)) || word_at(scan, at, (Word)W("[redacted]")) || begin_quote(scan, at) >= 0)
         return at;
-    for (end = at; (each = char_at(scan, end)) != NOTHING && !is_space_at(scan, end) && !is_of(each, ",;&\"')]}"); end++)
+    for (end = at; end < scan->length && !is_class_at(scan, end, BARE_END); end++)
         ;
     return end;
 }
@@ -404,6 +421,13 @@ take_value(Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssi
 {
     if (is_not_secret(scan, start, end) || (is_number(scan, start, end) && has_token(scan, name, matched)))
         return 0;
+    if (start > scan->last_named) {
+        Py_ssize_t most = scan->length / 10 > 64 ? scan->length / 10 : 64;
+        if (scan->named_count++ == most) /* It is made of nothing else, and costs as much as it can. */
+            scan->name_from = end = scan->length;
+    }
+    if (end > scan->last_named)
+        scan->last_named = end;
     return add_span(scan, start, end);
 }
 
@@ -425,8 +449,9 @@ find_named(Scan *scan, Py_ssize_t at)
     if (end < 0)
         return 0;
     Py_ssize_t word_end = end, more;
+    int first;
     end = name_end(scan, end);
-    while (is_of(char_at(scan, end), ". ") && (more = last_word(scan, end + 1)) >= 0)
+    while (((first = char_at(scan, end)) == ' ' || first == '.') && (more = last_word(scan, end + 1)) >= 0)
         end = name_end(scan, more);
     if ((next = skip_assignment(scan, end)) >= 0 && assigned(scan, next, &start, &stop)) {
         scan->name_from = stop;
@@ -437,8 +462,8 @@ find_named(Scan *scan, Py_ssize_t at)
     next = skip_spaces(scan, end, 8);
     if (next == end)
         return 0;
-    int first = char_at(scan, next);
-    if (first == '"' || first == '\'') {
+    first = char_at(scan, next);
+    if (is_class(first, QUOTE)) {
         start = next + 1;
         if ((stop = end_quote(scan, next)) < 0)
             return 0;
@@ -447,7 +472,7 @@ find_named(Scan *scan, Py_ssize_t at)
         if (first == NOTHING || first == '-' || is_space_at(scan, next))
             return 0;
         start = stop = next;
-        while ((first = char_at(scan, stop)) != NOTHING && !is_space_at(scan, stop) && first != '"' && first != '\'')
+        while (stop < scan->length && !is_class_at(scan, stop, SPACE) && !is_class(char_at(scan, stop), QUOTE))
             stop++;
     }
     scan->name_from = end; /* A match, though what follows is not consumed. */
@@ -469,9 +494,9 @@ find_by_scheme(Scan *scan, Py_ssize_t at)
     if (start == end)
         return 0;
     for (end = start; (each = char_at(scan, end)) != NOTHING; end++) {
-        if (!is_class(low_at(scan, end), LETTER | DIGIT) && !is_of(each, "._~+/=:-"))
+        if (!is_class(low_at(scan, end), IN_TOKEN))
             break;
-        if (is_digit(each) || is_of(each, "+/=") || (is_letter(before) && is_class(each, UPPER)))
+        if (is_class(each, ENCODED) || (is_letter(before) && is_class(each, UPPER)))
             is_encoded = 1;
         before = each;
     }
@@ -491,11 +516,11 @@ find_in_url(Scan *scan, Py_ssize_t at)
         return 0;
     if (!is_letter(each) && !is_digit(each) && !is_of(each, "+.-"))
         return 0;
-    for (end = start; (each = char_at(scan, end)) != NOTHING && !is_space_at(scan, end) && !is_of(each, ":/@'\""); end++)
+    for (end = start; (each = char_at(scan, end)) != NOTHING && !is_class_at(scan, end, USER_END); end++)
         ;
     user_end = end;
     if (each == ':') {
-        for (end++; (each = char_at(scan, end)) != NOTHING && !is_space_at(scan, end) && !is_of(each, "/@'\""); end++)
+        for (end++; (each = char_at(scan, end)) == ':' || (each != NOTHING && !is_class_at(scan, end, USER_END)); end++)
             ;
         if (end == user_end + 1)
             return 0;
@@ -617,8 +642,14 @@ prepare_redaction(void)
         int space = (each >= '\t' && each <= '\r') || (each >= 0x1C && each <= ' ');
         int hex = is_digit(each) || (each >= 'a' && each <= 'f');
         low_of[each] = (unsigned char)(upper ? each + 32 : each);
-        class_of[each] = (unsigned char)(letter * LETTER + is_digit(each) * DIGIT + upper * UPPER + word * WORD +
-                                         (word || each == '-') * NAMES + space * SPACE + hex * HEX);
+        class_of[each] = (unsigned int)(letter * LETTER + is_digit(each) * DIGIT + upper * UPPER + word * WORD +
+                                        (word || each == '-') * NAMES + space * SPACE + hex * HEX +
+                                        is_of(each, "\"'") * QUOTE + is_of(each, "_-. ") * JOINT +
+                                        is_of(each, "bfru") * PREFIX + (space || is_of(each, ",;&\"')]}")) * BARE_END +
+                                        (letter || is_digit(each) || is_of(each, "._~+/=:-")) * IN_TOKEN +
+                                        (is_digit(each) || is_of(each, "+/=")) * ENCODED +
+                                        (space || is_of(each, ":/@\"'")) * USER_END +
+                                        is_of(each, "ktsp") * FIRST_OF_LAST);
     }
     begin_with("ap ac au cl cr co en pr pa pw se sa si st to ", NAME);
     begin_with("be ba di ne ", SCHEME);
@@ -754,7 +785,7 @@ without_secrets(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
     if (PyUnicode_READY(text) < 0)
         return NULL;
 #endif
-    Scan scan = {.kind = (int)PyUnicode_KIND(text), .data = PyUnicode_DATA(text), .length = PyUnicode_GET_LENGTH(text), .room = SPANS_ON_STACK, .last_end = -1};
+    Scan scan = {.kind = (int)PyUnicode_KIND(text), .data = PyUnicode_DATA(text), .length = PyUnicode_GET_LENGTH(text), .room = SPANS_ON_STACK, .last_end = -1, .last_named = -1};
     unsigned char on_stack[2 * ON_STACK], *bytes = on_stack;
     if (scan.length > ON_STACK && (bytes = PyMem_Malloc(2 * (size_t)scan.length)) == NULL)
         return PyErr_NoMemory();
