@@ -1290,12 +1290,16 @@ enter_phase_of(PyObject *Py_UNUSED(module), PyObject *owner)
     return PyDescr_NewMethod((PyTypeObject *)owner, &enter_phase_method);
 }
 
+#include "_c/capture.h"
+
 static PyMethodDef functions[] = {
     {"bind", (PyCFunction)(void (*)(void))bind, METH_VARARGS | METH_KEYWORDS,
      "Take note of the Python that stands beside; return `enter_phase`, `__enter__` and `__exit__`."},
     {"enter_phase_of", enter_phase_of, METH_O, "Return `enter_phase` as a method of a class."},
     {"bind_writer", (PyCFunction)(void (*)(void))bind_writer, METH_VARARGS | METH_KEYWORDS, "Take note of the class of the journal's writers."},
     {"span_put", span_put, METH_VARARGS, "Return what makes a span's phase current in OpenTelemetry's context."},
+    {"stream_hook", stream_hook, METH_VARARGS,
+     "Return what stands in the place of a stream's method; see `capture._writes`."},
     {"slot_stores", slot_stores, METH_O, "Return what stores the two halves of a slot into a mapped file."},
     {"watch_stores", watch_stores, METH_O, "Have a callable told after each store into a journal; None for nobody."},
     {NULL, NULL, 0, NULL},
@@ -1312,7 +1316,7 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__speedups(void)
 {
-    if (PyType_Ready(&SpanPutType) < 0 || PyType_Ready(&SlotStoreType) < 0)
+    if (PyType_Ready(&SpanPutType) < 0 || PyType_Ready(&SlotStoreType) < 0 || PyType_Ready(&HookType) < 0)
         return NULL;
     if ((zero = PyLong_FromLong(0)) == NULL || (no_arguments = PyTuple_New(0)) == NULL ||
         (unwinding_names = Py_BuildValue("(s)", "is_unwinding")) == NULL)
@@ -1330,7 +1334,7 @@ PyInit__speedups(void)
     INTERN(s_resumed_ns, "resumed_ns")
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL && (PyModule_AddStringConstant(module, "SOURCE", STORMPHASE_SOURCE) < 0 ||
-                           PyModule_AddIntConstant(module, "ABI", 1) < 0)) /* See `_native`. */
+                           PyModule_AddIntConstant(module, "ABI", 2) < 0)) /* See `_native`. */
         Py_CLEAR(module);
     return module;
 }
