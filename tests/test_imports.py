@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # name stands for a module, or for a package with all that is in it, whose files are one room.
 ROOMS = """
     _derived_ids, _speedups, _version, exceptions, typing
-    _arrays, _attribute_counts, _clock, _copying, _model, _redaction, _said_lines
+    _arrays, _attribute_counts, _clock, _copying, _model, _redaction, _said_lines, _sites
     _attempts, _attributes + _plain_values, _bell, _counts, _ids, _liveness, _paths, _process, _status, _tasks, _totals
     _record + _record_fields + _recording + _attribution + _phase_boundary
     _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lane + _native + _lanes + _recorder
