@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -13,9 +14,9 @@ from stormphase import _bridge, _errors
 from stormphase._ids import scope_id_number, to_hex
 from stormphase._owner_records import rank_scope_id
 from stormphase.exceptions import ConfigurationError
-from stormphase.journal._directory import attempt_of, make_directory
+from stormphase.journal._directory import attempt_of, make_directory, remove_journal
 from stormphase.journal._journal import end_note_of
-from stormphase.journal._options import open_journal, options_of
+from stormphase.journal._options import JournalOptions, open_journal, options_of
 from stormphase.journal._said import said_path
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from stormphase._owner_records import SessionFacts
     from stormphase.journal._journal import OpenJournal
 
+SPARE_BYTES: Final = 4 * 1024 * 1024
+
 _log = logging.getLogger("stormphase")
 
 
@@ -37,15 +40,20 @@ class SessionJournal:
     Args:
         journal: what the tracker was given.
         environ: the environment.
+        spare: where a process that works for another one keeps one until the store has all, if there is no journal:
+            pools kill their workers while the store's queue holds their last phases.
         works_for: the process that this one works for, as a forked child does for its parent; None for a rank's own.
 
     Raises:
         ConfigurationError: if that is no directory.
     """
 
-    def __init__(self, journal: Any, environ: Mapping[str, str], *, works_for: int | None = None) -> None:
+    def __init__(
+        self, journal: Any, environ: Mapping[str, str], *, spare: Path | None = None, works_for: int | None = None
+    ) -> None:
         """Look at the settings; nothing is opened yet."""
         self._options = options_of(journal, environ)
+        self._spare = None if spare is None else JournalOptions(spare, max_bytes=SPARE_BYTES)
         self._directory: Path | None = None
         self._identity: RankIdentity | None = None
         self._lanes: LaneSet | None = None
@@ -53,6 +61,7 @@ class SessionJournal:
         self._parent_scope_id: str | None = None
         self._bridge: Bridge | None = None
         self._open: OpenJournal | None = None
+        self._spare_path: Path | None = None
         self._forked_from = works_for
         self._must_open = False
         self._is_opening = False
@@ -96,14 +105,15 @@ class SessionJournal:
             _bridge.recover_with(bridge, self._options.directory)
 
     def _make(self) -> None:
-        options, directory, identity, lanes, facts = (
-            self._options,
-            self._directory,
-            self._identity,
-            self._lanes,
-            self._facts,
-        )
-        if options is None or directory is None or identity is None or lanes is None or facts is None:
+        if self._options is not None:
+            self._make_at(self._options, self._directory)
+        elif self._spare is not None and self._forked_from is not None and self._identity is not None:
+            with contextlib.suppress(ConfigurationError):  # Nobody has asked for one.
+                self._make_at(self._spare, make_directory(self._spare.directory, self._identity.session_id))
+
+    def _make_at(self, options: JournalOptions, directory: Path | None) -> None:
+        identity, lanes, facts = self._identity, self._lanes, self._facts
+        if directory is None or identity is None or lanes is None or facts is None:
             return
         journal = self._open = open_journal(
             options,
@@ -120,6 +130,7 @@ class SessionJournal:
         lanes.journal = journal
         if journal is None:
             return
+        self._spare_path = journal.path if options is self._spare else None
         for look in self._watches:
             journal.watch(look)
         if self._bridge is not None:
@@ -161,12 +172,13 @@ class SessionJournal:
         if self._facts is not None:
             self._facts = attrs.evolve(self._facts, started_ns=forked_ns)
         journal, self._open = self._open, None
+        self._spare_path = None
         if journal is not None:
             journal.forget()
         self._forked_from = os.getppid()
         self._opening = threading.RLock()
         self._is_opening = False
-        self._must_open = self._options is not None
+        self._must_open = self._options is not None or self._spare is not None
 
     def place_to_carry(self) -> dict[str, Any] | None:
         """Return how a process that works for this one finds the directory; None if there is none."""
@@ -216,6 +228,12 @@ class SessionJournal:
         journal, self._open = self._open, None
         if journal is not None:
             journal.finish(timeout_s)
+
+    def discard_spare(self) -> None:
+        """Delete the file that stood in for a journal: all of it is in the store."""
+        path, self._spare_path = self._spare_path, None
+        if path is not None:
+            remove_journal(path)
 
     def _write_end_note(self) -> None:
         note, self._end_note = self._end_note, None

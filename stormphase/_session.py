@@ -33,6 +33,7 @@ from stormphase.stores._redact import RecordRedactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from stormphase._bridge import Bridge
     from stormphase._configuration import Settings
@@ -111,7 +112,7 @@ class Session:
             process=ProcessFacts.of_this_process(),
         )
         wants_summary = _configuration.wants_summary(settings.summary, environ, found.rank)
-        self.journal = SessionJournal(settings.journal, environ)
+        self.journal = SessionJournal(settings.journal, environ, spare=_spare_of(settings))
         claimed = _claims.claim(found, is_explicit=settings.session_id is not None)
         try:
             counted = number_attempt(settings.store, claimed) if self.journal._options is None else claimed
@@ -126,7 +127,7 @@ class Session:
         """Be who the process is that this one works for; returns the environment with its trace."""
         carried = settings.carried
         environ = carried.environ_over(environ)
-        self.journal = SessionJournal(settings.journal, environ, works_for=carried.pid)
+        self.journal = SessionJournal(settings.journal, environ, spare=_spare_of(settings), works_for=carried.pid)
         self.identity = self.journal.place(attrs.evolve(carried.identity, host=own_process().host))
         return environ
 
@@ -330,6 +331,8 @@ class Session:
             self.capture.stop()
             self.sinks.give_up()
             self.journal.finish(_JOURNAL_TIMEOUT_S)
+            if is_delivered:
+                self.journal.discard_spare()
             self._leave_process()
         stats = self.sinks.stats()
         if self._summary is not None:
@@ -421,3 +424,8 @@ class Session:
             "attributes": self.lanes.attribute_counts.to_dict(),
             **self.capture.stats(),
         }
+
+
+def _spare_of(settings: Settings) -> Path | None:
+    """Return where workers' journals stand that last until the store has all, if the store has a place for them."""
+    return getattr(settings.store, "journals", None)

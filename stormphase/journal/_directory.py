@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -15,6 +16,7 @@ from stormphase._attempts import Begun, next_attempt
 from stormphase._clock import SystemClock
 from stormphase._liveness import Liveness
 from stormphase._model import EndKind, ProcessIdentity
+from stormphase._said_lines import said_path
 from stormphase.exceptions import ConfigurationError, JournalError
 from stormphase.journal import _format
 from stormphase.journal._damage import Damage
@@ -50,7 +52,22 @@ class _Found:
 
 def file_name(identity: RankIdentity, pid: int, number: int) -> str:
     """Return the name of a journal."""
-    return f"rank-{identity.rank:05d}.attempt-{identity.attempt}.pid-{pid}.{number}{_format.SUFFIX}"
+    return f"{name_prefix(identity.rank, identity.attempt)}pid-{pid}.{number}{_format.SUFFIX}"
+
+
+def name_prefix(rank: int, attempt: int) -> str:
+    """Return how the names of the journals of a rank and its workers begin."""
+    return f"rank-{rank:05d}.attempt-{attempt}."
+
+
+def remove_journal(file: Path) -> None:
+    """Delete a journal and what lies beside it, and its directories if they are empty then. Never raises."""
+    for each in (file, said_path(file)):
+        with contextlib.suppress(OSError):
+            each.unlink()
+    for directory in file.parents[:2]:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def make_directory(directory: Path, session_id: str) -> Path | None:

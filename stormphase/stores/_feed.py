@@ -259,7 +259,7 @@ class StoreFeed:
         if self._has_begun_owners:
             return ()
         owners, journal = self._owners_now(), self._lanes.journal
-        if journal is not None:
+        if journal is not None and journal.path.parent.parent != getattr(self._store, "journals", None):
             owners = self._owners = owners.with_journal(str(journal.path.absolute()))
         return owners.begun()
 

@@ -17,7 +17,7 @@ from stormphase._record import MAX_SEQUENCE, OutputLine, PhaseRecord, RecordKind
 from stormphase._status import FAILURES
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
-from stormphase.stores._lost import end_the_dead, launches_of
+from stormphase.stores._lost import end_the_dead, launches_of, remove_spares, spare_launches
 from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
@@ -79,6 +79,8 @@ class SqliteStore(CopiesToItself):
                 fix=f"Leave it out for {BUSY_TIMEOUT_S}.",
             )
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps "..", and the process may move
+        # What workers that have no journal keep until it is stored; see `stores._lost`.
+        self.journals = self.path.with_name(f"{self.path.name}-journals")
         self._busy_timeout_s = busy_timeout_s
         self._clock = SystemClock() if clock is None else clock
         self._inherited: list[sqlite3.Connection] = []
@@ -231,10 +233,13 @@ class SqliteStore(CopiesToItself):
             StoreError: if the file cannot be read or written.
         """
         now_ns = self._clock.wall_ns()
-        ended = end_the_dead(self, now_wall_ns=now_ns, last_seen_ns=self.last_seen_ns, also=self._launches)
+        spare = spare_launches(self.journals)
+        also = (*self._launches, *spare)
+        ended = end_the_dead(self, now_wall_ns=now_ns, last_seen_ns=self.last_seen_ns, also=also)
         bad = [record for record in ended if record.status in FAILURES]
         if bad:
             self._ask(lambda: self._in_transaction(self._connected(), lambda: blame_lost(self._connected(), bad)))
+        remove_spares(spare, self, now_wall_ns=now_ns)
         return [record for record in bad if record.status is PhaseStatus.LOST]
 
     # Writing
