@@ -147,6 +147,13 @@ def test_a_dead_rank_0_leaves_rank_and_session_as_lost(bridged: Callable[..., Br
     assert [(ids.session_trace_id("launch-1", 0), ids.root_span_id("launch-1", 0))] == as_sent(sent["session"])["links"]
 
 
+def test_what_was_open_around_says_where_the_process_died() -> None:
+    """As a live span says of the phase in which its error arose; the innermost one is its own root cause."""
+    sent = spans_of(image(phase(1, "train"), phase(2, "train", "step", parent_scope_id=f"{1:016x}")))
+    key = "stormphase.phase.root_cause_scope_id"
+    assert [f"{2:016x}", None] == [sent[name].attributes.get(key) for name in ("train", "step")]
+
+
 def test_open_phases_end_when_the_process_was_last_known_alive() -> None:
     """LOST, with what was known at enter and set since, an error status and why."""
     step = phase(2, "train", "step", parent_scope_id=f"{1:016x}", step=9, attributes={"loss": 0.5})
