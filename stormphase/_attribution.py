@@ -343,3 +343,22 @@ def _end_order(record: PhaseRecord) -> tuple[bool, int, int, int]:
 def _lost_order(record: PhaseRecord) -> tuple[bool, int, int, int]:
     """Return what finds the phase in which a process died: lost first, and of those entered last."""
     return (_is_idle(record), record.ended_ns or 0, -record.entered_ns, -record.sequence)
+
+
+def corrections(records: Iterable[PhaseRecord]) -> dict[RecordKey, Blame]:
+    """Return why those records FAILED that have a root cause in another process, which they could not see themselves.
+
+    Stores and readers of journals put it into what they tell, so that both name the same root cause.
+
+    Args:
+        records: of whole sessions; at least what went wrong, what that hangs under, the records of ranks and processes,
+            and the phase that each process entered last.
+    """
+    known = {record.key: record for record in records}
+    return {
+        key: blame
+        for key, blame in attribute(known.values()).blames.items()
+        if known[key].status is PhaseStatus.FAILED
+        and blame.record is not None
+        and blame.scope_id != known[key].root_cause_scope_id
+    }

@@ -28,6 +28,7 @@ __all__ = [
     "RecordKind",
     "dumps",
     "entering_order",
+    "finite",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -265,14 +266,15 @@ def dumps(value: Any) -> str:
     try:
         return _encode(value)
     except ValueError:
-        return _encode(_finite(value))
+        return _encode(finite(value))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain values with "NaN", "Infinity" and "-Infinity" for the numbers that JSON does not know."""
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

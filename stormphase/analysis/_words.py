@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from stormphase._record import finite
 from stormphase._table import printable
 
 SEPARATOR: Final = " / "
@@ -69,7 +70,7 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(each, depth + 1) for each in value]
     if isinstance(value, float):
-        return value if value - value == 0 else str(value)
+        return finite(value)
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return hex(value)
     return value if isinstance(value, (str, int)) or value is None else repr(value)[:MAX_MESSAGE]

@@ -9,9 +9,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import attrs
+
+from stormphase._attribution import corrections, is_of_the_gone
 from stormphase._clock import SystemClock
 from stormphase._liveness import judge, own_process
-from stormphase._record import entering_order
+from stormphase._model import PhaseStatus
+from stormphase._record import RecordKind, entering_order
+from stormphase._status import FAILURES
 from stormphase.exceptions import JournalError, StoreError, UnknownNameError
 from stormphase.journal import UnreadableJournal, read_journal
 from stormphase.journal._read import find_journals, read_header
@@ -21,6 +26,7 @@ from stormphase.stores import MAX_ATTRIBUTE_COLUMNS, RecordQuery, SqliteStore, n
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
+    from stormphase._attribution import Blame
     from stormphase._record import PhaseRecord
     from stormphase.typing import RecordStore
 
@@ -42,8 +48,8 @@ def read_records(
 ) -> Iterator[PhaseRecord]:
     """Return the records that are wanted, one at a time, in the order in which they were entered.
 
-    From a store memory stays flat. Of journals those whose processes ran at the same time are held together, but only
-    what is wanted of them.
+    From a store memory stays flat. Of journals those of one launch, and of launches that ran at the same time, are held
+    together, but only what is wanted of them.
 
     Args:
         source: the file of a `SqliteStore`, a directory of journals, a store, or records.
@@ -122,8 +128,16 @@ def _of_directory(
     return _Journals(found, wanted, on_unreadable).records()
 
 
+@attrs.define
+class _Launch:
+    """The journals of one attempt of a session, and when the first of their processes started."""
+
+    started_ns: int
+    files: list[Path] = attrs.field(factory=list)
+
+
 class _Journals:
-    """Reads journals in the order of their start, each when the first of its records is next."""
+    """Reads journals in the order of their launches' starts, each when the first of its records is next."""
 
     def __init__(
         self,
@@ -138,35 +152,50 @@ class _Journals:
         self._now_wall_ns = SystemClock.wall_ns()
 
     def records(self) -> Iterator[PhaseRecord]:
-        starts = sorted(self._starts())
+        waiting = sorted(self._launches(), key=lambda launch: -launch.started_ns)
         heap: list[tuple[tuple[int, ...], int, PhaseRecord, Iterator[PhaseRecord]]] = []
         numbers = itertools.count()
-        files = iter(starts)
-        start = next(files, None)
-        while heap or start is not None:
-            while start is not None and (not heap or start[0] <= heap[0][0][0]):
-                _push(heap, next(numbers), iter(self._records_of(start[1])))
-                start = next(files, None)
+        while heap or waiting:
+            while waiting and (not heap or waiting[-1].started_ns <= heap[0][0][0]):
+                _push(heap, next(numbers), iter(self._records_of(waiting.pop())))
             if heap:
                 _, number, record, rest = heapq.heappop(heap)
                 yield record
                 _push(heap, number, rest)
         self._filter.check_names()
 
-    def _starts(self) -> Iterator[tuple[int, Path]]:
-        """Yield when the process of each journal started; nothing was entered before."""
+    def _launches(self) -> Iterable[_Launch]:
+        found: dict[tuple[str, int], _Launch] = {}
         for file in self._found:
-            if isinstance(file, UnreadableJournal):
-                self._tell(file)
-                continue
             try:
+                if isinstance(file, UnreadableJournal):
+                    raise file.error
                 header = read_header(file)
             except JournalError as error:
-                self._tell(UnreadableJournal(file=file, error=error))
-            else:
-                yield header.anchor.to_wall_ns(header.started_ns), file
+                path = file.file if isinstance(file, UnreadableJournal) else file
+                self._tell(UnreadableJournal(file=path, error=error))
+                continue
+            started_ns = header.anchor.to_wall_ns(header.started_ns)
+            key = (header.identity.session_id, header.identity.attempt)
+            launch = found.setdefault(key, _Launch(started_ns))
+            launch.started_ns = min(launch.started_ns, started_ns)
+            launch.files.append(file)
+        return found.values()
 
-    def _records_of(self, file: Path) -> list[PhaseRecord]:
+    def _records_of(self, launch: _Launch) -> list[PhaseRecord]:
+        """Return what is wanted of one launch, in order; what failed by the death of a process says so."""
+        wanted: list[PhaseRecord] = []
+        context: list[PhaseRecord] = []
+        for file in launch.files:
+            records = self._read(file)
+            wanted += filter(self._filter.wants, records)
+            context += _context_of(records)
+        if any(record.status is PhaseStatus.FAILED and is_of_the_gone(record) for record in context):
+            found = corrections(context)
+            wanted = [_corrected(record, found.get(record.key)) for record in wanted]
+        return sorted(wanted, key=entering_order)
+
+    def _read(self, file: Path) -> list[PhaseRecord]:
         try:
             image = read_journal(file)
         except JournalError as error:
@@ -178,11 +207,31 @@ class _Journals:
             now_wall_ns=self._now_wall_ns,
             this=self._this,
         )
-        return [record for record in records_of_image(image, verdict) if self._filter.wants(record)]
+        return records_of_image(image, verdict)
 
     def _tell(self, unreadable: UnreadableJournal) -> None:
         if self._on_unreadable is not None:
             self._on_unreadable(unreadable)
+
+
+def _context_of(records: Sequence[PhaseRecord]) -> Iterable[PhaseRecord]:
+    """Return what attribution needs of one journal's records: what went wrong and what that hangs under."""
+    known = {record.scope_id: record for record in records}
+    needed: dict[str, PhaseRecord] = {}
+    for record in records:
+        above: PhaseRecord | None = record
+        if record.status in FAILURES or record.kind is not RecordKind.PHASE:
+            while above is not None and above.scope_id not in needed:
+                needed[above.scope_id] = above
+                above = known.get(above.parent_scope_id or "")
+    needed.update((record.scope_id, record) for record in records[-1:])  # What was entered last.
+    return needed.values()
+
+
+def _corrected(record: PhaseRecord, blame: Blame | None) -> PhaseRecord:
+    if blame is None:
+        return record
+    return attrs.evolve(record, root_cause_scope_id=blame.scope_id, root_cause_path=blame.path)
 
 
 def _push(

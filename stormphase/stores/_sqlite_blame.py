@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from stormphase._attribution import attribute, is_of_the_gone
+from stormphase._attribution import corrections, is_of_the_gone
 from stormphase._model import PhaseStatus
 from stormphase._record import dumps
 from stormphase.stores import _sqlite_rows as rows
@@ -59,18 +59,11 @@ def _blame(connection: sqlite3.Connection, launch: tuple[str, int], bad: dict[st
         found = _with_ids(connection, launch, sorted(wanted))
         known.update(found)
         wanted = {record.parent_scope_id for _, record in found.values() if record.parent_scope_id} - known.keys()
-    found_blames = attribute(record for _, record in known.values())
-    for row_id, record in known.values():
-        blame = found_blames.blame_of(record)
-        if (
-            blame is not None
-            and record.status is PhaseStatus.FAILED
-            and blame.record is not None
-            and blame.scope_id != record.root_cause_scope_id
-        ):
-            path = None if blame.path is None else rows.sound(dumps(blame.path))
-            sql = "UPDATE stored_record SET root_cause_scope_id = ?, root_cause_path = ? WHERE id = ?"
-            connection.execute(sql, (blame.scope_id, path, row_id))
+    row_ids = {record.key: row_id for row_id, record in known.values()}
+    for key, blame in corrections(record for _, record in known.values()).items():
+        path = None if blame.path is None else rows.sound(dumps(blame.path))
+        sql = "UPDATE stored_record SET root_cause_scope_id = ?, root_cause_path = ? WHERE id = ?"
+        connection.execute(sql, (blame.scope_id, path, row_ids[key]))
 
 
 def _lost_before(connection: sqlite3.Connection, launch: tuple[str, int]) -> dict[str, tuple[int, PhaseRecord]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -93,7 +94,8 @@ with tracker:
         asyncio.run(asyncio.wait_for(reader(1), 9))
         token = tracker.enter("all_reduce")
         tracker.exit(token)
-    tracker.enter_phase("left open")
+    far = float("inf")
+    tracker.enter_phase("left open", {"nan": far - far, "far": far, "nested": {"minus": [-far]}})
 kept()
 """,
     "failing": """
@@ -216,6 +218,17 @@ kept()
 """,
 }
 
+BROKEN_POOL = """
+from concurrent.futures import ProcessPoolExecutor
+def work(number):
+    with stormphase.phase("item", attributes={"number": number}):
+        if number == 2:
+            die()
+with contextlib.suppress(Exception), tracker, tracker.enter_phase("pool"):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        list(pool.map(work, range(4)))
+"""
+
 # What a record has that is no field of the phase but of the file it is in.
 DERIVED = {"schema_version", "duration_ns", "name", "depth"}
 
@@ -248,12 +261,12 @@ def from_memory(path: Path) -> dict[str, dict[str, Any]]:
 
 def from_database(path: Path) -> dict[str, dict[str, Any]]:
     """Return what `records` finds in the database."""
-    return by_scope(record.to_dict() for record in read_records(path / "runs.db"))
+    return by_scope(json.loads(record.to_json()) for record in read_records(path / "runs.db"))
 
 
 def from_journals(path: Path) -> dict[str, dict[str, Any]]:
     """Return what `records` finds in the journals."""
-    return by_scope(record.to_dict() for record in read_records(path / "runs"))
+    return by_scope(json.loads(record.to_json()) for record in read_records(path / "runs"))
 
 
 def from_recover(path: Path) -> dict[str, dict[str, Any]]:
@@ -283,7 +296,11 @@ def span_record(span: dict[str, Any]) -> dict[str, Any]:
     """Return what one span says; the parent of an outermost phase is the rank there, and not said."""
     attributes = span["attributes"]
     shown = attributes.get("stormphase.phase.path")
-    own = {key: value for key, value in attributes.items() if not key.startswith(("stormphase.", "thread.", "error."))}
+    own = {  # What OTel cannot hold is text there.
+        key: value
+        for key, value in attributes.items()
+        if not key.startswith(("stormphase.", "thread.", "error.")) and type(value) is not str and math.isfinite(value)
+    }
     scope_id = span["context"]["span_id"].removeprefix("0x")
     return {
         "scope_id": scope_id,
@@ -362,7 +379,8 @@ def test_records_come_in_the_order_of_entering_from_everywhere(tmp_path, name):
     from_database, from_journals = ([*read_records(tmp_path / source)] for source in ("runs.db", "runs"))
     assert [record.scope_id for record in from_database] == [record.scope_id for record in from_journals]
     backwards = [PhaseRecord.from_json(record.to_json()) for record in reversed(from_journals)]
-    assert from_journals == list(read_records(backwards))
+    forwards = [record.to_json() for record in read_records(backwards)]
+    assert [record.to_json() for record in from_journals] == forwards
     assert sorted(record.entered_ns for record in from_journals) == [record.entered_ns for record in from_journals]
 
 
@@ -391,6 +409,16 @@ def test_what_a_dead_worker_had_ended_is_not_lost(tmp_path, name):
     else:
         assert [("item", "failed"), *[("item", "succeeded")] * 7] == statuses
         assert [("item", "five")] == failed
+
+
+def test_what_failed_by_the_death_of_a_process_says_so_from_everywhere(tmp_path):
+    """A pool that is broken was so by the item in which its worker died: in a database and in journals."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", HEAD + BROKEN_POOL], cwd=tmp_path, check=False, timeout=60)
+    for source in ("runs.db", "runs"):
+        (pool,) = read_records(tmp_path / source, path="pool")
+        assert ("failed", ("pool", "item")) == (pool.status.value, pool.root_cause_path), source
+        session, rank = read_records(tmp_path / source, kind=["session", "rank"])
+        assert (pool.root_cause_scope_id,) * 2 == (session.root_cause_scope_id, rank.root_cause_scope_id)
 
 
 def test_summary_and_postmortem_have_the_same_quantiles(run_python, tmp_path):
