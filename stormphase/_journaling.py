@@ -131,6 +131,7 @@ class SessionJournal:
         self._spare_path = journal.path if journal is not None and options is self._spare else None
         if journal is None:
             return
+        self._spare_path = journal.path if options is self._spare else None
         for look in self._watches:
             journal.watch(look)
         if self._bridge is not None:

@@ -35,7 +35,7 @@ _STATUSES: Final = {
 }
 
 
-def records_of_image(image: JournalImage, verdict: Verdict) -> list[PhaseRecord]:
+def records_of_image(image: JournalImage, verdict: Verdict, *, ended_since_ns: int | None = None) -> list[PhaseRecord]:
     """Return the records of one journal in the order in which they were entered.
 
     What a dead process left open is LOST, with the evidence of that. What a journal does not keep is absent: output
@@ -44,9 +44,13 @@ def records_of_image(image: JournalImage, verdict: Verdict) -> list[PhaseRecord]
     Args:
         image: what the journal says.
         verdict: whether its process lives.
+        ended_since_ns: phases that ended before are left out; nanoseconds since the Unix epoch.
     """
+    all_ended = image.ended
+    if ended_since_ns is not None:
+        all_ended = tuple(each for each in all_ended if image.anchor.to_wall_ns(each.ended_ns or 0) >= ended_since_ns)
     paths = {phase.scope_id: phase.path for phase in image.ended}
-    ended = [_record(image, phase, paths) for phase in image.ended]
+    ended = [_record(image, phase, paths) for phase in all_ended]
     owners = _owners(image, paths)
     unfinished = [*(owner for owner in owners if not owner.is_ended), *_open_records(image)]
     if verdict.state is Liveness.DEAD:

@@ -17,7 +17,8 @@ from stormphase._record import MAX_SEQUENCE, OutputLine, PhaseRecord, RecordKind
 from stormphase._status import FAILURES
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
-from stormphase.stores._lost import end_the_dead, launches_of, remove_spares, spare_launches
+from stormphase.stores._launches import Launch, launches_of
+from stormphase.stores._lost import end_the_dead
 from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from stormphase._model import ProcessIdentity, RankIdentity
-    from stormphase.stores._lost import Launch
     from stormphase.typing import Clock
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -233,14 +233,25 @@ class SqliteStore(CopiesToItself):
             StoreError: if the file cannot be read or written.
         """
         now_ns = self._clock.wall_ns()
-        spare = spare_launches(self.journals)
+        spare = self._spare_launches()
         also = (*self._launches, *spare)
         ended = end_the_dead(self, now_wall_ns=now_ns, last_seen_ns=self.last_seen_ns, also=also)
         bad = [record for record in ended if record.status in FAILURES]
         if bad:
             self._ask(lambda: self._in_transaction(self._connected(), lambda: blame_lost(self._connected(), bad)))
-        remove_spares(spare, self, now_wall_ns=now_ns)
+        if spare:
+            from stormphase.stores._journals import remove_spares  # noqa: PLC0415 - only beside journals
+
+            remove_spares(spare, self, now_wall_ns=now_ns)
         return [record for record in bad if record.status is PhaseStatus.LOST]
+
+    def _spare_launches(self) -> set[Launch]:
+        """Return the launches whose workers have left journals that stand in for none."""
+        if not self.journals.is_dir():
+            return set()
+        from stormphase.stores._journals import spare_launches  # noqa: PLC0415 - only beside journals
+
+        return spare_launches(self.journals)
 
     # Writing
 

@@ -238,6 +238,14 @@ def run(tmp_path: Path, name: str) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", HEAD + PROGRAMS[name]], cwd=tmp_path, check=False, timeout=60)
 
 
+@pytest.fixture(scope="module", params=PROGRAMS)
+def story(request, tmp_path_factory) -> Path:
+    """Return where one of the programs has run."""
+    path = tmp_path_factory.mktemp("story")
+    run(path, request.param)
+    return path
+
+
 def lines_of(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of JSON lines; none if it is not there."""
     if file.exists():
@@ -353,11 +361,9 @@ def unlike(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, A
     return found
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_what_two_tellers_know_of_a_phase_is_the_same(tmp_path, name):
+def test_what_two_tellers_know_of_a_phase_is_the_same(story):
     """Of every phase, rank and session, in every field that both have."""
-    run(tmp_path, name)
-    told = {teller: tell(tmp_path) for teller, tell in TELLERS.items()}
+    told = {teller: tell(story) for teller, tell in TELLERS.items()}
     disagreements = {}
     for one, other in itertools.combinations(told, 2):
         for scope_id in told[one].keys() & told[other].keys():
@@ -372,11 +378,9 @@ def test_what_two_tellers_know_of_a_phase_is_the_same(tmp_path, name):
     }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_records_come_in_the_order_of_entering_from_everywhere(tmp_path, name):
+def test_records_come_in_the_order_of_entering_from_everywhere(story):
     """A session before its rank, and what is around before what is in it; also of several processes."""
-    run(tmp_path, name)
-    from_database, from_journals = ([*read_records(tmp_path / source)] for source in ("runs.db", "runs"))
+    from_database, from_journals = ([*read_records(story / source)] for source in ("runs.db", "runs"))
     assert [record.scope_id for record in from_database] == [record.scope_id for record in from_journals]
     backwards = [PhaseRecord.from_json(record.to_json()) for record in reversed(from_journals)]
     forwards = [record.to_json() for record in read_records(backwards)]

@@ -9,7 +9,7 @@ from stormphase._liveness import MACHINE_PID_NAMESPACE, Liveness, judge, own_pro
 from stormphase._model import PhaseStatus
 from stormphase._record import OutputLine, RecordKind
 from stormphase._store_conformance import as_ended, example_record
-from stormphase.stores import MemoryStore, SqliteStore, _lost, as_lost, close_lost
+from stormphase.stores import MemoryStore, SqliteStore, _launches, as_lost, close_lost
 
 THIS = attrs.evolve(own_process(), host="node-7", boot_id="boot", pid_namespace=MACHINE_PID_NAMESPACE)
 PROCESSES = {
@@ -30,7 +30,7 @@ PROCESSES = {
 @pytest.mark.parametrize(("process", "is_dead"), PROCESSES.values(), ids=PROCESSES)
 def test_what_is_lost_is_what_is_proven_dead(tmp_path, clock, monkeypatch, process, is_dead):
     """A store says it of whom `recover` says it, in the same words, and leaves all others unfinished."""
-    monkeypatch.setattr(_lost, "own_process", lambda: THIS)
+    monkeypatch.setattr(_launches, "own_process", lambda: THIS)
     store = SqliteStore(tmp_path / "runs.db", clock=clock)
     record = example_record(process=process, entered_ns=clock.wall_ns())
     store.begin([record])
