@@ -36,7 +36,21 @@ PIECES = [
     ),
     *("\u2003", "\u212aey", "\u0130", "é", "\u05d0\u202e", "日本", "\U0001f600", "\udc80"),
 ]
-TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=20).map("".join)
+# Names as they stand before a value, of words that make one a credential's and of words that make one none.
+FIRST = st.sampled_from("api access auth client secret session my user first previous prev generated per pad x".split())
+LAST = st.sampled_from("key keys token tokens secret pwd password cookie value count tokenize".split())
+NAMED = st.tuples(
+    st.sampled_from(["", "--", "-", '"', "x"]),
+    st.lists(FIRST, max_size=2).map(lambda words: "".join(f"{word}_" for word in words)),
+    LAST,
+    st.sampled_from(["", "_x", ".token", " key"]),
+    st.sampled_from(["=", ": ", '": "', "==", "=>", " ", "        =", "\xa0=", "!="]),
+    st.sampled_from(["abc", "'a b'", "b'a\\'b'", '"', "none", "12", "bearer x", "[redacted]", "é", "--x", ""]),
+    st.sampled_from(["", " ", ",", "\n", '"']),
+).map("".join)
+TEXTS = st.lists(NAMED, max_size=4).map("".join) | st.lists(
+    st.sampled_from(PIECES) | st.text(max_size=3), max_size=20
+).map("".join)
 
 
 @pytest.mark.skipif(_native.speedups is None, reason="both halves are compared where both are built")
