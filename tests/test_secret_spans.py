@@ -37,12 +37,12 @@ PIECES = [
     *("\u2003", "\u212aey", "\u0130", "é", "\u05d0\u202e", "日本", "\U0001f600", "\udc80"),
 ]
 # Names as they stand before a value, of words that make one a credential's and of words that make one none.
-FIRST = st.sampled_from("api access auth client secret session my user first previous prev generated per pad x".split())
-LAST = st.sampled_from("key keys token tokens secret pwd password cookie value count tokenize".split())
+FIRST = "api access auth client secret session my user first previous prev generated per pad x"
+LAST = "key keys token tokens secret pwd password cookie value count tokenize"
 NAMED = st.tuples(
     st.sampled_from(["", "--", "-", '"', "x"]),
-    st.lists(FIRST, max_size=2).map(lambda words: "".join(f"{word}_" for word in words)),
-    LAST,
+    st.lists(st.sampled_from(FIRST.split()), max_size=2).map(lambda words: "".join(f"{word}_" for word in words)),
+    st.sampled_from(LAST.split()),
     st.sampled_from(["", "_x", ".token", " key"]),
     st.sampled_from(["=", ": ", '": "', "==", "=>", " ", "        =", "\xa0=", "!="]),
     st.sampled_from(["abc", "'a b'", "b'a\\'b'", '"', "none", "12", "bearer x", "[redacted]", "é", "--x", ""]),
