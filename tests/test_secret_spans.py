@@ -36,7 +36,21 @@ PIECES = [
     ),
     *("\u2003", "\u212aey", "\u0130", "é", "\u05d0\u202e", "日本", "\U0001f600", "\udc80"),
 ]
-TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=20).map("".join)
+# Names as they stand before a value, of words that make one a credential's and of words that make one none.
+FIRST = "api access auth client secret session my user first previous prev generated per pad x"
+LAST = "key keys token tokens secret pwd password cookie value count tokenize"
+NAMED = st.tuples(
+    st.sampled_from(["", "--", "-", '"', "x"]),
+    st.lists(st.sampled_from(FIRST.split()), max_size=2).map(lambda words: "".join(f"{word}_" for word in words)),
+    st.sampled_from(LAST.split()),
+    st.sampled_from(["", "_x", ".token", " key"]),
+    st.sampled_from(["=", ": ", '": "', "==", "=>", " ", "        =", "\xa0=", "!="]),
+    st.sampled_from(["abc", "'a b'", "b'a\\'b'", '"', "none", "12", "bearer x", "[redacted]", "é", "--x", ""]),
+    st.sampled_from(["", " ", ",", "\n", '"']),
+).map("".join)
+TEXTS = st.lists(NAMED, max_size=4).map("".join) | st.lists(
+    st.sampled_from(PIECES) | st.text(max_size=3), max_size=20
+).map("".join)
 
 
 @pytest.mark.skipif(_native.speedups is None, reason="both halves are compared where both are built")
@@ -87,3 +101,14 @@ def test_where_a_secret_ends(text: str, expected: str | None) -> None:
         assert MARKER in clean
     else:
         assert expected == clean
+
+
+@pytest.mark.parametrize("half", ["Python", "loaded"])
+def test_a_text_made_of_credentials_is_hidden_from_where_that_shows(half: str) -> None:
+    """More than 64 values, and more than one in ten characters, are nothing that anybody reads; fewer stay apart."""
+    replace = _secret_spans.without_secrets if half == "Python" else _secret_spans.replace_secrets
+    dense, rare = "pwd=a,", "password=a, "
+    assert f"pwd={MARKER}," * 64 == replace(dense * 64, MARKER)
+    assert f"pwd={MARKER}," * 64 + f"pwd={MARKER}" == replace(dense * 100, MARKER)
+    assert f"password={MARKER}, " * 500 == replace(rare * 500, MARKER)
+    assert "token=1," * 500 == replace("token=1," * 500, MARKER)

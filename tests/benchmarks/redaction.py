@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING
 
 from stormphase import PhaseTracker, _native, _secret_spans
-from stormphase._redaction import REDACTED
+from stormphase._redaction import REDACTED, Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +131,7 @@ def ways_us(rounds: int) -> dict[str, float]:
     text = filled(PIECES["values"], SIZE)
     prose = (PIECES["prose with 'key' and 'token'"] * SIZE)[:SIZE]
     failure = f"{prose * 6}"
+    knowing = Redactor(environ={f"KEY_{number}_TOKEN": f"secret-{number}-of-ten" for number in range(10)})
 
     def fail() -> None:
         with contextlib.suppress(KeyError), tracker.enter_phase("fails"):
@@ -141,6 +142,7 @@ def ways_us(rounds: int) -> dict[str, float]:
         ways: dict[str, Callable[[], object]] = {
             "enter and exit with 4 KiB of prose": lambda: tracker.enter_phase("step", {"text": prose}).close(),
             "enter and exit with 4 KiB of credentials": lambda: tracker.enter_phase("step", {"text": text}).close(),
+            "4 KiB of prose, and ten known secrets to look for": lambda: knowing.text(prose),
             "enter and exit with no attributes": lambda: tracker.enter_phase("step").close(),
             "a phase that fails with 24 KiB": fail,
             "print of 4 KiB": lambda: print(prose),

@@ -41,6 +41,12 @@ def test_a_record_without_secrets_stays_what_it_is(redact, attributes):
     assert record is redact(record)
 
 
+def test_numbers_at_a_credentials_key_are_taken_out(redact):
+    """A PIN is a number, and a record of nothing else is looked at, too."""
+    record = as_ended(example_record(attributes={"password": 4711, "n": 1}))
+    assert {"password": "[redacted]", "n": 1} == redact(record).attributes
+
+
 def test_a_tracker_lets_no_secret_into_its_store(make_tracker, monkeypatch):
     """Neither while a phase is open nor when it fails, nor when the session does."""
     monkeypatch.setenv("DB_PASSWORD", SECRET)
