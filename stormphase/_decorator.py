@@ -13,6 +13,7 @@ from stormphase._noop import NOOP
 from stormphase._options import PLAIN, Options
 from stormphase._paths import normalise_name
 from stormphase._recipe import Recipe
+from stormphase._sites import through
 from stormphase._wrappers import base_of, dressed, qualname_of, site_of, wrapped
 from stormphase.exceptions import ConfigurationError
 
@@ -114,7 +115,7 @@ class LatePhase:
             phase = self._recipe.enter(source, (), {})
         if phase is not NOOP:
             phase._code = frame.f_code
-            phase._instruction = frame.f_lasti
+            phase._instruction = frame.f_lasti if type(phase._instruction) is int else through(frame)
             self._open[phase] = id(frame)
             if len(self._open) >= self._forget_at:
                 self._forget_ended()

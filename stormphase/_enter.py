@@ -14,6 +14,7 @@ from stormphase._attributes import take
 from stormphase._model import PhaseStatus
 from stormphase._noop import NOOP
 from stormphase._phase import PhaseExtra
+from stormphase._sites import frame_of_helper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,14 +144,17 @@ def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915, PLR0917
                 if extra is None:
                     extra = PhaseExtra()
                 extra.origin = origin
+    getframe: Any = _getframe
     try:
         path = path.children[name]
     except (KeyError, TypeError):
         path = lanes.path_at_first_sight(path, name)
+        if path.is_helped:
+            getframe = frame_of_helper
     if attributes is not None:
         attributes = lanes.taken(attributes, lanes.attribute_counts, lanes.redactor)
         has_more = True
-    frame = _getframe(1)
+    frame = getframe(1)
     handle_type = lanes.handle_type
     handle = handle_type()
     handle._lane = lane

@@ -24,6 +24,7 @@ from stormphase._lane import Lane, ThreadGuard
 from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._paths import UNNAMED
 from stormphase._phase import PhaseHandle, PhaseToken
+from stormphase._sites import is_helper_s, through
 from stormphase.exceptions import Misuse, PhaseNameError
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class LaneSet(CopiesToItself):
             return NOOP_TOKEN
         frame = _getframe(1)
         handle._code = frame.f_code
-        handle._instruction = frame.f_lasti
+        handle._instruction = frame.f_lasti if type(handle._instruction) is int else through(frame)
         return PhaseToken.of(handle)
 
     def exit(self, token: PhaseToken, *, error: BaseException | None = None) -> PhaseHandle | None:
@@ -419,8 +420,14 @@ class LaneSet(CopiesToItself):
 
     def path_at_first_sight(self, parent: PathNode, name: Any) -> PathNode:
         """Return the node of a name not seen before under `parent`."""
+        helped = parent.helped
+        if helped is not None:
+            try:
+                return helped[name]
+            except (KeyError, TypeError):
+                pass
         try:
-            return self.paths.child(parent, name)
+            return self.paths.child(parent, name, is_helped=is_helper_s(name))
         except PhaseNameError:
             if self.on_misuse == "raise":
                 raise

@@ -22,10 +22,11 @@ UNNAMED: Final = "(unnamed)"
 class PathNode:
     """One phase name under its parent; `children` maps names as callers give them to nodes.
 
-    Thread-safe to read. Only `PathTable` adds children.
+    `helped` does for names that small helpers of the user's enter: see `_sites`. Thread-safe to read. Only `PathTable`
+    adds children.
     """
 
-    __slots__ = ("_names", "_text", "children", "depth", "name", "number", "parent")
+    __slots__ = ("_names", "_text", "children", "depth", "helped", "is_helped", "name", "number", "parent")
 
     def __init__(self, name: str, parent: PathNode | None) -> None:
         """Make a node that is not yet linked from its parent."""
@@ -34,6 +35,8 @@ class PathNode:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.number = 0  # In the journal's table of strings; 0 if it has none.
         self.children: dict[str, PathNode] = {}
+        self.helped: dict[str, PathNode] | None = None
+        self.is_helped = False
         self._names: tuple[str, ...] | None = None
         self._text: str | None = None
 
@@ -56,6 +59,21 @@ class PathNode:
             self._text = " / ".join(self.names)
         return self._text
 
+    @property
+    def below(self) -> dict[str, PathNode]:
+        """The nodes right below it, by each name that callers give."""
+        return {**self.children, **(self.helped or {})}
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the table has it, and does not make it anew each time."""
+        parent = self.parent
+        return parent is not None and parent.find(self.name) is self
+
+    def find(self, name: str) -> PathNode | None:
+        """Return the node of a name as a caller gives it, or None."""
+        return self.children.get(name) or (None if self.helped is None else self.helped.get(name))
+
     def __str__(self) -> str:
         """Return the path as people read it."""
         return self.text
@@ -75,28 +93,40 @@ class PathTable:
         self._kept = 0
         self._lock = threading.RLock()  # A signal handler may enter phases, too.
 
-    def child(self, parent: PathNode, name: str) -> PathNode:
-        """Return the node of `name` under `parent`, making it at first sight.
+    def child(self, parent: PathNode, name: str, *, is_helped: bool = False) -> PathNode:
+        """Return the node of `name` under `parent`, making it at first sight; `is_helped` if a helper enters it.
 
         Raises:
             PhaseNameError: if `name` is blank or not a string.
         """
         clean = normalise_name(name)
         with self._lock:
-            node = parent.children.get(clean)
+            node = parent.find(clean)
             if node is None:
                 node = PathNode(clean, parent)
+                node.is_helped = is_helped
                 if self._kept >= self._max_paths:
                     return node
                 self._kept += 1
                 if self.on_new is not None:
                     self.on_new(node)
-                parent.children[clean] = node
+                self._put(node, clean)
             if name != clean and self._kept < self._max_paths:
                 # A caller's odd spelling finds its node at once the next time.
                 self._kept += 1
-                parent.children[name] = node
+                self._put(node, name)
             return node
+
+    @staticmethod
+    def _put(node: PathNode, name: str) -> None:
+        parent = node.parent
+        assert parent is not None  # noqa: S101 - only the root has none
+        if not node.is_helped:
+            parent.children[name] = node
+            return
+        if parent.helped is None:
+            parent.helped = {}
+        parent.helped[name] = node
 
     def renew_lock(self) -> None:
         """Replace the lock in a forked child: another thread of the parent may have held it."""

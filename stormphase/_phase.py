@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stormphase._model import PhaseError
     from stormphase._paths import PathNode
     from stormphase._record import PhaseRecord
+    from stormphase._sites import Instruction
 
 FINAL: Final = frozenset(status for status, rule in TABLE.rules.items() if rule.is_final)
 ON_SUCCESS: Final = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.SUCCEEDED)
@@ -115,7 +116,7 @@ class PhaseHandle(CopiesToItself):
     _ended_ns: int
     _entered_ns: int
     _extra: PhaseExtra | None
-    _instruction: int
+    _instruction: Instruction
     _lane: Lane
     _path: PathNode
     _sequence: int
@@ -284,8 +285,12 @@ class PhaseHandle(CopiesToItself):
 
     @property
     def location(self) -> str:
-        """Where the phase was entered, as `file.py:line`."""
-        return f"{self._code.co_filename.rpartition('/')[2]}:{line_of(self._code, self._instruction)}"
+        """Where the phase was entered, as `file.py:line`; in a small helper, `file.py:line, called at file.py:line`."""
+        instruction = self._instruction
+        if isinstance(instruction, tuple):
+            own, code, at = instruction
+            return f"{place_of(self._code, own)}, called at {place_of(code, at)}"
+        return place_of(self._code, instruction)
 
     @property
     def label(self) -> str:
@@ -398,6 +403,11 @@ class PhaseToken(_TokenFields):
 
 def _twin(scope_id: str, session_id: str, rank: int, thread_id: int, name: str) -> PhaseToken:
     return PhaseToken(scope_id=scope_id, session_id=session_id, rank=rank, thread_id=thread_id, name=name)
+
+
+def place_of(code: CodeType, instruction: int) -> str:
+    """Return the file, without its folder, and the line of an instruction, as `file.py:line`."""
+    return f"{code.co_filename.rpartition('/')[2]}:{line_of(code, instruction)}"
 
 
 def line_of(code: CodeType, instruction: int) -> int:

@@ -20,6 +20,7 @@ from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier, LaneSet
 from stormphase._paths import PathTable
 from stormphase._phase import FINAL, PhaseHandle, PhaseToken
+from stormphase._sites import through
 from stormphase.exceptions import ConfigurationError, Misuse
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class PhaseRecorder(CopiesToItself):
         handle = lanes.enter_phase(name, attributes)
         frame = sys._getframe(2)
         handle._code = frame.f_code
-        handle._instruction = frame.f_lasti
+        handle._instruction = frame.f_lasti if type(handle._instruction) is int else through(frame)
         return handle
 
     def _ended(self, handle: PhaseHandle) -> PhaseBoundary:

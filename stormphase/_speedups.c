@@ -80,6 +80,7 @@
 
 #define PATH_SLOTS(X)                                                                                                  \
     X(path, children, "children")                                                                                      \
+    X(path, helped, "helped")                                                                                          \
     X(path, number, "number")
 
 #define WRITER_SLOTS(X)                                                                                                \
@@ -336,6 +337,8 @@ note_caller(PyObject *handle)
     return (SLOT(handle, handle_instruction) = PyLong_FromLong(instruction)) == NULL ? -1 : 0;
 }
 
+#include "_c/sites.h"
+
 /* Write a phase into the journal as its writer likes it: whatever there is to say of it. */
 static int
 write_with_writer(PyObject *writer, PyObject *handle)
@@ -500,6 +503,7 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     PyObject *lane = NULL, *below = NULL, *path = NULL, *handle = NULL, *taken = NULL, *spent_ns = NULL, *result = NULL;
     PyObject *local, *outer_path = NULL, *children = NULL, *called = NULL;
     PyTypeObject *type = NULL;
+    int is_helped = 0;
     PyObject *lanes = PyObject_GetAttr(self, s_lanes);
     if (lanes == NULL)
         goto python_if_missing;
@@ -538,7 +542,9 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     if (path == NULL) {
         if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_KeyError))
             goto done;
-        goto python;
+        if ((path = path_of_helper(outer_path, name)) == NULL)
+            goto python;
+        is_helped = 1;
     }
     Py_INCREF(path);
     type = (PyTypeObject *)load(lanes, lanes_handle_type);
@@ -559,7 +565,7 @@ enter_phase(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
     handle = type->tp_new(type, no_arguments, NULL);
     if (handle == NULL)
         goto done;
-    if (note_caller(handle) < 0)
+    if (note_caller(handle) < 0 || (is_helped && note_caller_of_helper(handle) < 0))
         goto done;
     PyObject *sequence = load(lanes, lanes_sequence);
     if (sequence == NULL)
@@ -1216,7 +1222,7 @@ bind(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
         PyErr_SetString(PyExc_ImportError, "bound already, in another interpreter or before a reload");
         return NULL;
     }
-    if (find_handle(handle) < 0 || find_lane(lane) < 0 || find_lanes(lanes) < 0 || find_path(path) < 0 ||
+    if (find_contextlib() < 0 || find_handle(handle) < 0 || find_lane(lane) < 0 || find_lanes(lanes) < 0 || find_path(path) < 0 ||
         find_method(variable, "set", &variable_set) < 0 || find_method(variable, "reset", &variable_reset) < 0 ||
         find_method(variable, "get", &variable_get) < 0 || document(enter) < 0)
         return NULL;

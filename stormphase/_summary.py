@@ -275,10 +275,8 @@ class _Fold:
         totals = self._totals.get(path)
         if totals is not None:
             return totals
-        parent = path.parent
         # Nodes beyond the path table's bound are made anew each time, so they are no keys.
-        is_kept = parent is not None and parent.children.get(path.name) is path
-        if len(self._totals) < MAX_ROWS and is_kept:
+        if len(self._totals) < MAX_ROWS and path.is_kept:
             totals = self._totals[path] = PathTotals()
             return totals
         if self._other is None:

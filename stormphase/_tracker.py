@@ -21,6 +21,7 @@ from stormphase._noop import NOOP, NOOP_TOKEN
 from stormphase._phase import PhaseToken
 from stormphase._recorder import PhaseRecorder
 from stormphase._session import STOP_TIMEOUT_S, Session
+from stormphase._sites import through
 from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -474,7 +475,7 @@ def _seen_from(level: int, phase: PhaseHandle) -> PhaseHandle:
     if phase is not NOOP:
         frame = sys._getframe(level)
         phase._code = frame.f_code
-        phase._instruction = frame.f_lasti
+        phase._instruction = frame.f_lasti if type(phase._instruction) is int else through(frame)
     return phase
 
 

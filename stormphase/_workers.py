@@ -263,7 +263,7 @@ def _stand_in(lanes: LaneSet, carried: Carried) -> PhaseHandle:
     lane.id_base = int(carried.scope_ids[-1], 16)
     path = lanes.paths.root
     for name in carried.path:
-        path = path.children.get(name) or lanes.paths.child(path, name)
+        path = path.find(name) or lanes.paths.child(path, name)
     frame = sys._getframe(2)
     phase = lanes.handle_type()
     phase._lane = lane

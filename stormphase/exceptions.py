@@ -57,7 +57,8 @@ class PhaseProtocolError(StormphaseError, RuntimeError):
 
     Attributes:
         action: what was tried: "enter", "exit", "pause", "resume", "release", "acquire" or "reset".
-        phase: the phase it was tried on, as `name (file:line)`.
+        phase: the phase it was tried on, as `name (file:line)`; where that line stands in a small helper, as
+            `name (file:line, called at file:line)`.
         open_inside: the phases still open inside it, outermost first, each as `name (file:line)`.
         reason: the broken rule, one of the constants of `Misuse`.
         fix: what to do instead.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # name stands for a module, or for a package with all that is in it, whose files are one room.
 ROOMS = """
     _derived_ids, _speedups, _version, exceptions, typing
-    _arrays, _attribute_counts, _clock, _copying, _histogram, _marks, _model, _said_lines, _secret_spans
+    _arrays, _attribute_counts, _clock, _copying, _histogram, _marks, _model, _said_lines, _secret_spans, _sites
     _redaction
     _attempts, _attributes + _plain_values, _bell, _counts, _ids, _liveness, _paths, _process, _status, _tasks, _totals
     _record + _record_fields + _recording + _attribution + _phase_boundary + _lost + _owner_records

@@ -38,11 +38,11 @@ class StringTable:
     def number_paths(self, paths: PathTable) -> None:
         """Number what is known already, parents first, and from now on each path when it is first seen."""
         paths.on_new = self._number_path
-        waiting = list(dict.fromkeys(paths.root.children.values()))
+        waiting = list(dict.fromkeys(paths.root.below.values()))
         while waiting:
             node = waiting.pop()
             self._number_path(node)
-            waiting.extend(dict.fromkeys(node.children.values()))
+            waiting.extend(dict.fromkeys(node.below.values()))
 
     def leave_paths(self, paths: PathTable) -> None:
         """Number no more of them."""

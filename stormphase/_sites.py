@@ -1,0 +1,92 @@
+"""Call sites: where a phase was entered and, if that is in a small helper of the user's, from where that was called.
+
+A helper is found out at the first sight of a name, where there is a lock anyway. Names that one enters stand in a dict
+of their own, `PathNode.helped`, so that whoever enters a phase directly never looks for a caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import opcode
+import sys
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
+    Instruction: TypeAlias = "int | tuple[int, CodeType, int]"
+
+MAX_HELPER_LINES: Final = 16
+"""A function of more lines is no helper: its own line says enough."""
+
+_FUNCTION: Final = 0x3  # CO_OPTIMIZED | CO_NEWLOCALS
+_CODE_UNIT: Final = 2
+
+
+def _operations(*names: str) -> frozenset[int]:
+    return frozenset(opcode.opmap[name] for name in names if name in opcode.opmap)
+
+
+# What may stand between a call and what becomes of its result, and where that then leaves the function.
+_PASSED: Final = _operations(
+    "CACHE", "LOAD_ATTR", "LOAD_CONST", "LOAD_DEREF", "LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_GLOBAL"
+)
+_LEAVES: Final = _operations("RETURN_VALUE", "STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR")
+# Its frames stand between a generator that `contextlib.contextmanager` decorates and whoever enters it.
+CONTEXTLIB: Final[str] = contextlib.contextmanager.__code__.co_filename
+
+_getframe = sys._getframe
+
+
+class _Seen:
+    """What `enter_phase` reads of a frame, for a helper's."""
+
+    __slots__ = ("f_code", "f_lasti")
+
+    def __init__(self, frame: FrameType) -> None:
+        self.f_code = frame.f_code
+        self.f_lasti = through(frame)
+
+
+def frame_of_helper(depth: int) -> _Seen:
+    """Return what stands for the frame `depth` calls up, a helper's, in the place of `sys._getframe`."""
+    return _Seen(_getframe(depth + 1))
+
+
+def through(frame: FrameType) -> Instruction:
+    """Return the instruction at which a helper enters, with the code and instruction of its caller, if there is one."""
+    caller = frame.f_back
+    while caller is not None and caller.f_code.co_filename == CONTEXTLIB:
+        caller = caller.f_back
+    return frame.f_lasti if caller is None else (frame.f_lasti, caller.f_code, caller.f_lasti)
+
+
+def is_helper_s(name: object) -> bool:
+    """Return whether a name is entered, for the first time, by a small helper of the user's.
+
+    That is a short function which is given the name, or whose phase is another's to end: returned, or kept beyond it.
+    """
+    frame: FrameType | None = _getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "stormphase":
+        frame = frame.f_back
+    if frame is None:
+        return False
+    code = frame.f_code
+    if code.co_flags & _FUNCTION != _FUNCTION or not _is_short(code):
+        return False
+    return not _is_constant(name, code) or _leaves(code, frame.f_lasti)
+
+
+def _is_short(code: CodeType) -> bool:
+    last = max((line for _, _, line in code.co_lines() if line is not None), default=code.co_firstlineno)
+    return last - code.co_firstlineno < MAX_HELPER_LINES
+
+
+def _is_constant(name: object, code: CodeType) -> bool:
+    return any(type(constant) is str and constant == name for constant in code.co_consts)
+
+
+def _leaves(code: CodeType, instruction: int) -> bool:
+    """Return whether what the call at `instruction` returns is returned, or kept where others find it."""
+    operations = code.co_code[instruction + _CODE_UNIT :: _CODE_UNIT]
+    return next((operation in _LEAVES for operation in operations if operation not in _PASSED), False)

@@ -1,0 +1,158 @@
+"""Errors name the line that entered a phase and, where that stands in a small helper, its caller's too."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import pytest
+
+import stormphase
+from stormphase import PhaseProtocolError
+from stormphase._sites import MAX_HELPER_LINES
+
+HERE = __file__.rpartition("/")[2]
+
+
+@pytest.fixture
+def tracker(make_tracker):
+    """Return a tracker that runs."""
+    return make_tracker().start()
+
+
+def line():
+    """Return the line of the caller."""
+    return sys._getframe(1).f_lineno
+
+
+class Helpers:
+    """What users write around a tracker."""
+
+    def __init__(self, tracker):
+        self.tracker = tracker
+
+    def handle(self, name):
+        """Give the name on."""
+        return self.tracker.enter_phase(name, {"a": 1})
+
+    def token(self, name):
+        """Give the name on, and keep what ends it."""
+        self.kept = self.tracker.enter(name)
+        return self.kept._handle
+
+    def callback(self, name):
+        """Keep a phase of a fixed name open, as callbacks do."""
+        del name
+        self.kept = self.tracker.enter_phase("step")
+        return self.kept
+
+    @contextlib.contextmanager
+    def region(self, name):
+        """Be a context manager."""
+        with self.tracker.enter_phase(name) as phase:
+            yield phase
+
+    @contextlib.contextmanager
+    def library(self, name):
+        """Be one of a library's, that knows no tracker."""
+        with stormphase.phase(name) as phase:
+            yield phase
+
+
+@pytest.mark.parametrize("way", ["handle", "token", "callback"])
+def test_a_helper_s_caller_is_named(tracker, way):
+    """Each time it is the line of this very call, also when name and helper are known."""
+    enter = getattr(Helpers(tracker), way)
+    for _ in range(3):
+        phase, first = enter("step"), line()
+        assert phase.label.endswith(f", called at {HERE}:{first})")
+        phase.close()
+        phase, second = enter("step"), line()
+        assert phase.label.endswith(f", called at {HERE}:{second})")
+        assert phase.label.startswith(f"'step' ({HERE}:")
+        phase.close()
+
+
+@pytest.mark.parametrize("way", ["region", "library"])
+def test_of_a_decorated_generator_the_with_is_named(tracker, way):
+    """And not a line of contextlib's."""
+    region = getattr(Helpers(tracker), way)
+    for _ in range(2):
+        with region("step") as phase:
+            with_line = line() - 1
+            assert phase.label.endswith(f", called at {HERE}:{with_line})")
+
+
+def test_the_error_names_both_lines_of_each_phase(tracker):
+    """Of the one that was closed and of what is open inside it."""
+    enter = Helpers(tracker).handle
+    outer, outer_line = enter("outer"), line()
+    inner, inner_line = enter("inner"), line()
+    with pytest.raises(PhaseProtocolError) as raised:
+        outer.close()
+    assert f"called at {HERE}:{outer_line})" in raised.value.phase
+    assert f"called at {HERE}:{inner_line})" in raised.value.open_inside[0]
+    assert raised.value.phase in str(raised.value)
+    inner.close()
+    outer.close()
+
+
+def test_who_ends_a_phase_by_with_is_named_alone(tracker):
+    """A short function with a phase of its own is no helper: it keeps the fast way, and its line says enough."""
+
+    def forward():
+        with tracker.enter_phase("forward") as phase:
+            return phase.label, line() - 1
+
+    label, own = forward()
+    assert (f"'forward' ({HERE}:{own})", (label, own)) == (label, forward())
+    assert "forward" in tracker.lane_set.paths.root.children
+
+
+def test_a_long_function_is_no_helper(tracker):
+    """Whoever reads its line knows where it is."""
+    source = "def long(tracker, name):\n" + "    pass\n" * MAX_HELPER_LINES + "    return tracker.enter_phase(name)\n"
+    names = {}
+    exec(compile(source, "long.py", "exec"), names)  # noqa: S102 - our own text
+    phase = names["long"](tracker, "step")
+    assert f"'step' (long.py:{MAX_HELPER_LINES + 2})" == phase.label
+    phase.close()
+
+
+def test_at_module_level_there_is_no_caller(tracker):
+    """The line of a script is where it was entered."""
+    names = {"tracker": tracker}
+    exec(compile("phase = tracker.enter_phase('step')", "script.py", "exec"), names)  # noqa: S102 - our own text
+    assert "'step' (script.py:1)" == names["phase"].label
+    names["phase"].close()
+
+
+def test_names_of_helpers_count_as_one_path_with_those_of_others(tracker):
+    """However it was first entered, one path is one node, also under another spelling."""
+    enter = Helpers(tracker).handle
+    enter("step").close()
+    tracker.enter_phase("step").close()
+    enter(" step ").close()
+    root = tracker.lane_set.paths.root
+    assert (["step", " step "], {}) == (list(root.helped), root.children)
+    assert 1 == len(set(root.below.values()))
+
+
+def test_no_frame_is_kept(tracker):
+    """What is noted is code, which holds no values of the caller's."""
+    enter = Helpers(tracker).handle
+
+    class Big:
+        pass
+
+    def caller():
+        big = Big()
+        found.append(weakref.ref(big))
+        return enter("step")
+
+    import weakref
+
+    found = []
+    phase = caller()
+    assert None is found[0]()
+    phase.close()
