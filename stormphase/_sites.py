@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_HELPER_LINES: Final = 16
 """A function of more lines is no helper: its own line says enough."""
 
+_LEAST_CHARS: Final = 3  # of an argument that a name is taken to be made with
 _FUNCTION: Final = 0x3  # CO_OPTIMIZED | CO_NEWLOCALS
 _CODE_UNIT: Final = 2
 
@@ -43,14 +44,17 @@ class _Seen:
 
     __slots__ = ("f_code", "f_lasti")
 
-    def __init__(self, frame: FrameType) -> None:
-        self.f_code = frame.f_code
-        self.f_lasti = through(frame)
+    f_code: CodeType
+    f_lasti: Instruction
 
 
 def frame_of_helper(depth: int) -> _Seen:
     """Return what stands for the frame `depth` calls up, a helper's, in the place of `sys._getframe`."""
-    return _Seen(_getframe(depth + 1))
+    frame = _getframe(depth + 1)
+    seen = _Seen()
+    seen.f_code = frame.f_code
+    seen.f_lasti = through(frame)
+    return seen
 
 
 def through(frame: FrameType) -> Instruction:
@@ -74,7 +78,7 @@ def is_helper_s(name: object) -> bool:
     code = frame.f_code
     if code.co_flags & _FUNCTION != _FUNCTION or not _is_short(code):
         return False
-    return not _is_constant(name, code) or _leaves(code, frame.f_lasti)
+    return _is_given(name, frame) or _leaves(code, frame.f_lasti)
 
 
 def _is_short(code: CodeType) -> bool:
@@ -82,8 +86,13 @@ def _is_short(code: CodeType) -> bool:
     return last - code.co_firstlineno < MAX_HELPER_LINES
 
 
-def _is_constant(name: object, code: CodeType) -> bool:
-    return any(type(constant) is str and constant == name for constant in code.co_consts)
+def _is_given(name: object, frame: FrameType) -> bool:
+    """Return whether a name is an argument of the function that enters it, or made with one."""
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount
+    given = [frame.f_locals.get(argument) for argument in code.co_varnames[:count]]
+    text = name if isinstance(name, str) else ""
+    return any(type(each) is str and (each == text or (len(each) >= _LEAST_CHARS and each in text)) for each in given)
 
 
 def _leaves(code: CodeType, instruction: int) -> bool:

@@ -156,3 +156,28 @@ def test_no_frame_is_kept(tracker):
     phase = caller()
     assert None is found[0]()
     phase.close()
+
+
+PHASE_NAME = "of a constant"
+
+
+def test_a_named_constant_is_no_argument(tracker):
+    """Names of phases often stand at the top of a module; who ends them by `with` keeps the fast way."""
+
+    def forward():
+        with tracker.enter_phase(PHASE_NAME) as phase:
+            return phase.label
+
+    assert "called at" not in forward()
+    assert PHASE_NAME in tracker.lane_set.paths.root.children
+
+
+def test_a_name_made_with_an_argument_is_a_helper_s(tracker):
+    """A prefix is what many helpers add."""
+
+    def timed(what, *, group="train"):
+        with tracker.enter_phase(f"{group}.{what}") as phase:
+            return phase.label
+
+    label, called = timed("load"), line()
+    assert label.endswith(f"called at {HERE}:{called})")
