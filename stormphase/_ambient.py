@@ -8,7 +8,9 @@ tracker started is seen all the same, and one that never meets a tracker pays fo
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,6 +23,16 @@ if TYPE_CHECKING:
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
+
+
+_MARK: Final = "stormphase"
+_UNHEARD: Final = (
+    "stormphase: the phases of this worker process go nowhere: a tracker runs in the process that started it, and none "
+    "here. Send tracker.carrier() with the work, and write `with stormphase.worker(carrier):` around it; see "
+    "docs/workers.md."
+)
+
+_log = logging.getLogger("stormphase")
 
 
 class PhaseSource(Protocol):
@@ -69,6 +81,32 @@ class Nowhere:
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle as the one `NOWHERE`, which is told from others by identity."""
+        return "NOWHERE"
+
+
+class Unheard(Nowhere):
+    """The source of a worker process until its first phase: says once that a tracker runs in its parent, and none here.
+
+    `multiprocessing` hands the parent's `_config` down to each process that it spawns, so a mark there reaches those
+    alone, and neither other programs nor the environment.
+    """
+
+    __slots__ = ()
+
+    def enter_phase(
+        self,
+        name: str,
+        attributes: Any = None,
+        sync: bool = False,
+        timeout_s: float | None = None,
+    ) -> PhaseHandle:
+        """Say it, if it is so, and return the shared no-op."""
+        del name, attributes, sync, timeout_s
+        AMBIENT.give_up()
+        return NOOP
+
+    def __reduce__(self) -> str:
+        """Pickle as `NOWHERE`: what another process is, it finds out by itself."""
         return "NOWHERE"
 
 
@@ -151,31 +189,73 @@ class Fixed:
 NOWHERE: Final = Nowhere()
 
 
+def _current_process() -> Any:
+    """Return what `multiprocessing` knows of this process; None if the program has not loaded it."""
+    return getattr(sys.modules.get("multiprocessing.process"), "_current_process", None)
+
+
+def _is_spawned() -> bool:
+    """Return whether this is a process of multiprocessing's, or is about to become one: modules are imported first."""
+    parent = getattr(sys.modules.get("multiprocessing.process"), "_parent_process", None)
+    return parent is not None or getattr(_current_process(), "_inheriting", False)
+
+
+def _parent_tracks() -> bool:
+    config = getattr(_current_process(), "_config", None)
+    return isinstance(config, dict) and _MARK in config
+
+
+def _tell_children(*, runs: bool) -> None:
+    """Mark what multiprocessing hands to each process that it spawns from now on; without it, do nothing."""
+    config = getattr(_current_process(), "_config", None)
+    if isinstance(config, dict):
+        if runs:
+            config[_MARK] = True
+        else:
+            config.pop(_MARK, None)
+
+
 class Ambient:
     """Holds the tracker that runs, `ByContext` where several do, else `NOWHERE`.
 
     Thread-safe: `source` is read with one look and no lock. Fork-safe: a forked child keeps what was ambient.
     """
 
-    __slots__ = ("_lock", "_started", "source")
+    __slots__ = ("_lock", "_nothing", "_started", "source")
 
     def __init__(self) -> None:
         """Start with nothing."""
         self._lock = threading.Lock()
         self._started: list[PhaseSource] = []
-        self.source: PhaseSource = NOWHERE
+        self._nothing: Nowhere = Unheard() if _is_spawned() else NOWHERE
+        self.source: PhaseSource = self._nothing
 
     def push(self, source: PhaseSource) -> None:
         """Make a source that has just started the ambient one."""
         with self._lock:
             self._started.append(source)
+            self._nothing = NOWHERE  # Whoever starts one here knows how.
             self._settle()
+            _tell_children(runs=True)
 
     def pop(self, source: PhaseSource) -> None:
         """Forget a source that stops; one that was never pushed is ignored, so that a second stop does no harm."""
         with self._lock:
             self._started = [other for other in self._started if other is not source]
             self._settle()
+            _tell_children(runs=bool(self._started))
+
+    def here_in_worker(self) -> PhaseSource | None:
+        """Return where the phases of a tracker go that was made anew in a spawned worker, and is started in its parent.
+
+        That is what `stormphase.worker` started here, else nowhere; None if this is no such worker.
+        """
+        if not (_is_spawned() and _parent_tracks()):
+            return None
+        source = self.here()
+        if source.lane_set is None:
+            self.give_up()
+        return source
 
     def after_fork_in_child(self) -> None:
         """Replace the lock, which another thread of the parent may have held, and finish what it was about."""
@@ -187,7 +267,16 @@ class Ambient:
         if len(started) > 1:
             self.source = ByContext(started)
         else:
-            self.source = started[0] if started else NOWHERE
+            self.source = started[0] if started else self._nothing
+
+    def give_up(self) -> None:
+        """Let phases go nowhere from now on; in a worker process whose parent tracks, the log says so, once."""
+        with self._lock:
+            is_first = self._nothing is not NOWHERE
+            self._nothing = NOWHERE
+            self._settle()
+        if is_first and _is_spawned() and _parent_tracks():
+            _log.warning(_UNHEARD)
 
     def here(self) -> PhaseSource:
         """Return the source that phases of the caller's context belong to, itself and not what chooses it."""

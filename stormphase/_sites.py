@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import opcode
 import sys
+import types
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ MAX_HELPER_LINES: Final = 16
 
 _FUNCTION: Final = 0x3  # CO_OPTIMIZED | CO_NEWLOCALS
 _CODE_UNIT: Final = 2
+_GROUPS: Final = (tuple, frozenset)
 
 
 def _operations(*names: str) -> frozenset[int]:
@@ -43,14 +45,17 @@ class _Seen:
 
     __slots__ = ("f_code", "f_lasti")
 
-    def __init__(self, frame: FrameType) -> None:
-        self.f_code = frame.f_code
-        self.f_lasti = through(frame)
+    f_code: CodeType
+    f_lasti: Instruction
 
 
 def frame_of_helper(depth: int) -> _Seen:
     """Return what stands for the frame `depth` calls up, a helper's, in the place of `sys._getframe`."""
-    return _Seen(_getframe(depth + 1))
+    frame = _getframe(depth + 1)
+    seen = _Seen()
+    seen.f_code = frame.f_code
+    seen.f_lasti = through(frame)
+    return seen
 
 
 def through(frame: FrameType) -> Instruction:
@@ -74,19 +79,49 @@ def is_helper_s(name: object) -> bool:
     code = frame.f_code
     if code.co_flags & _FUNCTION != _FUNCTION or not _is_short(code):
         return False
-    return not _is_constant(name, code) or _leaves(code, frame.f_lasti)
+    return _is_given(name, frame) or _leaves(code, frame.f_lasti)
+
+
+# No generators from here on: one that a signal handler's exception finds half-way complains when it is freed.
 
 
 def _is_short(code: CodeType) -> bool:
-    last = max((line for _, _, line in code.co_lines() if line is not None), default=code.co_firstlineno)
+    last = code.co_firstlineno
+    for _, _, line in code.co_lines():
+        if line is not None and line > last:
+            last = line
     return last - code.co_firstlineno < MAX_HELPER_LINES
 
 
-def _is_constant(name: object, code: CodeType) -> bool:
-    return any(type(constant) is str and constant == name for constant in code.co_consts)
+def _is_given(name: object, frame: FrameType) -> bool:
+    """Return whether a name comes from outside of the function that enters it: it is no constant that the code names.
+
+    Locals are not looked at: CPython would keep a copy of them for as long as the function runs.
+    """
+    code = frame.f_code
+    if not isinstance(name, str) or code.co_argcount + code.co_kwonlyargcount == 0:
+        return False
+    for constant in code.co_consts:
+        if constant == name or (type(constant) in _GROUPS and name in constant):
+            return False
+    for known in code.co_names:
+        value = frame.f_globals.get(known)
+        if type(value) is types.ModuleType or isinstance(value, type):
+            for attribute in code.co_names:
+                if _is_text(vars(value).get(attribute), name):
+                    return False
+        elif _is_text(value, name):
+            return False
+    return True
+
+
+def _is_text(value: object, text: str) -> bool:
+    return isinstance(value, str) and str.__eq__(value, text)
 
 
 def _leaves(code: CodeType, instruction: int) -> bool:
     """Return whether what the call at `instruction` returns is returned, or kept where others find it."""
-    operations = code.co_code[instruction + _CODE_UNIT :: _CODE_UNIT]
-    return next((operation in _LEAVES for operation in operations if operation not in _PASSED), False)
+    for operation in code.co_code[instruction + _CODE_UNIT :: _CODE_UNIT]:
+        if operation not in _PASSED:
+            return operation in _LEAVES
+    return False

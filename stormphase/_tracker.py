@@ -261,7 +261,9 @@ class PhaseTracker(CopiesToItself):
                 innermost one of the caller's lane.
         """
         if self._session is None:
-            self._running_lanes("exit")
+            lanes = self._running_lanes("exit")
+            if lanes is not None:
+                lanes.exit(token, error=error)
             return
         self._session.lanes.exit(token, error=error)
 
@@ -324,6 +326,11 @@ class PhaseTracker(CopiesToItself):
         session = self._session
         if session is not None and session.is_running:
             return session.lanes
+        if session is None and not self._is_disabled:
+            # Made anew in a spawned worker, as its modules are imported there: started it was in the parent.
+            elsewhere = _ambient.AMBIENT.here_in_worker()
+            if elsewhere is not None:
+                return elsewhere.lane_set
         # While the session stops its sinks still work, and a phase of theirs is none, then as before.
         is_in_sink = session is not None and session.sinks.is_own_thread()
         if not (self._is_disabled or is_in_sink):

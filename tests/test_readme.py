@@ -30,6 +30,7 @@ PROGRAMS = {
         "",
         {("train",): Shown(1, 0), ("train", "step"): Shown(3, 0), ("train", "step", "forward"): Shown(3, 0)},
     ),
+    "summary=True).start()": ("", "", {("train",): Shown(1, 0)}),
     'enter("all_reduce", sync=True)': ("", "", {("all_reduce",): Shown(1, 0)}),
     "async def evaluate": ("", 'assert 0.98 == asyncio.run(evaluate("test"))', {("evaluate",): Shown(1, 0)}),
     "tracker.retry(first_try)": (
@@ -47,7 +48,7 @@ PROGRAMS = {
     "store=SqliteStore": ("", "", {}),
 }
 MISUSE = 'reduce = tracker.enter("all_reduce")'
-OWN_TRACKER = ("enumerate(loader)", "configure(", "store=SqliteStore")
+OWN_TRACKER = ("enumerate(loader)", "summary=True).start()", "configure(", "store=SqliteStore")
 IMPORTS = "import asyncio, contextvars, threading\nimport stormphase\n"
 
 

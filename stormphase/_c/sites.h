@@ -2,8 +2,14 @@
 
 static PyObject *contextlib_file; /* Whose frames stand between a decorated generator and who enters it. */
 
+#if defined(__GNUC__)
+#define SELDOM __attribute__((cold, noinline)) /* so that whoever enters directly does not pay for its room */
+#else
+#define SELDOM
+#endif
+
 /* Return the node of a name that a helper enters, borrowed; NULL if there is none, without an exception. */
-static PyObject *
+SELDOM static PyObject *
 path_of_helper(PyObject *outer, PyObject *name)
 {
     PyObject *helped = SLOT(outer, path_helped), *path;
@@ -27,7 +33,7 @@ instruction_of(PyFrameObject *frame)
 }
 
 /* Note beside the instruction at which a helper enters the code and the instruction of its caller. */
-static int
+SELDOM static int
 note_caller_of_helper(PyObject *handle)
 {
     PyFrameObject *frame = PyEval_GetFrame(), *caller = frame == NULL ? NULL : PyFrame_GetBack(frame);
