@@ -109,6 +109,15 @@ def unwind(lanes: LaneSet, lane: Lane, phases: list[PhaseHandle], error: BaseExc
         _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, status=status)
 
 
+def unwind_above(lanes: LaneSet, outer: PhaseHandle | None, error: BaseException) -> None:
+    """End what `error` leaves open on the caller's lane, in a block of ours that is no phase; `outer` is around it."""
+    lane = None if lanes.lane_of_thread() is None else lanes.lane_of_caller()
+    if lane is None or is_end_of_iterator(error):
+        return
+    phases = lane.phases()
+    unwind(lanes, lane, phases[phases.index(outer) + 1 :] if outer in phases else phases, error)
+
+
 def _leave_from_elsewhere(
     lanes: LaneSet, phase: PhaseHandle, error: BaseException | None, caller: Lane | None, *, is_unwinding: bool
 ) -> None:

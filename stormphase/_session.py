@@ -25,7 +25,6 @@ from stormphase._rank import ProcessFacts, detect_rank
 from stormphase._redaction import Redactor
 from stormphase._signals import SigtermHook
 from stormphase._sinks import SUMMARY, SinkSet
-from stormphase._status import is_end_of_iterator
 from stormphase._summary import SessionSummary
 from stormphase.stores._attempts import number_attempt
 from stormphase.stores._feed import StoreFeed, open_store
@@ -360,8 +359,8 @@ class Session:
         # A thread without a lane has nothing open, and to make it one would take a lock of threading's.
         lane = None if self.lanes.lane_of_thread() is None else self.lanes.lane_of_caller()
         opened_here = [] if lane is None else lane.phases()
-        if lane is not None and passing is not None and not is_end_of_iterator(passing):
-            _exits.unwind(self.lanes, lane, opened_here, passing)
+        if passing is not None:
+            _exits.unwind_above(self.lanes, None, passing)
         self.lanes.close("the session stopped")
         carrier = self.lanes.carrier
         if opened_here and carrier.current_phase() in opened_here:

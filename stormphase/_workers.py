@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
-from stormphase import _ambient
+from stormphase import _ambient, _exits
 from stormphase._bridge import DEFAULT_BRIDGE
 from stormphase._carried import CARRIER_VARIABLE, Carried, carrier_in
 from stormphase._configuration import is_disabled
@@ -87,6 +87,7 @@ class worker(CopiesToItself):  # noqa: N801 - called like a function, and used a
         self._options: dict[str, Any] = {"bridge": bridge, "sinks": sinks}
         self._flush_s = flush_s
         self._tracker: PhaseTracker | None = None
+        self._outer: PhaseHandle | None = None
         self._undo: Any = None
 
     def __enter__(self) -> PhaseTracker:
@@ -104,14 +105,18 @@ class worker(CopiesToItself):  # noqa: N801 - called like a function, and used a
         if tracker in _crew.started:
             tracker.set_step(carried.step)
         stand_in = _stand_in(lanes, carried) if carried.scope_ids else None
+        self._outer = lanes.carrier.current_phase()
         self._undo = (lanes.carrier.variable, lanes.carrier.adopt(stand_in, carried.trace))
         return tracker
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Work for that phase no longer; what was recorded is handed over, and the block's exception passes."""
-        tracker = self._leave()
+        """Work for that phase no longer; what was recorded is handed over, and the block's exception passes.
+
+        What that leaves open inside ends by it.
+        """
+        tracker = self._leave(exc)
         if tracker is not None:
             tracker.flush(self._flush_s)
 
@@ -123,17 +128,20 @@ class worker(CopiesToItself):  # noqa: N801 - called like a function, and used a
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Do as `with` does, and wait in a thread."""
-        tracker = self._leave()
+        tracker = self._leave(exc)
         if tracker is not None:
             import asyncio  # noqa: PLC0415 - only for those who use it
 
             await asyncio.to_thread(tracker.flush, self._flush_s)
 
-    def _leave(self) -> PhaseTracker | None:
+    def _leave(self, exc: BaseException | None) -> PhaseTracker | None:
         """Return the tracker if it is to be flushed."""
         tracker, self._tracker = self._tracker, None
         if tracker is None:
             return None
+        lanes = tracker.lane_set
+        if exc is not None and lanes is not None:
+            _exits.unwind_above(lanes, self._outer, exc)
         variable, token = self._undo
         # Not in the context of the enter, as when a generator is closed by another task: that one is gone.
         with contextlib.suppress(ValueError):

@@ -113,7 +113,7 @@ def looks(error: BaseException) -> tuple[object, ...]:
     """Return what its user sees of an exception."""
     attributes = {key: value for key, value in _marks.attributes_of(error).items() if key != "__stormphase__"}
     notes = getattr(error, "__notes__", None)
-    return repr(error.args), attributes, notes, error.__cause__, error.__context__, error.__suppress_context__
+    return repr(error.args), repr(attributes), notes, error.__cause__, error.__context__, error.__suppress_context__
 
 
 @pytest.mark.parametrize("make", [*REFERABLE.values(), *BUILTIN.values()], ids=[*REFERABLE, *BUILTIN])

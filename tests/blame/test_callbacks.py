@@ -142,3 +142,25 @@ def test_what_the_end_of_an_iterator_leaves_open_is_abandoned_and_logged(run, ca
     assert ["abandoned", "succeeded"] == sorted(status for status, _, _ in found.told.values())
     assert {"still_open_inside": 1} == found.misuse
     assert ["stormphase"] == [record.name for record in caplog.records]
+
+
+@pytest.mark.parametrize("has_phase", [True, False])
+def test_what_a_workers_block_leaves_open_ends_by_the_exception(run, has_phase):
+    """That is a block as well, and what is around it is none of its."""
+
+    def body(tracker: Tracker) -> None:
+        with tracker.enter_phase("fit") if has_phase else contextlib.nullcontext():
+            carrier = tracker.carrier()
+            with contextlib.suppress(ValueError), stormphase.worker(carrier) as same:
+                same.enter("work")
+                same.enter("step")
+                raise ValueError("x")
+            tracker.enter_phase("next").close()
+
+    found = run(body)
+    prefix = "fit / " if has_phase else ""
+    cause = f"{prefix}work / step"
+    failed = {f"{prefix}work": ("failed", cause, False), cause: ("failed", cause, True)}
+    succeeded = dict.fromkeys((f"{prefix}next", *(["fit"] if has_phase else [])), ("succeeded", None, False))
+    assert {**failed, **succeeded} == found.told
+    assert {} == found.misuse
