@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 UNFINISHED: Final = RecordQuery(status=frozenset(status for status, rule in TABLE.rules.items() if not rule.is_final))
 # How they stood when the process last wrote to the store is all that is known of these.
+UNKNOWN_MESSAGE: Final = "the process died, and nothing says how this ended"
 UNKNOWN: Final = f"{DIED}; what it did after its last write here is not known"
 # What a process had ended so long before its last write to the store has been in it: its queue holds no more.
 _QUEUED_NS: Final = 60_000_000_000
@@ -89,7 +90,8 @@ def end_the_dead(
     for each in dead:
         rest = [record for record in each.records if record.key not in known]
         said = _with_last_words(rest, _journal_of(each.records))
-        ended += as_lost(said, evidence=each.verdict.evidence, ended_ns=each.alive_ns, reason=UNKNOWN)
+        lost = as_lost(said, evidence=each.verdict.evidence, ended_ns=each.alive_ns, reason=UNKNOWN)
+        ended += (record if record.error_type is None else _unknown(record) for record in lost)
     if ended:
         store.end(ended)
     return ended
@@ -126,6 +128,11 @@ def _by_journals(
     unknown = {process: found for process, found in files.items() if process not in unfinished}
     told += _journals.told_of_unknown(store, unknown, court)
     return told
+
+
+def _unknown(record: PhaseRecord) -> PhaseRecord:
+    """Return a LOST record that does not claim that its phase was open to the last."""
+    return attrs.evolve(record, error_message=UNKNOWN_MESSAGE)
 
 
 def _journal_of(records: Iterable[PhaseRecord]) -> Path | None:

@@ -247,7 +247,7 @@ class SqliteStore(CopiesToItself):
 
     def _spare_launches(self) -> set[Launch]:
         """Return the launches whose workers have left journals that stand in for none."""
-        if not self.journals.is_dir():
+        if not os.path.isdir(self.journals):  # noqa: PTH112 - unlike Path.is_dir, it never raises
             return set()
         from stormphase.stores._journals import spare_launches  # noqa: PLC0415 - only beside journals
 
