@@ -70,7 +70,7 @@ _ASSIGNED: Final = (
 _FOLLOWS: Final = rf"""(?=\s{{1,8}}(?:{_IN_QUOTES}|([^\s"'-][^\s"']*)))"""
 _FIRST_VALUE: Final = 3
 _MANY: Final = 64
-_SPARSE: Final = 10
+_SPARSE: Final = 11
 _FIRST_OF_OPTION: Final = 7
 _NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")

@@ -234,17 +234,34 @@ unite(Scan *scan)
     scan->count = last + 1;
 }
 
-/* Write a text's characters as bytes, and those in lower case. */
-static void
-write_bytes(int kind, const void *data, Py_ssize_t length, unsigned char *raw, unsigned char *low)
+/* Of what is not ASCII, two characters come to it in lower case. */
+static inline unsigned char
+low_of_other(Py_UCS4 character)
 {
-    for (Py_ssize_t at = 0; at < length; at++) {
-        Py_UCS4 character = PyUnicode_READ(kind, data, at);
-        int byte = character < 128 ? (int)character : OTHER;
-        raw[at] = (unsigned char)byte;
-        /* All that lower case brings to ASCII. */
-        low[at] = character == 0x212A ? 'k' : character == 0x130 ? 'i' : low_of[byte];
-    }
+    return character == 0x212A ? 'k' : character == 0x130 ? 'i' : OTHER;
+}
+
+/* Write a text's characters as bytes, and those in lower case. */
+#define WRITE_BYTES(type)                                                                                              \
+    do {                                                                                                               \
+        const type *characters = scan->data;                                                                           \
+        for (Py_ssize_t at = 0; at < scan->length; at++) {                                                             \
+            Py_UCS4 character = characters[at];                                                                        \
+            int is_ascii = character < 128;                                                                            \
+            raw[at] = is_ascii ? (unsigned char)character : OTHER;                                                     \
+            low[at] = is_ascii ? low_of[character & 127] : low_of_other(character);                                    \
+        }                                                                                                              \
+    } while (0)
+
+static void
+write_bytes(const Scan *scan, unsigned char *raw, unsigned char *low)
+{
+    if (scan->kind == PyUnicode_1BYTE_KIND)
+        WRITE_BYTES(Py_UCS1);
+    else if (scan->kind == PyUnicode_2BYTE_KIND)
+        WRITE_BYTES(Py_UCS2);
+    else
+        WRITE_BYTES(Py_UCS4);
 }
 
 /* Copy characters from `from` of one string, on to `to` of a new one; the place behind them. */
@@ -333,7 +350,7 @@ without_secrets(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
     }
     else {
         scan.raw = bytes + scan.length;
-        write_bytes(scan.kind, scan.data, scan.length, bytes + scan.length, bytes);
+        write_bytes(&scan, bytes + scan.length, bytes);
     }
     if (look_at_all(&scan) == 0) {
         if (scan.is_unsorted)

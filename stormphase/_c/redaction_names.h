@@ -259,7 +259,7 @@ take_value(Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssi
     if (is_not_secret(scan, start, end) || (is_number(scan, start, end) && has_token(scan, name, matched)))
         return 0;
     if (start > scan->last_named) {
-        Py_ssize_t most = scan->length / 10 > 64 ? scan->length / 10 : 64;
+        Py_ssize_t most = scan->length / 11 > 64 ? scan->length / 11 : 64;
         if (scan->named_count++ == most) /* It is made of nothing else, and costs as much as it can. */
             scan->name_from = end = scan->length;
     }
@@ -297,7 +297,7 @@ find_named(Scan *scan, Py_ssize_t at)
     if (end > word_end)
         scan->name_from = end;
     next = skip_spaces(scan, end, 8);
-    if (next == end)
+    if (next == end || !is_option(scan, at, end))
         return 0;
     first = char_at(scan, next);
     if (is_class(first, QUOTE)) {
@@ -312,6 +312,6 @@ find_named(Scan *scan, Py_ssize_t at)
         while (stop < scan->length && !is_class_at(scan, stop, SPACE) && !is_class(char_at(scan, stop), QUOTE))
             stop++;
     }
-    scan->name_from = end; /* A match, though what follows is not consumed. */
-    return is_option(scan, at, end) ? take_value(scan, at, start, stop, end) : 0;
+    scan->name_from = end; /* What follows is not consumed, since it may be a name itself. */
+    return take_value(scan, at, start, stop, end);
 }

@@ -110,22 +110,30 @@ is_of(int character, const char *characters)
     return character > 0 && strchr(characters, character) != NULL;
 }
 
+/* Whether `word` stands in one of the two forms of a text; by hand, since most words differ at once. */
+static inline int
+stands_in(const Scan *scan, const unsigned char *form, Py_ssize_t at, Word word)
+{
+    if (at < 0 || at + word.length > scan->length)
+        return 0;
+    for (Py_ssize_t each = 0; each < word.length; each++)
+        if (form[at + each] != (unsigned char)word.text[each])
+            return 0;
+    return 1;
+}
+
 /* The length of what stands at a place if that is `word`, which is in lower case; else 0. */
 static inline Py_ssize_t
 word_at(const Scan *scan, Py_ssize_t at, Word word)
 {
-    return at >= 0 && at + word.length <= scan->length && memcmp(scan->low + at, word.text, (size_t)word.length) == 0
-               ? word.length
-               : 0;
+    return stands_in(scan, scan->low, at, word) ? word.length : 0;
 }
 
 /* The same with regard to case. */
 static inline Py_ssize_t
 exactly_at(const Scan *scan, Py_ssize_t at, Word word)
 {
-    return at >= 0 && at + word.length <= scan->length && memcmp(scan->raw + at, word.text, (size_t)word.length) == 0
-               ? word.length
-               : 0;
+    return stands_in(scan, scan->raw, at, word) ? word.length : 0;
 }
 
 /* The end of the first of several words that stands at a place, else -1. */

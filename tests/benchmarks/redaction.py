@@ -77,6 +77,8 @@ PIECES = {
     "surrogates": "\udc80",
     "letters in lower case as ASCII": "to\u212aen ",
     "names of other letters": "étoken=x ",
+    "words between wide spaces": "\u212a_auth\u2003",
+    "words between spaces": " auth",
     "URLs": "http://u:p@h ",
     "URLs of tokens": "https://abcdefghijklmnopqr@h/",
     "begins of URLs": "a://a:",
