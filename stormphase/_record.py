@@ -268,6 +268,14 @@ def dumps(value: Any) -> str:
         return _encode(_finite(value))
 
 
+def dumps_ascii(value: Any, *, sort_keys: bool = False) -> str:
+    """Return plain values as JSON with spaces in which no terminal finds a command; numbers as `dumps` has them."""
+    try:
+        return json.dumps(value, sort_keys=sort_keys, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), sort_keys=sort_keys, allow_nan=False)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]

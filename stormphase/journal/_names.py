@@ -17,7 +17,7 @@ UNREADABLE: Final = "(unreadable)"
 # A chain of 8,192 names has 33 million in its paths together, and a file of 1 MiB room for a thousand chains.
 _MAX_NAMES: Final = 1_000_000
 _LEAST_NAMES: Final = 65_536
-_CHARS_A_NAME: Final = 16
+_CHARS_A_NAME: Final = 8
 
 
 class PathBudget:

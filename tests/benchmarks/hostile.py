@@ -72,9 +72,8 @@ def main() -> None:
     sample, hostile = shared("sample"), shared("hostile")
     for _ in range(2):
         floor = measure(sample.small())
-    print(
-        f"| kind of journal, {' and '.join(f'{(4 + size) / 64:g}' for size in arguments.sizes)} MiB | {' | '.join(COMMANDS)} |"
-    )
+    sizes = " and ".join(f"{(4 + size) / 64:g}" for size in arguments.sizes)
+    print(f"| kind of journal, {sizes} MiB | {' | '.join(COMMANDS)} |")
     print("| --- " * (1 + len(COMMANDS)) + "|")
     worst = 0.0
     for kind in arguments.only or hostile.KINDS:

@@ -462,3 +462,28 @@ def serials_alike(segments: int) -> list[bytearray]:
     for data in found:
         struct.pack_into("<Q", data, 0, 5)
     return found
+
+
+@kind
+def all_at_the_deepest_path(segments: int) -> list[bytearray]:
+    """A thousand names in each path, of which all phases are."""
+    table = [strings(1, *((entry, "n") for entry in range(1_000)))]
+    return table + made(segments - 1, None, lambda each: each.update(path=1_000, ended=5_000 + each["sequence"]))
+
+
+@kind
+def all_open_at_the_deepest_path(segments: int) -> list[bytearray]:
+    """The same, open."""
+    table = [strings(1, *((entry, "n") for entry in range(1_000)))]
+    return table + made(segments - 1, None, lambda each: each.update(path=1_000, lane=each["sequence"]))
+
+
+@kind
+def stacks_of_open_phases(segments: int) -> list[bytearray]:
+    """Half of it dumps, all of one phase, and half phases that are open on its thread."""
+    threads = [{"thread_id": 77, "name": "t", "frames": ["f" * 50] * 200}]
+    text = json.dumps({"at_ns": 3_000, "sequence": 1, "limit_ns": 5, "threads": threads}).encode()
+    half = segments // 2
+    return [texts(serial, text) for serial in range(1, 1 + half)] + made(
+        segments - half, {"name": "n"}, lambda each: each.update(lane=each["sequence"]), first=1 + half
+    )
