@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from stormphase._attempts import Begun, next_attempt
+from stormphase._attempts import Begun, next_attempt, running_already
 from stormphase._clock import SystemClock
 from stormphase._copying import CopiesToItself
 from stormphase._liveness import Liveness, judge, own_process
@@ -41,6 +41,20 @@ _SAME_PROCESS: Final = "host IS ? AND boot_id IS ? AND pid IS ? AND pid_started 
 # As `entering_order` sorts.
 _KINDS: Final = " ".join(f"WHEN '{kind.value}' THEN {number}" for number, kind in enumerate(RecordKind))
 _ENTERING_ORDER: Final = f"r.entered_ns, CASE r.kind {_KINDS} END, o.rank, r.id & {MAX_SEQUENCE}, r.id"
+_BEGIN_TIMEOUT_S: Final = 0.5
+# An owner's own record is the first of its rows; one that has only just begun has none yet.
+_BEGUN_SQL: Final = f"""
+    SELECT o.session_attempt, o.rank, r.kind,
+        CASE WHEN r.status = 'succeeded' AND json_valid(r.attributes)
+            THEN json_extract(r.attributes, '$."stormphase.world_size"') = ? END,
+        o.last_seen_ns, o.host, o.boot_id, o.pid, o.pid_started, o.pid_namespace
+    FROM stored_owner o LEFT JOIN stored_record r ON r.id = o.id << {SEQUENCE_BITS}
+    WHERE o.session_id = ? AND typeof(o.session_attempt) = 'integer'
+"""
+_BEGIN_SQL: Final = (
+    "INSERT INTO stored_owner (session_id, session_attempt, rank, last_seen_ns, host, boot_id, pid, pid_started,"
+    " pid_namespace) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 _Result = TypeVar("_Result")
 
@@ -176,31 +190,60 @@ class SqliteStore(CopiesToItself):
         Raises:
             StoreError: if the file cannot be read.
         """
-        # An owner's own record is the first of its rows.
-        sql = f"""
-            SELECT o.session_attempt, o.rank, ifnull(r.kind <> 'rank', TRUE),
-                CASE WHEN r.status = 'succeeded' AND json_valid(r.attributes)
-                    THEN json_extract(r.attributes, '$."stormphase.world_size"') = ? END,
-                o.last_seen_ns, o.host, o.boot_id, o.pid, o.pid_started, o.pid_namespace
-            FROM stored_owner o LEFT JOIN stored_record r ON r.id = o.id << {SEQUENCE_BITS}
-            WHERE o.session_id = ? AND typeof(o.session_attempt) = 'integer'
-        """
         try:
-            begun = [
-                Begun(
-                    attempt=attempt,
-                    rank=rank,
-                    is_alive=self._lives(rows.process_of(process), seen_ns),
-                    is_done=bool(is_done),
-                    is_child=bool(is_child),
-                )
-                for attempt, rank, is_child, is_done, seen_ns, *process in self._read(
-                    sql, (identity.world_size, rows.sound(identity.session_id))
-                )
-            ]
+            return next_attempt(identity, [each for each, _, _ in self._begun(identity, self._read)])
         except rows.WrongRowError as error:
             raise trouble(self.path, error) from error
-        return next_attempt(identity, begun)
+
+    def begin_attempt(self, identity: RankIdentity) -> int:
+        """Return the same, and have this process known as that rank, so that no other one begins as it meanwhile.
+
+        Raises:
+            ConfigurationError: if another process that lives is that rank of the session.
+            StoreError: if the file cannot be read or written, or is held by others for longer than half a second.
+        """
+        return self._ask(lambda: self._begin_attempt(identity))
+
+    def _begin_attempt(self, identity: RankIdentity) -> int:
+        timeout_s = min(self._busy_timeout_s, _BEGIN_TIMEOUT_S)
+        make_file(self.path, timeout_s)
+        connection = connect(self.path, timeout_s)
+        this = own_process()
+        attempts: list[int] = []
+
+        def begin() -> None:
+            begun = self._begun(identity, lambda sql, values: connection.execute(sql, values).fetchall())
+            for each, is_rank, process in begun:
+                if is_rank and each.is_alive and each.rank == identity.rank and process is not None and process != this:
+                    raise running_already(identity, f"process {process.pid} on {process.host}")
+            attempts.append(next_attempt(identity, [each for each, _, _ in begun]))
+            row = (rows.sound(identity.session_id), attempts[0], identity.rank, self._clock.wall_ns(), *_place(this))
+            connection.execute(_BEGIN_SQL, row)
+
+        try:
+            prepare(connection, self.path)
+            self._in_transaction(connection, begin)
+        finally:
+            connection.close()
+        return attempts[0]
+
+    def _begun(
+        self, identity: RankIdentity, read: Callable[[str, tuple[Any, ...]], list[Any]]
+    ) -> list[tuple[Begun, bool, ProcessIdentity | None]]:
+        """Return who has begun attempts of a session: also whether it is a rank or about to be one, and the process."""
+        found = []
+        values = (identity.world_size, rows.sound(identity.session_id))
+        for attempt, rank, kind, is_done, seen_ns, *place in read(_BEGUN_SQL, values):
+            process = rows.process_of(place)
+            begun = Begun(
+                attempt=attempt,
+                rank=rank,
+                is_alive=self._lives(process, seen_ns),
+                is_done=bool(is_done),
+                is_child=kind != RecordKind.RANK.value,
+            )
+            found.append((begun, kind in (None, RecordKind.RANK.value), process))
+        return found
 
     def _lives(self, process: ProcessIdentity | None, seen_ns: Any) -> bool:
         if process is None:
