@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 from pathlib import Path
@@ -22,6 +23,7 @@ from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
 from stormphase.stores._sqlite_fork import ForkGate
+from stormphase.stores._sqlite_guard import LEAST_S_OF_WRITES, TimeLimit
 from stormphase.stores._sqlite_schema import MIGRATIONS, SEQUENCE_BITS
 from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
 
@@ -57,6 +59,8 @@ _BEGIN_SQL: Final = (
 )
 
 _Result = TypeVar("_Result")
+
+_log = logging.getLogger("stormphase")
 
 
 class SqliteStore(CopiesToItself):
@@ -97,6 +101,7 @@ class SqliteStore(CopiesToItself):
         self._clock = SystemClock() if clock is None else clock
         self._inherited: list[sqlite3.Connection] = []
         self._launches: set[Launch] = set()
+        self._has_warned_of_rows = False
         self._renew()
 
     def _renew(self) -> None:
@@ -104,6 +109,7 @@ class SqliteStore(CopiesToItself):
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[tuple[int, int], int] | None = None
         self._writer: RowWriter | None = None
+        self._limit: TimeLimit | None = None
 
     # What a store does
 
@@ -131,19 +137,28 @@ class SqliteStore(CopiesToItself):
         """
         self._write(records, ON_END)
 
-    def query(self, wanted: RecordQuery | None = None, /, **filters: Any) -> Iterator[PhaseRecord]:
+    def query(
+        self,
+        wanted: RecordQuery | None = None,
+        /,
+        *,
+        on_unreadable: Callable[[rows.UnreadableRows], object] | None = None,
+        **filters: Any,
+    ) -> Iterator[PhaseRecord]:
         """Return the records that are wanted, in the order in which they were entered; memory stays flat.
 
         What is written meanwhile is not among them. Close the iterator, or use it up, to release the file.
 
         Args:
             wanted: which; by default all.
+            on_unreadable: told at the end of rows that are no records, if there were any; by default that is logged
+                once.
             filters: the attributes of a `RecordQuery`, instead of one.
 
         Raises:
             StoreError: if the file cannot be read; also while the records are taken.
         """
-        return self._records(query_of(wanted, filters))
+        return self._records(query_of(wanted, filters), on_unreadable or self._warn_of_rows)
 
     def close(self) -> None:
         """Close the file; a later call opens it again. Never raises."""
@@ -166,11 +181,11 @@ class SqliteStore(CopiesToItself):
 
     def paths(self) -> list[tuple[str, ...]]:
         """Return every path that a record has."""
-        found = self._read("SELECT names FROM stored_path WHERE depth > 0")
-        try:
-            return [rows.names_of(names) for (names,) in found]
-        except rows.WrongRowError as error:
-            raise trouble(self.path, error) from error
+        found = []
+        for (names,) in self._read("SELECT names FROM stored_path WHERE depth > 0"):
+            with contextlib.suppress(rows.WrongRowError):
+                found.append(rows.names_of(names))
+        return found
 
     def attribute_keys(self) -> list[str]:
         """Return every key that a phase's attributes have, in the order of their first sight."""
@@ -208,6 +223,7 @@ class SqliteStore(CopiesToItself):
         timeout_s = min(self._busy_timeout_s, _BEGIN_TIMEOUT_S)
         make_file(self.path, timeout_s)
         connection = connect(self.path, timeout_s)
+        TimeLimit(connection, self.path)
         this = own_process()
         attempts: list[int] = []
 
@@ -310,25 +326,43 @@ class SqliteStore(CopiesToItself):
 
     # Reading
 
-    def _records(self, asked: RecordQuery) -> Iterator[PhaseRecord]:
+    def _warn_of_rows(self, unreadable: rows.UnreadableRows) -> None:
+        if not self._has_warned_of_rows:
+            self._has_warned_of_rows = True
+            _log.warning("stormphase: %s", unreadable.error)
+
+    def _records(
+        self, asked: RecordQuery, on_unreadable: Callable[[rows.UnreadableRows], object]
+    ) -> Iterator[PhaseRecord]:
+        wrong = 0
+        first: rows.WrongRowError | None = None
         with self._reading() as connection:
             if connection is None:
                 return
             gate = self._gate.reading
+            limit = TimeLimit(connection, self.path)
             with gate:
                 conditions, values = self._conditions(connection, asked)
                 sql = f"{rows.SELECT} WHERE {' AND '.join(conditions)} ORDER BY {_ENTERING_ORDER}"
                 cursor = connection.execute(sql, values)
             while True:
                 with gate:
+                    limit.renew()
                     found = cursor.fetchmany(_READ_ROWS)
                     lines = self._lines(connection, [row[0] for row in found])
                 if not found:
-                    return
+                    break
                 for row in found:
-                    record = rows.record_of_row(row, tuple(lines.get(row[0], ())))
+                    try:
+                        record = rows.record_of_row(row, lines.get(row[0], ()))
+                    except rows.WrongRowError as error:
+                        wrong += 1
+                        first = first or error
+                        continue
                     if asked.matches(record):
                         yield record
+        if first is not None:
+            on_unreadable(rows.UnreadableRows.of(self.path, wrong, first))
 
     def _conditions(self, connection: sqlite3.Connection, asked: RecordQuery) -> tuple[list[str], list[Any]]:
         """Return what SQL can say of the question; what it cannot, `RecordQuery.matches` says of each record."""
@@ -352,23 +386,32 @@ class SqliteStore(CopiesToItself):
             conditions.append("r.status <> 'succeeded'")  # So that the partial index serves.
         if asked.path is not None:
             known = connection.execute("SELECT id, names FROM stored_path").fetchall()
-            ids = [str(int(number)) for number, names in known if asked.matches_path(rows.names_of(names))]
+            ids = []
+            for number, names in known:
+                with contextlib.suppress(rows.WrongRowError):
+                    if asked.matches_path(rows.names_of(names)):
+                        ids.append(str(int(number)))
             conditions.append(f"r.path_id IN ({', '.join(ids)})")
         return conditions, values
 
     @staticmethod
-    def _lines(connection: sqlite3.Connection, ids: list[int]) -> dict[int, list[OutputLine]]:
+    def _lines(
+        connection: sqlite3.Connection, ids: list[int]
+    ) -> dict[int, tuple[OutputLine, ...] | rows.WrongRowError]:
+        """Return the output of records, by the ids of their rows; an error for one with a line that is none."""
         marks = ", ".join("?" * len(ids))
         sql = (
             "SELECT record_id, time_ns, stream, text FROM stored_output"
             f" WHERE record_id IN ({marks}) ORDER BY record_id, line"
         )
-        found: dict[int, list[OutputLine]] = {}
+        lines: dict[int, list[OutputLine]] = {}
+        wrong: dict[int, tuple[OutputLine, ...] | rows.WrongRowError] = {}
         for record_id, time_ns, stream, text in connection.execute(sql, ids):
             if (type(time_ns), type(stream), type(text)) != (int, str, str):
-                raise rows.WrongRowError("a line of output in it is none")
-            found.setdefault(record_id, []).append(OutputLine(time_ns, stream, text))
-        return found
+                wrong[record_id] = rows.WrongRowError("a line of output in it is none")
+            else:
+                lines.setdefault(record_id, []).append(OutputLine(time_ns, stream, text))
+        return {**{record_id: tuple(found) for record_id, found in lines.items()}, **wrong}
 
     def _read(self, sql: str, values: Iterable[Any] = ()) -> list[Any]:
         with self._reading() as connection:
@@ -387,6 +430,7 @@ class SqliteStore(CopiesToItself):
                 is_new = True
                 if self.path.exists():
                     connection = connect(self.path, self._busy_timeout_s)
+                    TimeLimit(connection, self.path)
                     version = check(connection, self.path)
                     is_new = version == 0
                     if 0 < version < len(MIGRATIONS):
@@ -433,15 +477,19 @@ class SqliteStore(CopiesToItself):
                 self.close()
             else:
                 self._file = found
+                if self._limit is not None:
+                    self._limit.renew()
         if self._connection is None:
             make_file(self.path, self._busy_timeout_s)
             connection = connect(self.path, self._busy_timeout_s)
+            limit = TimeLimit(connection, self.path, LEAST_S_OF_WRITES)
             try:
                 prepare(connection, self.path)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
+            self._limit = limit
             self._file = file_id(self.path)
         return self._connection
 
