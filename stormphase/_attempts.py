@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from stormphase.exceptions import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -29,6 +31,20 @@ class Begun:
     is_alive: bool
     is_done: bool = False
     is_child: bool = False
+
+
+def running_already(identity: RankIdentity, as_what: str) -> ConfigurationError:
+    """Return the error of a start as a rank of a session that another process is already.
+
+    Args:
+        identity: the session and the rank.
+        as_what: the other process, as a sentence says it.
+    """
+    return ConfigurationError(
+        f"Session {identity.session_id!r}, rank {identity.rank}, is running already, as {as_what}.",
+        setting="session_id",
+        fix="Give each launch a session id of its own, or end that process.",
+    )
 
 
 def next_attempt(identity: RankIdentity, begun: Iterable[Begun]) -> int:

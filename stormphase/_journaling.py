@@ -18,6 +18,7 @@ from stormphase.journal._directory import attempt_of, make_directory, remove_jou
 from stormphase.journal._journal import end_note_of
 from stormphase.journal._options import JournalOptions, open_journal, options_of
 from stormphase.journal._said import said_path
+from stormphase.journal._start_lock import StartLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,6 +69,7 @@ class SessionJournal:
         self._opening = threading.RLock()  # A signal handler may enter a phase, too.
         self._end_note: dict[str, Any] | None = None
         self._watches: list[Callable[[], object]] = []
+        self._start_lock: StartLock | None = None
 
     def place(self, identity: RankIdentity) -> RankIdentity:
         """Return who this rank is, its attempt counted after those whose journals are there; makes the directory.
@@ -78,7 +80,12 @@ class SessionJournal:
         if self._options is not None:
             self._directory = make_directory(self._options.directory, identity.session_id)
         if self._directory is not None and self._forked_from is None:
-            identity = attrs.evolve(identity, attempt=attempt_of(self._directory, identity))
+            self._start_lock = StartLock(self._directory, identity)
+            try:
+                identity = attrs.evolve(identity, attempt=attempt_of(self._directory, identity))
+            except BaseException:
+                self._end_start()
+                raise
         self._identity = identity
         return identity
 
@@ -98,11 +105,20 @@ class SessionJournal:
         self._facts = facts
         self._bridge = bridge
         self._parent_scope_id = facts.caller_scope_id if self._forked_from is None else works_under
-        self._make()
+        try:
+            self._make()
+        finally:
+            self._end_start()
         if self._open is not None:
             self._open.start()
         if self._options is not None and self._forked_from is None:
             _bridge.recover_with(bridge, self._options.directory)
+
+    def _end_start(self) -> None:
+        """Let others look: our own journal is there, or never will be."""
+        lock, self._start_lock = self._start_lock, None
+        if lock is not None:
+            lock.release()
 
     def _make(self) -> None:
         if self._options is not None:
@@ -174,6 +190,7 @@ class SessionJournal:
             self._facts = attrs.evolve(self._facts, started_ns=forked_ns)
         journal, self._open = self._open, None
         self._spare_path = None
+        self._end_start()
         if journal is not None:
             journal.forget()
         self._forked_from = os.getppid()
@@ -225,6 +242,7 @@ class SessionJournal:
 
     def finish(self, timeout_s: float) -> None:
         """Write how the session ended, if that has been noted and not been written, and close the file."""
+        self._end_start()
         self._write_end_note()
         journal, self._open = self._open, None
         if journal is not None:

@@ -269,6 +269,14 @@ def dumps(value: Any) -> str:
         return _encode(finite(value))
 
 
+def dumps_ascii(value: Any, *, sort_keys: bool = False) -> str:
+    """Return plain values as JSON with spaces in which no terminal finds a command; numbers as `dumps` has them."""
+    try:
+        return json.dumps(value, sort_keys=sort_keys, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), sort_keys=sort_keys, allow_nan=False)
+
+
 def finite(value: Any) -> Any:
     """Return plain values with "NaN", "Infinity" and "-Infinity" for the numbers that JSON does not know."""
     if isinstance(value, (list, tuple)):

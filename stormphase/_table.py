@@ -304,6 +304,8 @@ def printable(text: str) -> str:
 
     Of marks that combine with the character before, so many are kept that they stay on their own line.
     """
+    if text.isascii() and text.isprintable():
+        return text
     shown = []
     marks = 0
     for char in text:

@@ -40,7 +40,8 @@ def shown(text: str, most: int = MAX_NAME) -> str:
 
 def path_text(path: Iterable[str]) -> str:
     """Return a path as people read it, `train / step / forward`; of a long one the end, which says most."""
-    text = SEPARATOR.join(shown(name) for name in path)
+    # Names may be empty, and still so many of them are more than is shown.
+    text = SEPARATOR.join(shown(name) for name in tuple(path)[-MAX_PATH:])
     return text if len(text) <= MAX_PATH else _ELLIPSIS + text[1 - MAX_PATH :]
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from stormphase._record import PhaseRecord
     from stormphase.journal import UnreadableJournal
+    from stormphase.stores import UnreadableRows
 
 FORMATS: Final = ("table", "json", "csv", "parquet")
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(
             "--tag tells apart what --latest shows.", setting="--tag", fix="Give --latest as well."
         )
-    unreadable: list[UnreadableJournal] = []
+    unreadable: list[UnreadableJournal | UnreadableRows] = []
     records = read_records(arguments.source, wanted, on_unreadable=unreadable.append, as_is=arguments.as_is)
     if arguments.latest:
         records = iter(latest_records(records, arguments.tag))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
-import json
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._model import PhaseStatus
-from stormphase._record import FIELDS, dumps
+from stormphase._record import FIELDS, dumps_ascii
 from stormphase._table import printable
 from stormphase._terminal import StreamFacts
 from stormphase.analysis._words import shown, span
@@ -44,8 +43,7 @@ def write_json(records: Iterable[PhaseRecord], stream: TextIO) -> None:
     """Write a list of objects with `PhaseRecord`'s names, one a line; ASCII, so that no terminal obeys a name."""
     opening = "["
     for record in records:
-        # Through `dumps`, which knows what to do with NaN.
-        stream.write(f"{opening}\n{json.dumps(json.loads(dumps(record.to_dict())), allow_nan=False)}")
+        stream.write(f"{opening}\n{dumps_ascii(record.to_dict())}")
         opening = ","
     stream.write("[]\n" if opening == "[" else "\n]\n")
 
@@ -68,7 +66,7 @@ def write_csv(records: Iterable[PhaseRecord], stream: TextIO) -> None:
 def _cell(value: Any) -> Any:
     if value is None or isinstance(value, int):
         return value
-    text = printable(value) if isinstance(value, str) else json.dumps(json.loads(dumps(value)))
+    text = printable(value) if isinstance(value, str) else dumps_ascii(value)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return f"'{text}" if text.startswith(_FORMULA) else text
 
@@ -107,7 +105,8 @@ def write_table(records: Iterable[PhaseRecord], stream: TextIO) -> None:
 def _write_line(page: Page, record: PhaseRecord) -> None:
     duration = "" if record.duration_ns is None else span(record.duration_ns)
     rank = "" if record.rank is None else str(record.rank)
-    what = " / ".join(shown(name) for name in record.path) or record.kind.value
+    # A path may have thousands of names, and as many as characters fit are more than is shown.
+    what = " / ".join(shown(name) for name in record.path[:_MAX_PATH]) or record.kind.value
     extras = [
         f"step {record.step}" if record.step is not None else "",
         f"attempt {record.attempt}" if record.attempt else "",
@@ -134,7 +133,8 @@ def _reasons(record: PhaseRecord) -> list[str]:
         message = f": {record.error_message}" if record.error_message else ""
         found.append(f"{record.error_type}{message}")
     if record.root_cause_scope_id not in (None, record.scope_id):
-        where = " / ".join(record.root_cause_path) if record.root_cause_path else f"scope {record.root_cause_scope_id}"
+        path = record.root_cause_path
+        where = " / ".join(path[:_MAX_MESSAGE]) if path else f"scope {record.root_cause_scope_id}"
         found.append(f"first arose in {where}")
     found += [text for text in (record.reason, record.evidence) if text]
     # The traceback says again what stands above.

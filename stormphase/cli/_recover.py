@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase._clock import SystemClock
+from stormphase._record import dumps_ascii
 from stormphase.analysis._words import counted, path_text, shown
 from stormphase.analysis._words import span as duration
 from stormphase.cli._exit_codes import UNWELL, WELL, told
@@ -208,7 +209,7 @@ def write_json(stream: TextIO, outcomes: Iterable[Outcome], endpoint: Endpoint |
     before, after = json.dumps(facts, sort_keys=True, separators=(",\n", ": ")).split("[]")
     stream.write(f"{before}[")
     for index, outcome in enumerate(outcomes):
-        journal = json.dumps(_to_dict(outcome), sort_keys=True, allow_nan=False)
+        journal = dumps_ascii(_to_dict(outcome), sort_keys=True)
         stream.write(f"{',' * bool(index)}\n  {journal}")
     stream.write(f"\n]{after}\n")
 
@@ -222,7 +223,7 @@ def _to_dict(outcome: Outcome) -> dict[str, Any]:
         "evidence": outcome.evidence,
         "file": str(outcome.file),
         "host": None if process is None else process.host,
-        "lost": [json.loads(record.to_json()) for record in outcome.lost],
+        "lost": [record.to_dict() for record in outcome.lost],
         "pid": None if process is None else process.pid,
         "problem": outcome.problem,
         "rank": None if identity is None else identity.rank,

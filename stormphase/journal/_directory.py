@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from stormphase import _liveness
-from stormphase._attempts import Begun, next_attempt
+from stormphase._attempts import Begun, next_attempt, running_already
 from stormphase._clock import SystemClock
 from stormphase._liveness import Liveness
 from stormphase._model import EndKind, ProcessIdentity
@@ -118,12 +118,7 @@ def attempt_of(path: Path, identity: RankIdentity) -> int:
     alive = [journal for journal in found if _is_alive(journal, this)]
     for journal in alive:
         if journal.rank == identity.rank and journal.forked_from is None:
-            raise ConfigurationError(
-                f"Session {identity.session_id!r}, rank {identity.rank}, is running already, as process "
-                f"{journal.process.pid} on {journal.process.host}.",
-                setting="session_id",
-                fix="Give each launch a session id of its own, or end that process.",
-            )
+            raise running_already(identity, f"process {journal.process.pid} on {journal.process.host}")
     return next_attempt(
         identity,
         [

@@ -15,7 +15,7 @@ from stormphase.journal._damage import Damage
 from stormphase.journal._doubles import settle
 from stormphase.journal._header import check, parse_header
 from stormphase.journal._image import JournalImage
-from stormphase.journal._names import Names
+from stormphase.journal._names import Names, PathBudget
 from stormphase.journal._phases import Phases
 from stormphase.journal._slots import look
 from stormphase.journal._source import FileSource
@@ -77,8 +77,11 @@ class Glance:
                 break
         self._note_finished(all_slots)
         self.latest_ns = latest_ns(all_slots)
+        size_bytes = source.size()
         header = parse_header(header_data, str(self._path), damage)
-        phases = Phases(all_slots, self._known_names(damage), header.id_base, damage)
+        phases = Phases(
+            all_slots, self._known_names(damage, size_bytes), header.id_base, damage, PathBudget(size_bytes)
+        )
         opened, _ = open_phases(
             all_slots, phases, unseen_ends(all_slots, phases.find), damage, was_lost=header.was_lost
         )
@@ -150,10 +153,10 @@ class Glance:
             self._strings[offset] = text_length, Segment(offset, serial, _format.STRINGS, is_folded=False, data=data)
             self._names = None
 
-    def _known_names(self, damage: Damage) -> Names:
+    def _known_names(self, damage: Damage, size_bytes: int) -> Names:
         if self._names is None:
             segments = sorted((segment for _, segment in self._strings.values()), key=lambda segment: segment.serial)
-            self._names = Names(segments, damage)
+            self._names = Names(segments, damage, PathBudget(size_bytes))
         return self._names
 
 

@@ -14,18 +14,44 @@ if TYPE_CHECKING:
 
 OTHER: Final = ("(other)",)
 UNREADABLE: Final = "(unreadable)"
-_MAX_NAMES: Final = 1_000_000  # in all paths together: a chain of 8,192 names has 33 million
+# A chain of 8,192 names has 33 million in its paths together, and a file of 1 MiB room for a thousand chains.
+_MAX_NAMES: Final = 1_000_000
+_LEAST_NAMES: Final = 65_536
+_CHARS_A_NAME: Final = 8
+
+
+class PathBudget:
+    """How much the paths of one journal may be, all together, so that what is read takes as long as the file is large.
+
+    Args:
+        size_bytes: how large that is.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        """Allow a name for each byte, and some characters for each name."""
+        self._names_left = max(_LEAST_NAMES, min(size_bytes, _MAX_NAMES))
+        self._chars_left = _CHARS_A_NAME * self._names_left
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no path of more than one name may be made any more."""
+        return self._names_left <= 0 or self._chars_left <= 0
+
+    def spend(self, names: int, chars: int) -> None:
+        """Count a path, or a part of one."""
+        self._names_left -= names
+        self._chars_left -= chars
 
 
 class Names:
     """All strings of one journal."""
 
-    def __init__(self, segments: Iterable[Segment], damage: Damage) -> None:
+    def __init__(self, segments: Iterable[Segment], damage: Damage, budget: PathBudget) -> None:
         """Read the segments of strings, which are given by serial."""
         self._damage = damage
+        self._budget = budget
         self._entries: list[tuple[int, str]] = []
         self._paths: dict[int, tuple[str, ...]] = {0: OTHER}
-        self._names_left = _MAX_NAMES
         for segment in segments:
             if not self._read(segment.data) or len(self._entries) > _format.MAX_STRINGS:
                 # What follows cannot be numbered.
@@ -68,13 +94,13 @@ class Names:
     def _path(self, number: int) -> tuple[str, ...]:
         names = []
         while number:
-            if number > len(self._entries) or self._names_left <= 0:
+            if number > len(self._entries) or self._budget.is_spent:
                 self._damage.note("a path is lost")
                 names.append(UNREADABLE)
                 break
             parent, name = self._entries[number - 1]
             names.append(name)
-            self._names_left -= 1
+            self._budget.spend(1, len(name))
             # A parent is always numbered first, so this ends.
             number = parent if parent < number else len(self._entries) + 1
         names.reverse()

@@ -15,28 +15,29 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stormphase.journal._damage import Damage
-    from stormphase.journal._names import Names
+    from stormphase.journal._names import Names, PathBudget
     from stormphase.journal._slots import Slots
 
 UNSEEN_END: Final = (
     "An interrupt kept its end from being written down; it was over by the time that stands here as its end."
 )
 _OPEN: Final = (PhaseStatus.ACTIVE, PhaseStatus.PAUSED)
-_MAX_PATH_NAMES: Final = 1_000_000  # in all paths together that stand in no table
 
 
 class Phases:
     """Makes phases; each is made when it is asked for."""
 
-    def __init__(self, all_slots: Sequence[Slots], names: Names, id_base: int, damage: Damage) -> None:
-        """Make phases of what is in `all_slots`."""
+    def __init__(
+        self, all_slots: Sequence[Slots], names: Names, id_base: int, damage: Damage, budget: PathBudget
+    ) -> None:
+        """Make phases of what is in `all_slots`; `budget` is for paths that stand in no table."""
         self._all_slots = all_slots
         self._names = names
         self._id_base = id_base
         self._damage = damage
+        self._budget = budget
         self._places: dict[int, tuple[Slots, int]] | None = None
         self._paths: dict[int, tuple[str, ...]] = {}
-        self._path_names_left = _MAX_PATH_NAMES
 
     def find(self, sequence: int) -> tuple[Slots, int] | None:
         """Return where the phase of a number stands, or None."""
@@ -131,12 +132,15 @@ class Phases:
                     slots, row = place
                     _, parent, _, number, _, _, _, _, sequence, _, _, _ = slots.fields(row)
                     envelope = {} if number else slots.envelope(row)
+        chars = sum(map(len, path))
+        # Each is kept, also one that is lost, so that nobody goes this way again.
         for each, name in reversed(chain):
-            self._path_names_left -= len(path) + 1
-            if self._path_names_left < 0:
+            if self._budget.is_spent:
                 self._damage.note("a path is lost")
-                return (UNREADABLE, chain[0][1])
+                path, chars = (UNREADABLE,), len(UNREADABLE)
             path = self._paths[each] = (*path, name)
+            chars += len(name)
+            self._budget.spend(len(path), chars)
         return path
 
     def _error(self, error: object, sequence: int) -> PhaseError | None:

@@ -25,8 +25,6 @@ _SLOTS_AT_ONCE: Final = 32
 _COMMITS: Final = struct.Struct("<" + "40xQ16xQ" * SLOTS)
 _LAST_STATUS: Final = max(_format.STATUSES)
 _LATEST: Final = 2**62  # 146 years after the machine booted
-# A blob is read at most this often: for itself, for the names of what is under it, and for its pauses.
-_BLOB_BYTES: Final = 4 * _format.SEGMENT
 _ENVELOPE_BIT: Final = _format.IS_ENVELOPE << 32  # of the word in which offset, length and flags stand
 _PAUSED_NS: Final = b"paused_ns"
 
@@ -64,7 +62,8 @@ class Slots:
     moved: set[int] = attrs.field(factory=set)
     superseded: list[int] = attrs.field(factory=list)
     last_end_ns: int = 0
-    _blob_bytes_left: int = _BLOB_BYTES
+    _blobs: dict[int, dict[str, Any]] = attrs.field(factory=dict)
+    _blob_bytes_left: int = _format.SEGMENT
 
     @property
     def is_folded(self) -> bool:
@@ -97,8 +96,15 @@ class Slots:
         sequences = self.sequences
         return [sequences[row] for rows in (self.ended, self.open) for row in rows]
 
-    def blob(self, offset: int, length: int) -> dict[str, Any]:
-        """Return the object that a blob encodes; empty if it is damaged, which is noted."""
+    def blob(self, row: int) -> dict[str, Any]:
+        """Return the object that a phase's blob encodes; empty if it has none, or it is damaged, which is noted."""
+        found = self._blobs.get(row)
+        if found is None:
+            fields = self.fields(row)
+            found = self._blobs[row] = self._parsed(fields[5], fields[6])
+        return found
+
+    def _parsed(self, offset: int, length: int) -> dict[str, Any]:
         if not length:
             return {}
         value = None
@@ -116,9 +122,8 @@ class Slots:
 
     def envelope(self, row: int) -> dict[str, Any]:
         """Return what stands beside the numbers of a phase: its attributes are one of its keys."""
-        fields = self.fields(row)
-        blob = self.blob(fields[5], fields[6])
-        return blob if fields[7] & _format.IS_ENVELOPE or not blob else {"attributes": blob}
+        blob = self.blob(row)
+        return blob if self.fields(row)[7] & _format.IS_ENVELOPE or not blob else {"attributes": blob}
 
     def pauses(self) -> dict[int, int]:
         """Return how long the ended phases were paused, by row, of those that were."""
@@ -131,7 +136,7 @@ class Slots:
                 continue
             at, length = word & 0xFFFF, word >> 16 & 0xFFFF
             if _PAUSED_NS in data[at : at + length]:
-                paused_ns = self.blob(at, length).get("paused_ns", 0)
+                paused_ns = self.blob(row).get("paused_ns", 0)
                 if type(paused_ns) is int:
                     found[row] = paused_ns
         return found
@@ -152,6 +157,8 @@ class Slots:
         if _format.FIRST_SLOT + self.used * _format.SLOT <= fields[5] <= _format.SEGMENT - len(blob):
             data[fields[5] : fields[5] + len(blob)] = blob
         self.segment = attrs.evolve(self.segment, data=bytes(data))
+        self._blobs.pop(row, None)
+        self._blob_bytes_left += len(blob)
         self.open.remove(row)
         self.ended = sorted((*self.ended, row))
         self.last_end_ns = max(self.last_end_ns, fields[9])

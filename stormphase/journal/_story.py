@@ -12,7 +12,7 @@ from stormphase.journal._damage import Damage
 from stormphase.journal._doubles import missing, settle
 from stormphase.journal._header import int_or_none, json_object, parse_header
 from stormphase.journal._image import JournalImage, StackDump
-from stormphase.journal._names import Names
+from stormphase.journal._names import Names, PathBudget
 from stormphase.journal._phases import Phases
 from stormphase.journal._slots import ENDED_AT, look
 from stormphase.journal._sums import Sums, add_records, read_rows, totals_by_path
@@ -46,8 +46,8 @@ def read_source(
             break
         source.wait()
     header = parse_header(copy.header, str(file), damage)
-    names = Names(_of_kind(copy.segments, _format.STRINGS), damage)
-    phases = Phases(all_slots, names, header.id_base, damage)
+    names = Names(_of_kind(copy.segments, _format.STRINGS), damage, PathBudget(source.size()))
+    phases = Phases(all_slots, names, header.id_base, damage, PathBudget(source.size()))
     unseen = unseen_ends(all_slots, phases.find)
     sums = read_rows(_of_kind(copy.segments, _format.TOTALS), damage)
     add_records(sums, all_slots, uncounted)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     _Judged = tuple[int, int, int]
     Find = Callable[[int], "tuple[Slots, int] | None"]
 
-_MAX_LOOKS: Final = 200_000
+_LOOKS_A_SLOT: Final = 8
 _PAUSE_KEYS: Final = frozenset({"paused_ns", "paused_since_ns", "cut"})  # what was cut may have been a pause
 
 
@@ -37,7 +37,7 @@ def unseen_ends(all_slots: Sequence[Slots], find: Find) -> dict[int, int]:
     judged = _judged(all_slots)
     everywhere = sorted(sequence for lane in judged.values() for sequence, _, _ in lane)
     latest: dict[int, int] = {}
-    looks_left = _MAX_LOOKS
+    looks_left = _LOOKS_A_SLOT * sum(slots.used for slots in all_slots)
     for slots in all_slots:
         if not _may_prove(slots, everywhere):
             continue
@@ -99,9 +99,7 @@ def _proves(slots: Slots, row: int, others_parent: int, find: Find) -> bool:
 
 
 def _was_ever_paused(slots: Slots, row: int) -> bool:
-    fields = slots.fields(row)
-    flags = fields[7]
+    flags = slots.fields(row)[7]
     return bool(
-        flags & _format.IS_PAUSED
-        or (flags & _format.IS_ENVELOPE and not _PAUSE_KEYS.isdisjoint(slots.blob(fields[5], fields[6])))
+        flags & _format.IS_PAUSED or (flags & _format.IS_ENVELOPE and not _PAUSE_KEYS.isdisjoint(slots.blob(row)))
     )

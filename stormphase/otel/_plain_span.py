@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from stormphase.otel._journal_facts import Limits
+
+_Item = TypeVar("_Item")
 
 INTERNAL: Final = 1  # SpanKind
 STATUS_UNSET: Final = 0
@@ -65,21 +65,30 @@ class RecoveredSpan:
 
 def limited(span: RecoveredSpan, limits: Limits) -> RecoveredSpan:
     """Return the span as the user's provider would have kept it: the last of everything, and strings cut."""
-    attributes = _last(span.attributes.items(), limits.attributes)
-    events, links = _last(span.events, limits.events), _last(span.links, limits.links)
+    events = tuple(_limited_event(event, limits) for event in _last(span.events, limits.events))
+    links = _last(span.links, limits.links)
+    if (
+        _is_within(span.attributes, limits.attributes, limits.attribute_chars)
+        and events == span.events
+        and links == span.links
+    ):
+        return span
+    attributes = _last(tuple(span.attributes.items()), limits.attributes)
     return attrs.evolve(
         span,
         attributes={key: _cut(value, limits.attribute_chars) for key, value in attributes},
         dropped_attributes=len(span.attributes) - len(attributes),
-        events=tuple(_limited_event(event, limits) for event in events),
+        events=events,
         dropped_events=len(span.events) - len(events),
-        links=tuple(links),
+        links=links,
         dropped_links=len(span.links) - len(links),
     )
 
 
 def _limited_event(event: SpanEvent, limits: Limits) -> SpanEvent:
-    kept = _last(event.attributes.items(), limits.event_attributes)
+    if _is_within(event.attributes, limits.event_attributes, limits.event_attribute_chars):
+        return event
+    kept = _last(tuple(event.attributes.items()), limits.event_attributes)
     return attrs.evolve(
         event,
         attributes={key: _cut(value, limits.event_attribute_chars) for key, value in kept},
@@ -87,10 +96,14 @@ def _limited_event(event: SpanEvent, limits: Limits) -> SpanEvent:
     )
 
 
-def _last(items: Iterable[Any], most: int | None) -> list[Any]:
+def _is_within(attributes: Mapping[str, Any], most: int | None, most_chars: int | None) -> bool:
+    """Whether limits leave attributes as they are, as they mostly do."""
+    return most_chars is None and (most is None or len(attributes) <= most)
+
+
+def _last(items: tuple[_Item, ...], most: int | None) -> tuple[_Item, ...]:
     """Return the last ones that a limit leaves, as the SDK does."""
-    kept = list(items)
-    return kept if most is None or len(kept) <= most else kept[len(kept) - most :]
+    return items if most is None or len(items) <= most else items[len(items) - most :]
 
 
 def _cut(value: Any, most: int | None) -> Any:

@@ -89,6 +89,11 @@ class _Builder:
             "stormphase.world_size": identity.world_size,
         }
         self._reason = lost_reason(image.stop_signal)
+        self._stacks = {
+            (dump.sequence, thread["thread_id"]): (dump.at_ns, thread["frames"])
+            for dump in image.stacks
+            for thread in reversed(dump.threads)
+        }
 
     def build(self) -> Rebuilt:
         spans: list[RecoveredSpan] = []
@@ -214,12 +219,11 @@ class _Builder:
 
     def _stack_of(self, phase: JournalPhase) -> str | None:
         """Return its thread's Python stack, if it was noticed that the phase was open for too long."""
-        for dump in reversed(self._image.stacks):
-            for thread in dump.threads if dump.sequence == phase.sequence else ():
-                if thread["thread_id"] == phase.thread_id:
-                    after_s = max(0, dump.at_ns - phase.entered_ns) / _NS
-                    return "\n".join([f"Python stack after {after_s:.1f} s, innermost last:", *thread["frames"]])
-        return None
+        at_ns, frames = self._stacks.get((phase.sequence, phase.thread_id), (0, None))
+        if frames is None:
+            return None
+        after_s = max(0, at_ns - phase.entered_ns) / _NS
+        return "\n".join([f"Python stack after {after_s:.1f} s, innermost last:", *frames])
 
     def _retried(self, phase: JournalPhase, place: Place) -> SpanLink | None:
         """Return the link to the try before, if it is known in which trace that was."""

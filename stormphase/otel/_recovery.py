@@ -26,6 +26,7 @@ from stormphase.otel._recovered import rebuild
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
+    from stormphase.journal._header import Header
     from stormphase.journal._image import JournalImage
     from stormphase.otel._otlp_http import OtlpSender
     from stormphase.otel._recovered import Rebuilt
@@ -175,8 +176,14 @@ class Recovery:
                     yield Outcome(file=path, result=Result.FAILED, problem=f"{error.problem} {error.fix}")
 
     def _journal(self, file: Path) -> Outcome:
-        image = read_journal(file, ended_limit=0)
-        verdict = self._verdict(image)
+        header = read_header(file)
+        # Before the rest is read: of a dead one, that is then the last that it has written.
+        verdict = self._verdict(header)
+        has_bridge = header.facts.get("otel") is not None
+        if verdict.state is Liveness.DEAD and has_bridge:
+            image = read_journal(file, unsent_only=True)
+        else:
+            image = read_journal(file, ended_limit=0)
         plain = Outcome(
             file=file,
             result=Result.ALIVE,
@@ -191,17 +198,13 @@ class Recovery:
         if verdict.state is not Liveness.DEAD:
             may_be_done = image.end_note is not None and not image.open
             return attrs.evolve(plain, result=Result.NOTHING if may_be_done else Result.UNPROVEN)
-        return self._dead(plain, verdict, has_bridge=image.facts.get("otel") is not None)
+        return self._dead(plain, image, verdict, has_bridge=has_bridge)
 
-    def _dead(self, plain: Outcome, verdict: Verdict, *, has_bridge: bool) -> Outcome:
-        # Read once more: what stands there now is the last that this process has written.
-        image = read_journal(plain.file, unsent_only=True) if has_bridge else read_journal(plain.file, ended_limit=0)
+    def _dead(self, plain: Outcome, image: JournalImage, verdict: Verdict, *, has_bridge: bool) -> Outcome:
         dead = attrs.evolve(
             plain,
             lost=lost_records(image, verdict.evidence) if self._wants_records else (),
             unsent_phases=len(image.ended),
-            cleared_unsent=image.cleared_unsent,
-            damage=image.damage,
         )
         if not has_bridge:
             return attrs.evolve(dead, result=Result.UNTRACED if image.open else Result.NOTHING)
@@ -210,10 +213,10 @@ class Recovery:
             return attrs.evolve(dead, result=Result.ALREADY_SENT, spans=mark.spans)
         return self._recover(dead, image)
 
-    def _verdict(self, image: JournalImage) -> Verdict:
-        process = image.process
+    def _verdict(self, header: Header) -> Verdict:
+        process = header.process
         verdict = self._judge(
-            process, heartbeat_wall_ns=image.heartbeat_wall_ns, now_wall_ns=self._clock.wall_ns(), this=self._this
+            process, heartbeat_wall_ns=header.heartbeat_wall_ns, now_wall_ns=self._clock.wall_ns(), this=self._this
         )
         if verdict.state is Liveness.UNKNOWN and process.host in self._assume_dead:
             return Verdict(Liveness.DEAD, f"taken for dead on the user's word; {verdict.evidence}")

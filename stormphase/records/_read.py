@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from stormphase._attribution import Blame
     from stormphase._record import PhaseRecord
+    from stormphase.stores import UnreadableRows
     from stormphase.typing import RecordStore
 
     Source: TypeAlias = "str | os.PathLike[str] | RecordStore | Iterable[PhaseRecord]"
@@ -42,7 +43,7 @@ def read_records(
     wanted: RecordQuery | None = None,
     /,
     *,
-    on_unreadable: Callable[[UnreadableJournal], object] | None = None,
+    on_unreadable: Callable[[UnreadableJournal | UnreadableRows], object] | None = None,
     as_is: bool = False,
     **filters: Any,
 ) -> Iterator[PhaseRecord]:
@@ -54,7 +55,8 @@ def read_records(
     Args:
         source: the file of a `SqliteStore`, a directory of journals, a store, or records.
         wanted: which; by default all.
-        on_unreadable: told of each journal that cannot be read; by default they are passed over.
+        on_unreadable: told of each journal that cannot be read, and at the end of rows of a database that are no
+            records; by default they are passed over.
         as_is: leave a database's file as it is; by default what dead processes left open in it is first given its end
             there, as by `SqliteStore.close_lost`, if the file can be written.
         filters: the attributes of a `RecordQuery`, instead of one: `path="train/*"`, `status="failed"`, `rank=3`,
@@ -77,7 +79,7 @@ def read_records(
         source = _opened(path, as_is=as_is)
     if isinstance(source, SqliteStore):
         _check_names(source, wanted)
-        return source.query(wanted)
+        return source.query(wanted, on_unreadable=on_unreadable)
     return _filtered(source, wanted)
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stormphase.stores._memory import MemoryStore
     from stormphase.stores._query import RecordQuery, near_names
     from stormphase.stores._sqlite import SqliteStore
+    from stormphase.stores._sqlite_rows import UnreadableRows
     from stormphase.stores._sqlite_schema import MAX_ATTRIBUTE_COLUMNS, attribute_columns
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "MemoryStore",
     "RecordQuery",
     "SqliteStore",
+    "UnreadableRows",
     "as_lost",
     "attribute_columns",
     "close_lost",
@@ -29,6 +31,7 @@ _HOMES = {
     "MemoryStore": "stormphase.stores._memory",
     "RecordQuery": "stormphase.stores._query",
     "SqliteStore": "stormphase.stores._sqlite",
+    "UnreadableRows": "stormphase.stores._sqlite_rows",
     "as_lost": "stormphase._lost",
     "attribute_columns": "stormphase.stores._sqlite_schema",
     "close_lost": "stormphase.stores._lost",

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 
 def number_attempt(store: RecordStore | None, identity: RankIdentity) -> RankIdentity:
-    """Return the identity with the attempt that the store counts, if it can; a store that fails counts nothing."""
-    count = getattr(store, "next_attempt", None)
+    """Return the identity with the attempt that the store counts, if it can; a store that fails counts nothing.
+
+    Raises:
+        ConfigurationError: if the store knows that a process of the same session and rank lives.
+    """
+    count = getattr(store, "begin_attempt", None) or getattr(store, "next_attempt", None)
     if count is None:
         return identity
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from stormphase._attempts import Begun, next_attempt
+from stormphase._attempts import Begun, next_attempt, running_already
 from stormphase._clock import SystemClock
 from stormphase._copying import CopiesToItself
 from stormphase._liveness import Liveness, judge, own_process
@@ -23,6 +24,7 @@ from stormphase.stores._query import RecordQuery, query_of
 from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
 from stormphase.stores._sqlite_fork import ForkGate
+from stormphase.stores._sqlite_guard import LEAST_S_OF_WRITES, TimeLimit
 from stormphase.stores._sqlite_schema import MIGRATIONS, SEQUENCE_BITS
 from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
 
@@ -41,8 +43,24 @@ _SAME_PROCESS: Final = "host IS ? AND boot_id IS ? AND pid IS ? AND pid_started 
 # As `entering_order` sorts.
 _KINDS: Final = " ".join(f"WHEN '{kind.value}' THEN {number}" for number, kind in enumerate(RecordKind))
 _ENTERING_ORDER: Final = f"r.entered_ns, CASE r.kind {_KINDS} END, o.rank, r.id & {MAX_SEQUENCE}, r.id"
+_BEGIN_TIMEOUT_S: Final = 0.5
+# An owner's own record is the first of its rows; one that has only just begun has none yet.
+_BEGUN_SQL: Final = f"""
+    SELECT o.session_attempt, o.rank, r.kind,
+        CASE WHEN r.status = 'succeeded' AND json_valid(r.attributes)
+            THEN json_extract(r.attributes, '$."stormphase.world_size"') = ? END,
+        o.last_seen_ns, o.host, o.boot_id, o.pid, o.pid_started, o.pid_namespace
+    FROM stored_owner o LEFT JOIN stored_record r ON r.id = o.id << {SEQUENCE_BITS}
+    WHERE o.session_id = ? AND typeof(o.session_attempt) = 'integer'
+"""
+_BEGIN_SQL: Final = (
+    "INSERT INTO stored_owner (session_id, session_attempt, rank, last_seen_ns, host, boot_id, pid, pid_started,"
+    " pid_namespace) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 _Result = TypeVar("_Result")
+
+_log = logging.getLogger("stormphase")
 
 
 class SqliteStore(CopiesToItself):
@@ -85,6 +103,7 @@ class SqliteStore(CopiesToItself):
         self._clock = SystemClock() if clock is None else clock
         self._inherited: list[sqlite3.Connection] = []
         self._launches: set[Launch] = set()
+        self._has_warned_of_rows = False
         self._renew()
 
     def _renew(self) -> None:
@@ -92,6 +111,7 @@ class SqliteStore(CopiesToItself):
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[tuple[int, int], int] | None = None
         self._writer: RowWriter | None = None
+        self._limit: TimeLimit | None = None
 
     # What a store does
 
@@ -119,19 +139,28 @@ class SqliteStore(CopiesToItself):
         """
         self._write(records, ON_END)
 
-    def query(self, wanted: RecordQuery | None = None, /, **filters: Any) -> Iterator[PhaseRecord]:
+    def query(
+        self,
+        wanted: RecordQuery | None = None,
+        /,
+        *,
+        on_unreadable: Callable[[rows.UnreadableRows], object] | None = None,
+        **filters: Any,
+    ) -> Iterator[PhaseRecord]:
         """Return the records that are wanted, in the order in which they were entered; memory stays flat.
 
         What is written meanwhile is not among them. Close the iterator, or use it up, to release the file.
 
         Args:
             wanted: which; by default all.
+            on_unreadable: told at the end of rows that are no records, if there were any; by default that is logged
+                once.
             filters: the attributes of a `RecordQuery`, instead of one.
 
         Raises:
             StoreError: if the file cannot be read; also while the records are taken.
         """
-        return self._records(query_of(wanted, filters))
+        return self._records(query_of(wanted, filters), on_unreadable or self._warn_of_rows)
 
     def close(self) -> None:
         """Close the file; a later call opens it again. Never raises."""
@@ -154,11 +183,11 @@ class SqliteStore(CopiesToItself):
 
     def paths(self) -> list[tuple[str, ...]]:
         """Return every path that a record has."""
-        found = self._read("SELECT names FROM stored_path WHERE depth > 0")
-        try:
-            return [rows.names_of(names) for (names,) in found]
-        except rows.WrongRowError as error:
-            raise trouble(self.path, error) from error
+        found = []
+        for (names,) in self._read("SELECT names FROM stored_path WHERE depth > 0"):
+            with contextlib.suppress(rows.WrongRowError):
+                found.append(rows.names_of(names))
+        return found
 
     def attribute_keys(self) -> list[str]:
         """Return every key that a phase's attributes have, in the order of their first sight."""
@@ -178,31 +207,61 @@ class SqliteStore(CopiesToItself):
         Raises:
             StoreError: if the file cannot be read.
         """
-        # An owner's own record is the first of its rows.
-        sql = f"""
-            SELECT o.session_attempt, o.rank, ifnull(r.kind <> 'rank', TRUE),
-                CASE WHEN r.status = 'succeeded' AND json_valid(r.attributes)
-                    THEN json_extract(r.attributes, '$."stormphase.world_size"') = ? END,
-                o.last_seen_ns, o.host, o.boot_id, o.pid, o.pid_started, o.pid_namespace
-            FROM stored_owner o LEFT JOIN stored_record r ON r.id = o.id << {SEQUENCE_BITS}
-            WHERE o.session_id = ? AND typeof(o.session_attempt) = 'integer'
-        """
         try:
-            begun = [
-                Begun(
-                    attempt=attempt,
-                    rank=rank,
-                    is_alive=self._lives(rows.process_of(process), seen_ns),
-                    is_done=bool(is_done),
-                    is_child=bool(is_child),
-                )
-                for attempt, rank, is_child, is_done, seen_ns, *process in self._read(
-                    sql, (identity.world_size, rows.sound(identity.session_id))
-                )
-            ]
+            return next_attempt(identity, [each for each, _, _ in self._begun(identity, self._read)])
         except rows.WrongRowError as error:
             raise trouble(self.path, error) from error
-        return next_attempt(identity, begun)
+
+    def begin_attempt(self, identity: RankIdentity) -> int:
+        """Return the same, and have this process known as that rank, so that no other one begins as it meanwhile.
+
+        Raises:
+            ConfigurationError: if another process that lives is that rank of the session.
+            StoreError: if the file cannot be read or written, or is held by others for longer than half a second.
+        """
+        return self._ask(lambda: self._begin_attempt(identity))
+
+    def _begin_attempt(self, identity: RankIdentity) -> int:
+        timeout_s = min(self._busy_timeout_s, _BEGIN_TIMEOUT_S)
+        make_file(self.path, timeout_s)
+        connection = connect(self.path, timeout_s)
+        TimeLimit(connection, self.path)
+        this = own_process()
+        attempts: list[int] = []
+
+        def begin() -> None:
+            begun = self._begun(identity, lambda sql, values: connection.execute(sql, values).fetchall())
+            for each, is_rank, process in begun:
+                if is_rank and each.is_alive and each.rank == identity.rank and process is not None and process != this:
+                    raise running_already(identity, f"process {process.pid} on {process.host}")
+            attempts.append(next_attempt(identity, [each for each, _, _ in begun]))
+            row = (rows.sound(identity.session_id), attempts[0], identity.rank, self._clock.wall_ns(), *_place(this))
+            connection.execute(_BEGIN_SQL, row)
+
+        try:
+            prepare(connection, self.path)
+            self._in_transaction(connection, begin)
+        finally:
+            connection.close()
+        return attempts[0]
+
+    def _begun(
+        self, identity: RankIdentity, read: Callable[[str, tuple[Any, ...]], list[Any]]
+    ) -> list[tuple[Begun, bool, ProcessIdentity | None]]:
+        """Return who has begun attempts of a session: also whether it is a rank or about to be one, and the process."""
+        found = []
+        values = (identity.world_size, rows.sound(identity.session_id))
+        for attempt, rank, kind, is_done, seen_ns, *place in read(_BEGUN_SQL, values):
+            process = rows.process_of(place)
+            begun = Begun(
+                attempt=attempt,
+                rank=rank,
+                is_alive=self._lives(process, seen_ns),
+                is_done=bool(is_done),
+                is_child=kind != RecordKind.RANK.value,
+            )
+            found.append((begun, kind in (None, RecordKind.RANK.value), process))
+        return found
 
     def _lives(self, process: ProcessIdentity | None, seen_ns: Any) -> bool:
         if process is None:
@@ -283,25 +342,43 @@ class SqliteStore(CopiesToItself):
 
     # Reading
 
-    def _records(self, asked: RecordQuery) -> Iterator[PhaseRecord]:
+    def _warn_of_rows(self, unreadable: rows.UnreadableRows) -> None:
+        if not self._has_warned_of_rows:
+            self._has_warned_of_rows = True
+            _log.warning("stormphase: %s", unreadable.error)
+
+    def _records(
+        self, asked: RecordQuery, on_unreadable: Callable[[rows.UnreadableRows], object]
+    ) -> Iterator[PhaseRecord]:
+        wrong = 0
+        first: rows.WrongRowError | None = None
         with self._reading() as connection:
             if connection is None:
                 return
             gate = self._gate.reading
+            limit = TimeLimit(connection, self.path)
             with gate:
                 conditions, values = self._conditions(connection, asked)
                 sql = f"{rows.SELECT} WHERE {' AND '.join(conditions)} ORDER BY {_ENTERING_ORDER}"
                 cursor = connection.execute(sql, values)
             while True:
                 with gate:
+                    limit.renew()
                     found = cursor.fetchmany(_READ_ROWS)
                     lines = self._lines(connection, [row[0] for row in found])
                 if not found:
-                    return
+                    break
                 for row in found:
-                    record = rows.record_of_row(row, tuple(lines.get(row[0], ())))
+                    try:
+                        record = rows.record_of_row(row, lines.get(row[0], ()))
+                    except rows.WrongRowError as error:
+                        wrong += 1
+                        first = first or error
+                        continue
                     if asked.matches(record):
                         yield record
+        if first is not None:
+            on_unreadable(rows.UnreadableRows.of(self.path, wrong, first))
 
     def _conditions(self, connection: sqlite3.Connection, asked: RecordQuery) -> tuple[list[str], list[Any]]:
         """Return what SQL can say of the question; what it cannot, `RecordQuery.matches` says of each record."""
@@ -325,23 +402,32 @@ class SqliteStore(CopiesToItself):
             conditions.append("r.status <> 'succeeded'")  # So that the partial index serves.
         if asked.path is not None:
             known = connection.execute("SELECT id, names FROM stored_path").fetchall()
-            ids = [str(int(number)) for number, names in known if asked.matches_path(rows.names_of(names))]
+            ids = []
+            for number, names in known:
+                with contextlib.suppress(rows.WrongRowError):
+                    if asked.matches_path(rows.names_of(names)):
+                        ids.append(str(int(number)))
             conditions.append(f"r.path_id IN ({', '.join(ids)})")
         return conditions, values
 
     @staticmethod
-    def _lines(connection: sqlite3.Connection, ids: list[int]) -> dict[int, list[OutputLine]]:
+    def _lines(
+        connection: sqlite3.Connection, ids: list[int]
+    ) -> dict[int, tuple[OutputLine, ...] | rows.WrongRowError]:
+        """Return the output of records, by the ids of their rows; an error for one with a line that is none."""
         marks = ", ".join("?" * len(ids))
         sql = (
             "SELECT record_id, time_ns, stream, text FROM stored_output"
             f" WHERE record_id IN ({marks}) ORDER BY record_id, line"
         )
-        found: dict[int, list[OutputLine]] = {}
+        lines: dict[int, list[OutputLine]] = {}
+        wrong: dict[int, tuple[OutputLine, ...] | rows.WrongRowError] = {}
         for record_id, time_ns, stream, text in connection.execute(sql, ids):
             if (type(time_ns), type(stream), type(text)) != (int, str, str):
-                raise rows.WrongRowError("a line of output in it is none")
-            found.setdefault(record_id, []).append(OutputLine(time_ns, stream, text))
-        return found
+                wrong[record_id] = rows.WrongRowError("a line of output in it is none")
+            else:
+                lines.setdefault(record_id, []).append(OutputLine(time_ns, stream, text))
+        return {**{record_id: tuple(found) for record_id, found in lines.items()}, **wrong}
 
     def _read(self, sql: str, values: Iterable[Any] = ()) -> list[Any]:
         with self._reading() as connection:
@@ -360,6 +446,7 @@ class SqliteStore(CopiesToItself):
                 is_new = True
                 if self.path.exists():
                     connection = connect(self.path, self._busy_timeout_s)
+                    TimeLimit(connection, self.path)
                     version = check(connection, self.path)
                     is_new = version == 0
                     if 0 < version < len(MIGRATIONS):
@@ -406,15 +493,19 @@ class SqliteStore(CopiesToItself):
                 self.close()
             else:
                 self._file = found
+                if self._limit is not None:
+                    self._limit.renew()
         if self._connection is None:
             make_file(self.path, self._busy_timeout_s)
             connection = connect(self.path, self._busy_timeout_s)
+            limit = TimeLimit(connection, self.path, LEAST_S_OF_WRITES)
             try:
                 prepare(connection, self.path)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
+            self._limit = limit
             self._file = file_id(self.path)
         return self._connection
 

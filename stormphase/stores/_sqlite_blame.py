@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from stormphase._attribution import corrections, is_of_the_gone
@@ -104,5 +105,9 @@ def _with_ids(
 
 
 def _by_scope(found: Iterable[tuple[object, ...]]) -> dict[str, tuple[int, PhaseRecord]]:
-    records = ((row[0], rows.record_of_row(row, ())) for row in found)
-    return {record.scope_id: (row_id, record) for row_id, record in records}  # type: ignore[misc]
+    by_scope: dict[str, tuple[int, PhaseRecord]] = {}
+    for row in found:
+        with contextlib.suppress(rows.WrongRowError):  # It says nothing of the others.
+            record = rows.record_of_row(row, ())
+            by_scope[record.scope_id] = (row[0], record)  # type: ignore[assignment]
+    return by_scope

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from stormphase._clock import SystemClock
 from stormphase.exceptions import StoreError
 from stormphase.stores import _sqlite_schema as schema
+from stormphase.stores._sqlite_guard import INTERRUPTED, check_tables, harden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,9 +50,11 @@ def connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
         )
     # "rw" makes no file, and takes one that must not be written for reading only.
     uri = f"file:{quote(str(path))}?mode=rw"
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
     )
+    harden(connection)
+    return connection
 
 
 def prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -104,6 +107,8 @@ def check(connection: sqlite3.Connection, path: Path) -> int:
             path=str(path),
             fix="Install a newer stormphase, or give the store another file.",
         )
+    elif version > 0:
+        check_tables(connection, path)
     return int(version)
 
 
@@ -117,6 +122,9 @@ def trouble(path: Path, error: Exception) -> StoreError:
     elif isinstance(error, sqlite3.OperationalError) and ("full" in text or "I/O" in text):
         fix = "Make room on the disk, or mend it; what was to be written is tried again."
         may_pass = True
+    elif isinstance(error, sqlite3.OperationalError) and text == INTERRUPTED:
+        text = "what is asked of it takes longer than it should for its size"
+        fix = "Copy it to a faster disk; if it takes as long there, it is damaged or made to keep you waiting."
     elif isinstance(error, OSError) or (isinstance(error, sqlite3.OperationalError) and _DENIED.search(text)):
         fix = "Give the store a file in a directory that exists and may be written to."
     else:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import attrs
 
 from stormphase._model import PhaseStatus, ProcessIdentity
 from stormphase._record import MAX_SEQUENCE, OutputLine, PhaseRecord, RecordKind, dumps
+from stormphase.exceptions import StoreError
 from stormphase.stores._sqlite_schema import OWNER_COLUMNS, RECORD_COLUMNS, SEQUENCE_BITS
 
 if TYPE_CHECKING:
@@ -84,6 +88,32 @@ _MAX_KNOWN: Final = 4_096
 
 class WrongRowError(ValueError):
     """A row says what no record can say: the file is damaged, or somebody else has written into it."""
+
+
+@attrs.frozen(kw_only=True)
+class UnreadableRows:
+    """Rows of a database that are no records, and were passed over.
+
+    Attributes:
+        file: the database.
+        count: how many there were in what was asked for.
+        error: what is wrong with the first, and what can be done.
+    """
+
+    file: Path
+    count: int
+    error: StoreError
+
+    @classmethod
+    def of(cls, file: Path, count: int, first: WrongRowError) -> UnreadableRows:
+        """Put it into words."""
+        rows = "1 row is no record and was" if count == 1 else f"{count:,} rows are no records and were"
+        error = StoreError(
+            f"In the store {file} {rows} passed over: {first}.",
+            path=str(file),
+            fix="The file is damaged, or another program has written into it.",
+        )
+        return cls(file=file, count=count, error=error)
 
 
 def sound(text: str | None) -> str | None:
@@ -177,12 +207,14 @@ def row_of(record: PhaseRecord, owner_id: int, path_id: int) -> tuple[Any, ...]:
     )
 
 
-def record_of_row(row: Sequence[Any], output: tuple[OutputLine, ...]) -> PhaseRecord:
-    """Return the record of a row that `SELECT` gave.
+def record_of_row(row: Sequence[Any], output: tuple[OutputLine, ...] | WrongRowError) -> PhaseRecord:
+    """Return the record of a row that `SELECT` gave, with its output, or what is wrong with that.
 
     Raises:
         WrongRowError: if the row says what no record can say.
     """
+    if isinstance(output, WrongRowError):
+        raise output
     types = tuple(map(type, row))
     if types not in _known_types:
         _check_types(types)
