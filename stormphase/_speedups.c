@@ -1295,6 +1295,7 @@ enter_phase_of(PyObject *Py_UNUSED(module), PyObject *owner)
 }
 
 #include "_c/redaction.h"
+#include "_c/capture.h"
 
 static PyMethodDef functions[] = {
     {"bind", (PyCFunction)(void (*)(void))bind, METH_VARARGS | METH_KEYWORDS,
@@ -1302,6 +1303,8 @@ static PyMethodDef functions[] = {
     {"enter_phase_of", enter_phase_of, METH_O, "Return `enter_phase` as a method of a class."},
     {"bind_writer", (PyCFunction)(void (*)(void))bind_writer, METH_VARARGS | METH_KEYWORDS, "Take note of the class of the journal's writers."},
     {"span_put", span_put, METH_VARARGS, "Return what makes a span's phase current in OpenTelemetry's context."},
+    {"stream_hook", stream_hook, METH_VARARGS,
+     "Return what stands in the place of a stream's method; see `capture._writes`."},
     {"slot_stores", slot_stores, METH_O, "Return what stores the two halves of a slot into a mapped file."},
     {"without_secrets", (PyCFunction)(void (*)(void))without_secrets, METH_FASTCALL,
      "Return a text with a marker in the place of each secret."},
@@ -1322,7 +1325,7 @@ PyMODINIT_FUNC
 PyInit__speedups(void)
 {
     prepare_redaction();
-    if (PyType_Ready(&SpanPutType) < 0 || PyType_Ready(&SlotStoreType) < 0)
+    if (PyType_Ready(&SpanPutType) < 0 || PyType_Ready(&SlotStoreType) < 0 || PyType_Ready(&HookType) < 0)
         return NULL;
     if ((zero = PyLong_FromLong(0)) == NULL || (no_arguments = PyTuple_New(0)) == NULL ||
         (unwinding_names = Py_BuildValue("(s)", "is_unwinding")) == NULL)

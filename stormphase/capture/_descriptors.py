@@ -15,6 +15,7 @@ import select
 import subprocess
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from stormphase.capture import _system, _tee
@@ -31,6 +32,7 @@ _LINGER_S: Final = 0.5
 _MOST_MARKS: Final = 8
 
 _lingering: Final[list[subprocess.Popen[bytes]]] = []
+_guarded: Final[list[weakref.ref[Descriptors]]] = []
 
 
 class Descriptors:
@@ -58,6 +60,8 @@ class Descriptors:
         self._owners: dict[int, Any] = {}
         self._flush_c = _system.c_flush()
         self._pipes: list[tuple[int, int]] = []
+        self._drained = threading.Event()  # Not while `stop` waits for the last words.
+        self._drained.set()
 
     def start(self) -> None:
         """Put the pipes in place of the descriptors; nothing has changed if it raises.
@@ -103,6 +107,8 @@ class Descriptors:
             if self.is_terminal[0]:
                 _system.buffer_c_by_lines()
             self._pipes = [_system.identity(write) for write in self._writes]
+            self._is_one_place = _tee.is_one_place(self._saved)
+            _guard_forks(self)
             self.is_on = self._is_begun = True
             for stream in (0, 1):
                 os.dup2(self._writes[stream], stream + 1)
@@ -240,7 +246,7 @@ class Descriptors:
     def write_text(self, stream: int, data: Any) -> int | None:
         """Write what a Python stream has for the descriptor: shown by the tee, and not told of; None if it is not on.
 
-        The text of both streams goes through the first pipe, so that its order is kept.
+        Where both lead to one place, the text of both goes through the first pipe, so that its order is kept.
         """
         view = memoryview(data).cast("B")
         size = len(view)
@@ -248,17 +254,26 @@ class Descriptors:
         with self._lock:
             if not self.is_on:
                 return None
-            if any(descriptor == self._reads[1] for descriptor, _ in self._ready()):
+            if self._page[_tee.IS_GONE + stream]:
+                # Nobody reads there any more, and the program is to be told so, as it would be.
+                self._restore()
+                return None
+            if self._is_one_place and self._is_second_busy():
                 # What a C library has just said on stderr comes first, and the tee looks at the first pipe first.
                 self.settle(SETTLE_S)
+            pipe = 0 if self._is_one_place else stream
             try:
                 for start in range(0, size, most):
-                    self._put(0, _tee.TEXT, data=bytes(view[start : start + most]), target=stream)
+                    self._put(pipe, _tee.TEXT, data=bytes(view[start : start + most]), target=stream)
             except (IndexError, OSError):
                 if not self._is_over:
                     raise
                 return None  # A signal handler stopped it in between.
         return size
+
+    def _is_second_busy(self) -> bool:
+        # In this order: the tee says that it is about to read before it does.
+        return any(pipe == self._reads[1] for pipe, _ in self._ready()) or self._page[_tee.IS_SECOND_BUSY] == 1
 
     def _put(self, stream: int, kind: int, *, number: int = 0, data: bytes = b"", target: int = 0) -> None:
         header = _tee.HEADER.pack(kind, target, self._now(), number, len(data))
@@ -275,7 +290,7 @@ class Descriptors:
         """Have C's own buffers written, so that its text stands before what Python writes next."""
         self._flush_c()
 
-    def begin_text(self) -> None:
+    def begin_text(self, _text: object = None) -> None:
         """Part what C wrote until now from what a Python stream is about to write: that is earlier, whenever read."""
         with contextlib.suppress(Exception):  # It may have stopped in between; the text must be written all the same.
             self._flush_c()
@@ -292,7 +307,7 @@ class Descriptors:
     def settle(self, timeout_s: float) -> bool:
         """Wait until all that was written so far was shown and kept; whether that was so in time."""
         if not self.is_on:
-            return True
+            return self._drained.wait(timeout_s)
         self._flush_c()
         if self.is_quiet():
             return True
@@ -321,26 +336,30 @@ class Descriptors:
             if self._is_begun:
                 self._close()
             return
-        with contextlib.suppress(Exception):
-            self._flush_c()
-        self._restore()
-        self.is_on = False
+        self._drained.clear()
         try:
-            self._sync(_tee.END, END_S)
-        except OSError:
-            pass
+            with contextlib.suppress(Exception):
+                self._flush_c()
+            self._restore()
+            self.is_on = False
+            with contextlib.suppress(OSError):
+                self._sync(_tee.END, END_S)
         finally:
             self._close()
+            self._drained.set()
 
     def _restore(self) -> None:
-        for stream in (0, 1):
-            # Unless the program has led it elsewhere for good.
-            if (
-                self._saved[stream] >= 0
-                and len(self._writes) > stream
-                and _system.is_same(stream + 1, self._writes[stream])
-            ):
-                os.dup2(self._saved[stream], stream + 1)
+        """Lead all descriptors where they led before; copies that the program has made of them, too."""
+        own = {*self._writes, *self._reads}
+        for stream, write in enumerate(self._writes):
+            if self._saved[stream] < 0:
+                continue
+            pipe = _system.identity(write)
+            for descriptor in _system.descriptors():
+                # Unless the program has led it elsewhere for good.
+                if descriptor not in own and _system.leads_to(descriptor, pipe):
+                    with contextlib.suppress(OSError):  # Another thread has just closed it.
+                        os.dup2(self._saved[stream], descriptor, os.get_inheritable(descriptor))
 
     def _close(self) -> None:
         self._is_begun = False
@@ -379,6 +398,8 @@ class Descriptors:
             return
         self.is_on = self._is_begun = False
         self._lock = threading.RLock()
+        self._drained = threading.Event()
+        self._drained.set()
         self._restore()
         self._forget_page()
         self._close_ready()
@@ -386,6 +407,21 @@ class Descriptors:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self._tee.returncode = 0  # Not this process's child: nothing to wait for, nothing to warn of.
+
+
+def _guard_forks(descriptors: Descriptors) -> None:
+    """Have what was written before a fork shown before what the child writes, which goes straight to the terminal."""
+    if not _guarded and hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_settle_before_fork)
+    _guarded[:] = [weakref.ref(descriptors)]
+
+
+def _settle_before_fork() -> None:
+    for reference in tuple(_guarded):
+        descriptors = reference()
+        if descriptors is not None:
+            with contextlib.suppress(Exception):
+                descriptors.settle(SETTLE_S)
 
 
 def _reap() -> None:

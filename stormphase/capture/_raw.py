@@ -7,8 +7,6 @@ subprocess writes is at the innermost open phase of that lane.
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -96,10 +94,7 @@ class RawCapture:
         self._is_started = False
         self._leave_lanes()
         self._execs.remove()
-        self._descriptors.flush_c()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # It may be None, closed, or anything a program puts there.
-                stream.flush()
+        # Not Python's streams: what waits there was seen, and is written when the program would have it written.
         self._descriptors.stop()
         BOARD.use_descriptors(None)
         unclaim()

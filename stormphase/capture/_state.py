@@ -16,10 +16,17 @@ class ThreadState(threading.local):
         silent: how many of our own calls it is in, whose writes are seen already or are nobody's.
         origins: the phase of each session (by its id) that was open where the thread was started, or where the work was
             submitted that it does now; None if that was not looked up yet.
+        noted: how many writes it has made to hooked streams, for whoever asks whether one led to others.
+        active: the groups of the streams that it is writing to now; see `_writes`.
     """
 
     silent: int = 0
+    noted: int = 0
     origins: dict[int, PhaseHandle] | None = None
+
+    def __init__(self) -> None:
+        """Be called by each thread at its first look."""
+        self.active: list[int] = []
 
 
 STATE = ThreadState()

@@ -39,6 +39,8 @@ LOST = 6  # so many bytes (`number`) could not be told, since nobody took them
 IS_IDLE = 0
 TOLD = 1
 OWNER_NOW = 2
+IS_SECOND_BUSY = 3  # something was taken from the second pipe and is not shown yet
+IS_GONE = 4  # and 5: whether nobody takes what is shown on this stream
 PAGE_BYTES = 4_096
 
 READ_BYTES = 65_536
@@ -90,6 +92,7 @@ class Tee:
         self.word = word
         self.sources = [Source(stream, pipes[stream], terminals[stream]) for stream in (0, 1)]
         self.terminals = terminals
+        self.is_one_place = is_one_place(terminals)
         self.told: int | None = told
         self.page = page
         self.fresh: list[Message] = []
@@ -114,7 +117,7 @@ class Tee:
                 else:
                     poll.unregister(self.told)
             page[IS_IDLE] = not (self.untold or self.fresh)
-            poll.poll()
+            ready = {descriptor for descriptor, _ in poll.poll()}
             page[IS_IDLE] = 0
             owner = page[OWNER_NOW]
             for source in self.sources:
@@ -122,7 +125,9 @@ class Tee:
                 source.owner = max(source.owner, owner)
             # The first one to its end: the Python streams' text stands there, and what is in the second is later.
             for source in self.sources:
-                for _ in range(MOST_READS):
+                # Who writes to the first pipe waits while this one is busy: so only where there is something.
+                page[IS_SECOND_BUSY] = is_second = source.stream == 1 and source.pipe in ready
+                for _ in range(MOST_READS if source.stream == 0 or is_second else 0):
                     if source.has_ended or not self.read(source):
                         source.since_frame.clear()
                         break
@@ -130,6 +135,7 @@ class Tee:
                 if source.has_ended:
                     with contextlib.suppress(KeyError):
                         poll.unregister(source.pipe)
+            page[IS_SECOND_BUSY] = 0
             self.settle()
             self.tell_rest()
 
@@ -154,9 +160,19 @@ class Tee:
             self.raw(source, source.rest, when_ns)
             source.rest = b""
             return False
+        if source.stream == 1 and self.is_one_place:
+            # What stands in the first pipe by now was written before.
+            self.read_rest_of_first()
         self.take(source, source.rest + data, when_ns)
         # Until there is nothing: a frame that was written before the time was read must be seen before that is told.
         return True
+
+    def read_rest_of_first(self) -> None:
+        """Show what is in the first pipe."""
+        first = self.sources[0]
+        for _ in range(MOST_READS):
+            if first.has_ended or not self.read(first):
+                return
 
     def take(self, source: Source, data: bytes, when_ns: int) -> None:
         """Part what was read into frames and what is between them."""
@@ -214,6 +230,7 @@ class Tee:
             except InterruptedError:
                 continue
             except OSError:
+                self.page[IS_GONE + self.terminals.index(terminal)] = 1
                 return
 
     def tell(self, kind: int, stream: int, when_ns: int, number: int, data: bytes) -> Message | None:
@@ -273,6 +290,12 @@ def _last(messages: list[Message], size_bytes: int) -> list[Message]:
         if left < 0:
             return messages[start:]
     return messages
+
+
+def is_one_place(terminals: list[int]) -> bool:
+    """Whether both streams are shown in one place, so that their order shows, too."""
+    places = [os.fstat(terminal) for terminal in terminals]
+    return len({(place.st_dev, place.st_ino) for place in places}) == 1
 
 
 def _wait_for(descriptor: int, event: int) -> None:

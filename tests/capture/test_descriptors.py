@@ -22,6 +22,7 @@ from stormphase._recorder import PhaseRecorder
 from stormphase.capture import CaptureOptions, CaptureSession
 from stormphase.exceptions import ConfigurationError
 
+sys.stdout.reconfigure(line_buffering=True)  # as in a terminal
 libc = ctypes.CDLL(None)
 lanes = PhaseRecorder().lane_set("s", 0)
 os.register_at_fork(after_in_child=lanes.after_fork_in_child)
@@ -87,7 +88,7 @@ with lanes.enter_phase("outer") as outer:
     print("python 3", file=sys.stderr)
     os.write(1, b"os 1\\n")
     os.write(2, b"os 2\\n")
-    sys.stdout.buffer.write(b"buffer\\n")
+    sys.stdout.buffer.write(b"buffer\\n"); sys.stdout.buffer.flush()
     subprocess.run(["sh", "-c", "echo sub 1; echo sub 2 >&2"])
     with lanes.enter_phase("inner") as inner:
         libc.puts(b"c 2")
@@ -459,7 +460,7 @@ def test_a_stream_on_a_copy_of_the_descriptor_is_seen_once(run) -> None:
         """
 capture = capturing()
 with lanes.enter_phase("phase") as phase:
-    first, sys.stdout = sys.stdout, open(os.dup(1), "w")
+    first, sys.stdout = sys.stdout, open(os.dup(1), "w", buffering=1)
     print("through a copy")
     libc.puts(b"from c")
     print("once more")
