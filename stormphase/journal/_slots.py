@@ -27,6 +27,7 @@ _LAST_STATUS: Final = max(_format.STATUSES)
 _LATEST: Final = 2**62  # 146 years after the machine booted
 _ENVELOPE_BIT: Final = _format.IS_ENVELOPE << 32  # of the word in which offset, length and flags stand
 _PAUSED_NS: Final = b"paused_ns"
+_TASK: Final = b"task"
 
 
 @functools.cache
@@ -139,6 +140,20 @@ class Slots:
                 paused_ns = self.blob(row).get("paused_ns", 0)
                 if type(paused_ns) is int:
                     found[row] = paused_ns
+        return found
+
+    def tasks(self) -> dict[int, str]:
+        """Return the names of tasks that stand here, by the number of their lane."""
+        data = self.segment.data
+        if _TASK not in data:
+            return {}
+        found = {}
+        for row in (*self.ended, *self.open):
+            _, _, _, _, lane, at, length, flags, *_ = self.fields(row)
+            if flags & _format.IS_ENVELOPE and _TASK in data[at : at + length]:
+                name = self.blob(row).get("task")
+                if type(name) is str:
+                    found[lane] = name
         return found
 
     def drop(self, rows: Collection[int]) -> None:
