@@ -7,6 +7,7 @@ phase on top of its lane and takes it off in the next statement is the only one 
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from stormphase._attributes import put
@@ -17,7 +18,7 @@ from stormphase._status import TABLE
 
 if TYPE_CHECKING:
     from contextvars import Token
-    from types import CodeType, TracebackType
+    from types import CodeType, FrameType, TracebackType
 
     from stormphase._lane import Lane
     from stormphase._model import PhaseError
@@ -398,6 +399,14 @@ class PhaseToken(_TokenFields):
 
 def _twin(scope_id: str, session_id: str, rank: int, thread_id: int, name: str) -> PhaseToken:
     return PhaseToken(scope_id=scope_id, session_id=session_id, rank=rank, thread_id=thread_id, name=name)
+
+
+def frame_above(levels: int) -> FrameType:
+    """Return the frame so many levels above the caller's; the outermost, where a greenlet or a thread begins sooner."""
+    frame = sys._getframe(1)
+    for _ in range(levels):
+        frame = frame.f_back or frame
+    return frame
 
 
 def line_of(code: CodeType, instruction: int) -> int:
