@@ -16,6 +16,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "_c/greenlets.h"
+
 #ifdef Py_GIL_DISABLED
 #error "Lanes rest on the GIL."
 #endif
@@ -155,7 +157,7 @@ static PyObject *python_enter, *python_exit, *python_take_back, *is_active, *has
 static PyObject *monotonic_ns, *zero, *no_step, *no_arguments, *unwinding_names;
 static PyCFunction variable_set, variable_reset, variable_get;
 static long long slot_bytes, segment_bytes, blobs_from_at, max_blob;
-static PyObject *s_lanes, *s_lane, *s_trio, *s_leave, *s_tell_rest, *s_enter_again, *s_enter, *s_resumed_ns;
+static PyObject *s_lanes, *s_lane, *s_leave, *s_tell_rest, *s_enter_again, *s_enter, *s_resumed_ns;
 
 /* --- Small pieces ------------------------------------------------------------------------------------------------ */
 
@@ -316,7 +318,7 @@ may_be_in_task(PyObject *lanes)
         if (loop != Py_None)
             return 1;
     }
-    return PyDict_Contains(modules, s_trio);
+    return may_be_in_trio_or_greenlet(modules);
 }
 
 /* Note on `handle` from where it was entered: the Python function that called us. */
@@ -324,9 +326,9 @@ static inline int
 note_caller(PyObject *handle)
 {
     PyFrameObject *frame = PyEval_GetFrame();
-    if (frame == NULL) {
-        PyErr_SetString(PyExc_ValueError, "call stack is not deep enough");
-        return -1;
+    if (frame == NULL) { /* Nobody's: it stands at the bottom of a greenlet, or of a thread that was begun in C. */
+        Py_INCREF(SLOT(handle, handle_code) = PyFunction_GetCode(python_enter));
+        return (SLOT(handle, handle_instruction) = PyLong_FromLong(0)) == NULL ? -1 : 0;
     }
 #if PY_VERSION_HEX >= 0x030B0000
     int instruction = PyFrame_GetLasti(frame);
@@ -1000,7 +1002,7 @@ typedef struct {
     vectorcallfunc call;
     PyObject *file;
     Py_ssize_t begin; /* Within the slot. */
-} SlotStore;
+} SlotStore;     /* `file` is NULL, and `call` does nothing, once it has let go. */
 
 #define ENTER_WORDS 6
 #define EXIT_WORDS 3
@@ -1057,8 +1059,11 @@ store_words(SlotStore *self, PyObject *slot, const uint64_t *words, Py_ssize_t c
 static int
 store_blob(PyObject *stores, long long at, PyObject *blob, long long word_at)
 {
+    PyObject *file = ((SlotStore *)stores)->file;
     Py_buffer view;
-    if (PyObject_GetBuffer(((SlotStore *)stores)->file, &view, PyBUF_WRITABLE) < 0)
+    if (file == NULL)
+        return 0;
+    if (PyObject_GetBuffer(file, &view, PyBUF_WRITABLE) < 0)
         return -1;
     Py_ssize_t length = PyBytes_GET_SIZE(blob);
     int fits = word_at >= 0 && word_at % 8 == 0 && at >= word_at && at <= view.len - length;
@@ -1114,6 +1119,29 @@ store_exit(PyObject *callable, PyObject *const *args, size_t flags, PyObject *na
     return store_words((SlotStore *)callable, args[0], words, EXIT_WORDS);
 }
 
+static PyObject *
+store_nothing(PyObject *Py_UNUSED(callable), PyObject *const *Py_UNUSED(args), size_t Py_UNUSED(flags),
+              PyObject *Py_UNUSED(names))
+{
+    Py_RETURN_NONE;
+}
+
+/* Do nothing from now on, for whoever holds it. The file goes when the last call that is under way has stored: that one
+ * has its buffer. */
+static PyObject *
+slot_store_let_go(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    SlotStore *self = (SlotStore *)object;
+    self->call = store_nothing;
+    Py_CLEAR(self->file);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef slot_store_methods[] = {
+    {"let_go", slot_store_let_go, METH_NOARGS, "Hold the file no longer, and store nothing from now on."},
+    {NULL, NULL, 0, NULL},
+};
+
 static int
 slot_store_traverse(PyObject *object, visitproc visit, void *arg)
 {
@@ -1138,6 +1166,7 @@ static PyTypeObject SlotStoreType = {
     .tp_vectorcall_offset = offsetof(SlotStore, call),
     .tp_traverse = slot_store_traverse,
     .tp_dealloc = slot_store_free,
+    .tp_methods = slot_store_methods,
 };
 
 static PyObject *
@@ -1340,9 +1369,10 @@ PyInit__speedups(void)
 #define INTERN(place, text)                                                                                            \
     if ((place = PyUnicode_InternFromString(text)) == NULL)                                                            \
         return NULL;
+    if (find_library_names() < 0)
+        return NULL;
     INTERN(s_lanes, "_lanes")
     INTERN(s_lane, "lane")
-    INTERN(s_trio, "trio")
     INTERN(s_leave, "leave")
     INTERN(s_tell_rest, "tell_rest")
     INTERN(s_enter_again, "enter_again")
