@@ -274,6 +274,9 @@ class LostWriter:
     def leave_segment(self) -> None:
         """Have no segment, as before."""
 
+    def let_go(self) -> None:
+        """Hold no mapping, as before."""
+
     def enter(self, phase: PhaseHandle) -> None:
         """Count a phase that is not written."""
         phase._slot = SCRATCH_SLOT

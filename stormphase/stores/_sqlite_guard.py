@@ -41,16 +41,17 @@ class TimeLimit:
             size_bytes = path.stat().st_size
         except OSError:
             size_bytes = 0
-        self._limit_ns = int((least_s + _S_A_MIB * size_bytes / (1 << 20)) * 1e9)
+        self._limit_ns: int = int((least_s + _S_A_MIB * size_bytes / (1 << 20)) * 1e9)
         self.renew()
         connection.set_progress_handler(self._is_over, _STEPS_BETWEEN_LOOKS)
 
     def renew(self) -> None:
         """Allow the whole time once more."""
-        self._until_ns = SystemClock.monotonic_ns() + self._limit_ns
+        self._until_ns: int = SystemClock.monotonic_ns() + self._limit_ns
 
     def _is_over(self) -> bool:
-        return SystemClock.monotonic_ns() > self._until_ns
+        now_ns: int = SystemClock.monotonic_ns()
+        return now_ns > self._until_ns
 
 
 def harden(connection: sqlite3.Connection) -> None:
