@@ -91,12 +91,8 @@ def table_of(report: SummaryReport) -> Table:
     wall_ns = report.wall_ns
     main = _lines(report.main, wall_ns, MAIN_ROWS)
     notes = []
-    has_course = report.tracked_ns > 0 or not report.beside.rows
-    if has_course:
-        # Where others stand beside that hang under none of these, what is untracked here may be theirs.
-        is_shared = any(row.depth == 1 and row.figures is not None for row in report.beside.rows)
-        main.append(_sum("(untracked here)" if is_shared else "(untracked)", report.untracked_ns, wall_ns))
-    else:
+    main.append(_sum(_untracked(report), report.untracked_ns, wall_ns))
+    if not report.tracked_ns and report.beside.rows:
         notes.append("phases ran side by side on other threads and tasks only: their times are no sum")
     if report.starting_ns:
         main.append(_sum("(starting)", report.starting_ns, wall_ns))
@@ -118,6 +114,17 @@ def table_of(report: SummaryReport) -> Table:
     if meanings:
         notes.append(f"{FAIL}: {', '.join(meanings)}")
     return Table(title=_title(report), columns=columns, main=tuple(main), beside=tuple(beside), notes=tuple(notes))
+
+
+def _untracked(report: SummaryReport) -> str:
+    """Return what to call the time that no phase of the main lane covered: others may have used it."""
+    if not report.beside.rows:
+        return "(untracked)"
+    if not report.tracked_ns:
+        return "(only beside)"
+    # What hangs under a phase of the main lane ran while that was open, as a rule; what does not may have run any time.
+    is_shared = any(row.depth == 1 and row.figures is not None for row in report.beside.rows)
+    return "(untracked here)" if is_shared else "(untracked)"
 
 
 def _title(report: SummaryReport) -> str:

@@ -190,7 +190,8 @@ def test_where_nothing_ran_on_the_main_lane_nothing_is_called_untracked():
     """What ran side by side covers the wall time, as far as anybody knows; without any phase all of it is untracked."""
     beside = SummaryTree(rows=(SummaryRow("a", 1, figures(60, 60)),), other=None)
     table = table_of(report(beside=beside, wall_ns=100))
-    assert (["wall time"], ["a"]) == (labels(table.main), labels(table.beside))
+    assert (["(only beside)", "wall time"], ["a"]) == (labels(table.main), labels(table.beside))
+    assert [100, 100] == [int(line.cells[OWN][:-2]) for line in table.main]
     assert ("phases ran side by side on other threads and tasks only: their times are no sum",) == table.notes
     assert ["(untracked)", "wall time"] == labels(table_of(report(wall_ns=100)).main)
 
