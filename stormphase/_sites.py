@@ -101,8 +101,9 @@ def _is_given(name: object, frame: FrameType) -> bool:
     code = frame.f_code
     if not isinstance(name, str) or code.co_argcount + code.co_kwonlyargcount == 0:
         return False
+    numbered = name.rstrip("0123456789")  # f"epoch {number}" is a constant of the code, too
     for constant in code.co_consts:
-        if constant == name or (type(constant) in _GROUPS and name in constant):
+        if (type(constant) is str and constant in (name, numbered)) or (type(constant) in _GROUPS and name in constant):
             return False
     for known in code.co_names:
         value = frame.f_globals.get(known)

@@ -18,6 +18,9 @@ def blocks(source: PhaseSource) -> int:
     """A block has the handle, and swallows nothing: what follows a return in it is known not to run."""
     late = phase(source, "load", attributes={"rows": 3}, sync=True)
     assert_type(late, LatePhase)
+    assert_type(phase(source, "load", {"rows": 3}, True, 0.5), LatePhase)
+    phase(source, "load", timeout_s=60)
+    phase(source, "load", metadata={"rows": 3})  # type: ignore[call-overload]
     phase(source, "load", capture=True)
     phase(source, "load", capture="fd")
     phase(source, "load", capture="stdout")  # type: ignore[call-overload]
