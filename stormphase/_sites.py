@@ -25,15 +25,15 @@ _CODE_UNIT: Final = 2
 _GROUPS: Final = (tuple, frozenset)
 
 
-def _operations(*names: str) -> frozenset[int]:
-    return frozenset(opcode.opmap[name] for name in names if name in opcode.opmap)
+def _operations(*names: str) -> list[int]:
+    return [opcode.opmap[name] for name in names if name in opcode.opmap]
 
 
 # What may stand between a call and what becomes of its result, and where that then leaves the function.
-_PASSED: Final = _operations(
-    "CACHE", "LOAD_ATTR", "LOAD_CONST", "LOAD_DEREF", "LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_GLOBAL"
+_PASSED: Final = bytes(
+    _operations("CACHE", "LOAD_ATTR", "LOAD_CONST", "LOAD_DEREF", "LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_GLOBAL")
 )
-_LEAVES: Final = _operations("RETURN_VALUE", "STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR")
+_LEAVES: Final = [bytes([each]) for each in _operations("RETURN_VALUE", "STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR")]
 # Its frames stand between a generator that `contextlib.contextmanager` decorates and whoever enters it.
 CONTEXTLIB: Final[str] = contextlib.contextmanager.__code__.co_filename
 
@@ -71,11 +71,9 @@ def is_helper_s(name: object) -> bool:
 
     That is a short function which is given the name, or whose phase is another's to end: returned, or kept beyond it.
     """
-    frame: FrameType | None = _getframe(1)
-    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "stormphase":
+    frame = _getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "stormphase":
         frame = frame.f_back
-    if frame is None:
-        return False
     code = frame.f_code
     if code.co_flags & _FUNCTION != _FUNCTION or not _is_short(code):
         return False
@@ -122,7 +120,5 @@ def _is_text(value: object, text: str) -> bool:
 
 def _leaves(code: CodeType, instruction: int) -> bool:
     """Return whether what the call at `instruction` returns is returned, or kept where others find it."""
-    for operation in code.co_code[instruction + _CODE_UNIT :: _CODE_UNIT]:
-        if operation not in _PASSED:
-            return operation in _LEAVES
-    return False
+    following = code.co_code[instruction + _CODE_UNIT :: _CODE_UNIT].lstrip(_PASSED)
+    return following[:1] in _LEAVES

@@ -326,11 +326,10 @@ class PhaseTracker(CopiesToItself):
         session = self._session
         if session is not None and session.is_running:
             return session.lanes
-        if session is None and not self._is_disabled:
-            # Made anew in a spawned worker, as its modules are imported there: started it was in the parent.
-            elsewhere = _ambient.AMBIENT.here_in_worker()
-            if elsewhere is not None:
-                return elsewhere.lane_set
+        # In a spawned worker its module made it anew; the one that was started is the parent's.
+        is_new = session is None and not self._is_disabled
+        if is_new and (elsewhere := _ambient.AMBIENT.here_in_worker()) is not None:
+            return elsewhere.lane_set
         # While the session stops its sinks still work, and a phase of theirs is none, then as before.
         is_in_sink = session is not None and session.sinks.is_own_thread()
         if not (self._is_disabled or is_in_sink):
@@ -469,11 +468,7 @@ def disabled_tracker() -> PhaseTracker:
 
 
 def _enter_nothing(
-    name: str,
-    attributes: Any = None,
-    sync: bool = False,
-    timeout_s: float | None = None,
-    metadata: None = None,
+    name: str, attributes: Any = None, sync: bool = False, timeout_s: float | None = None, metadata: None = None
 ) -> PhaseHandle:
     if metadata is not None:
         raise no_metadata("enter_phase")
