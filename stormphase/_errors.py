@@ -36,6 +36,7 @@ MAX_MESSAGE_CHARS: Final = 4_096
 MAX_TRACEBACK_CHARS: Final = 16_384
 MAX_TRACEBACK_FRAMES: Final = 64
 _MAX_CAUSES: Final = 1_024
+_MAX_TRACKERS: Final = 4  # beside the one whose phase is being left
 _order: Final = itertools.count(1)  # Which failure came first; one C call, so no lock.
 # Past the class, as in `_marks`: a hostile one may raise from any attribute.
 _traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
@@ -231,8 +232,10 @@ def describe(exception: BaseException, phase: PhaseHandle, policy: str) -> Phase
     is_origin = origin is None
     if origin is None:
         origin = Mark.arising_in(phase, exception)
-    marks_for(exception).origin = origin.after(phase)
     lanes = phase._lane.lanes
+    marks = marks_for(exception)
+    others = [mark for mark in marks.origins if mark.last._lane.lanes is not lanes]
+    marks.origins = (origin.after(phase), *others[:_MAX_TRACKERS])
     if lanes.works_for_another and ((parent := phase.parent) is None or parent._lane.is_inherited):
         send_along(exception)  # It leaves the last phase of this process, and maybe the process as well.
     elif origin.elsewhere is not None:
@@ -333,8 +336,8 @@ def _origin_mark(exception: BaseException, trusts: Callable[[Mark, BaseException
         if id(one) in seen:
             continue
         seen.add(id(one))
-        mark = _mark_of(one)
-        if mark is None or not trusts(mark, one):
+        mark = next((mark for mark in _marks_of(one) if trusts(mark, one)), None)
+        if mark is None:
             pending.extend(_next_causes(one))
         elif first is None or mark.order < first.order:
             first = mark
@@ -394,10 +397,12 @@ def ids_up_from(phase: PhaseHandle) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _mark_of(exception: BaseException) -> Mark | None:
+def _marks_of(exception: BaseException) -> tuple[Mark, ...]:
     marks = marks_of(exception)
-    mark: Mark | None = None if marks is None else marks.origin
-    return Mark.from_tuple(carried_by(exception)) if mark is None else mark
+    if marks is not None and marks.origins:
+        return marks.origins
+    carried = Mark.from_tuple(carried_by(exception))
+    return () if carried is None else (carried,)
 
 
 def _bounded(text: str, limit: int) -> str:

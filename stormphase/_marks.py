@@ -29,24 +29,24 @@ class Marks:
     """What is remembered of one exception.
 
     Attributes:
-        origin: where it arose and what it has left since; an `_errors.Mark`, or None.
+        origins: where it arose and what it has left since, as `_errors.Mark`s: one for each tracker whose phases it has
+            left, that of the last one first.
         handled: the numbers of the sessions during whose start it was being handled.
         recorded: the id of the phase on whose span the user has recorded it last, or None.
         owner: the exception's address, if these stand in its `__dict__`: a shallow copy has the same object there.
     """
 
-    __slots__ = ("handled", "origin", "owner", "recorded")
+    __slots__ = ("handled", "origins", "owner", "recorded")
 
     def __init__(self) -> None:
-        self.origin: Any = None
+        self.origins: tuple[Any, ...] = ()
         self.handled: tuple[int, ...] = ()
         self.recorded: str | None = None
         self.owner = 0
 
     def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[Any, ...]]:
         """Pickle and copy as a builtin: where the exception arose, or an empty tuple."""
-        origin = self.origin
-        return tuple, (() if origin is None else origin.to_tuple(),)
+        return tuple, (self.origins[0].to_tuple() if self.origins else (),)
 
 
 class _Entry(weakref.ref):  # type: ignore[type-arg]  # it is no generic class when it runs
@@ -94,8 +94,8 @@ def carried_by(exception: BaseException) -> object:
 def send_along(exception: BaseException) -> None:
     """Have the marks of an exception that leaves its process pickled with it, as others are that stand in it."""
     marks = marks_of(exception)
-    if marks is not None and marks.origin is not None and id(exception) in _table:
-        dict.__setitem__(attributes_of(exception), KEY, marks.origin.to_tuple())
+    if marks is not None and marks.origins and id(exception) in _table:
+        dict.__setitem__(attributes_of(exception), KEY, marks.origins[0].to_tuple())
 
 
 def take_off(exception: BaseException) -> None:

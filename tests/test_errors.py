@@ -618,7 +618,7 @@ def test_a_mark_moves_up_with_its_exception(lanes):
     with lanes.enter_phase("train") as train, lanes.enter_phase("step") as step, lanes.enter_phase("forward") as inner:
         describe(error, inner, FULL)
         describe(error, step, FULL)
-        mark = _errors._mark_of(error)
+        (mark,) = _errors._marks_of(error)
         assert (inner.scope_id, True) == (mark.scope_id, mark.last is step)
         assert inner.scope_id == describe(error, train, FULL).root_cause_scope_id
 

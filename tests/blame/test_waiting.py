@@ -19,6 +19,7 @@ import pytest
 
 import stormphase
 from stormphase.records import attribute
+from stormphase.stores import MemoryStore
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -354,3 +355,17 @@ def test_another_sessions_phases_are_no_cause(run):
     assert first.told == second.told == {"step": ("failed", "step", True)}
     scopes = [[r.root_cause_scope_id for r in found.records if r.kind == "phase"] for found in (first, second)]
     assert scopes[0] != scopes[1]
+
+
+def test_each_tracker_has_its_own_cause(run):
+    """Phases of two that nest in each other, in any order."""
+    store = MemoryStore()
+    other = stormphase.PhaseTracker(store=store, bridge=None, rank=0, world_size=1)
+
+    def body(tracker: Tracker) -> None:
+        with other, tracker.enter_phase("a"), other.enter_phase("b"), tracker.enter_phase("c"), other.enter_phase("d"):
+            raise ValueError("x")
+
+    assert {"a": ("failed", "a / c", False), "a / c": ("failed", "a / c", True)} == run(body).told
+    causes = {record.path_text: record.root_cause_path for record in store.query(kind="phase")}
+    assert {"b": ("b", "d"), "b / d": ("b", "d")} == causes
