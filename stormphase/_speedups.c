@@ -1312,6 +1312,7 @@ static PyMethodDef functions[] = {
     {"span_put", span_put, METH_VARARGS, "Return what makes a span's phase current in OpenTelemetry's context."},
     {"stream_hook", stream_hook, METH_VARARGS,
      "Return what stands in the place of a stream's method; see `capture._writes`."},
+    {"count_newlines", count_newlines, METH_VARARGS, "Count the newlines of a text or of bytes between two places."},
     {"slot_stores", slot_stores, METH_O, "Return what stores the two halves of a slot into a mapped file."},
     {"without_secrets", (PyCFunction)(void (*)(void))without_secrets, METH_FASTCALL,
      "Return a text with a marker in the place of each secret."},

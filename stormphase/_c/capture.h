@@ -28,7 +28,7 @@ typedef struct {
     vectorcallfunc vectorcall;
     PyObject *original;
     PyObject *wrapped; /* `__wrapped__`: what `remove` puts back */
-    PyObject *before;  /* called first: what it returns, if not None, is the answer */
+    PyObject *before;  /* unless all is quiet, called first: what it returns, if not None, is the answer */
     PyObject *note;    /* called with what was written; returns a cell */
     PyObject *after;   /* called after, without arguments */
     PyObject *cell;    /* see `_cells`: how this thread may keep its next text by itself, or NULL */
@@ -38,6 +38,9 @@ typedef struct {
     Py_ssize_t room, whole_room;
     int kind;
     int is_retired;
+    int probe;      /* an epoll descriptor of pipes: nothing to read there, and the page's first word 1, is quiet; or -1 */
+    long long marked_ns;
+    Py_buffer page; /* shared with the process that reads them */
 } HookObject;
 
 enum { CELL_CURRENT, CELL_VALUE, CELL_HOLDER, CELL_THREAD, CELL_ADD, CELL_STAMP, CELL_NOW, CELL_MAKE_ROOM, CELL_LINE };
@@ -237,6 +240,52 @@ note_written(HookObject *hook, PyObject *text, PyObject *result, int is_passed_o
     return 0;
 }
 
+#ifdef __linux__
+enum { PAGE_IS_IDLE = 0, PAGE_FRAMES_PUT = 6, PAGE_FRAMES_SEEN = 7 }; /* as in `_tee` */
+#define MARK_EVERY_NS 100000
+
+static long long
+clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+#endif
+
+/* Whether nothing that C wrote is under way, so that what is written now needs no mark before it: as
+ * `Descriptors.begin_text` finds out. */
+static int
+is_quiet(HookObject *hook)
+{
+#ifdef __linux__
+    if (hook->probe < 0)
+        return 0;
+    struct epoll_event event;
+    const volatile uint64_t *page = hook->page.buf;
+    fflush(stdout);
+    long long now = clock_ns();
+    if (page[PAGE_FRAMES_SEEN] != page[PAGE_FRAMES_PUT] && now < hook->marked_ns + MARK_EVERY_NS)
+        return 1;
+    /* In this order: the reader says that it is idle before it looks, and that it is not before it takes. */
+    if (epoll_wait(hook->probe, &event, 1, 0) == 0 && page[PAGE_IS_IDLE] == 1)
+        return 1;
+    hook->marked_ns = now;
+#else
+    (void)hook;
+#endif
+    return 0;
+}
+
+static void
+leave_probe(HookObject *hook)
+{
+    if (hook->probe >= 0) {
+        hook->probe = -1;
+        PyBuffer_Release(&hook->page);
+    }
+}
+
 static PyObject *
 hook_call(PyObject *self, PyObject *const *args, size_t flags, PyObject *keywords)
 {
@@ -251,7 +300,8 @@ hook_call(PyObject *self, PyObject *const *args, size_t flags, PyObject *keyword
         return result;
     }
     Py_INCREF(self);
-    if (hook->before != NULL) {
+    /* The end of a `print` goes with what it has begun. */
+    if (hook->before != NULL && !(hook->probe >= 0 && count > 0 && is_newline(args[0])) && !is_quiet(hook)) {
         result = PyObject_Vectorcall(hook->before, args, (size_t)(count > 0), NULL);
         if (result == NULL && let_go() < 0)
             goto done;
@@ -292,6 +342,7 @@ static PyObject *
 hook_retire(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     ((HookObject *)self)->is_retired = 1;
+    leave_probe((HookObject *)self);
     forget_cell((HookObject *)self);
     Py_RETURN_NONE;
 }
@@ -333,6 +384,7 @@ hook_dealloc(PyObject *self)
 {
     HookObject *hook = (HookObject *)self;
     PyObject_GC_UnTrack(self);
+    leave_probe(hook);
     forget_cell(hook);
     Py_XDECREF(hook->original);
     Py_XDECREF(hook->wrapped);
@@ -380,10 +432,11 @@ given(PyObject *value)
 static PyObject *
 stream_hook(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *original, *wrapped, *before, *note, *after;
+    PyObject *original, *wrapped, *before, *note, *after, *page;
     Py_ssize_t group, room;
-    int kind;
-    if (!PyArg_ParseTuple(args, "OinOOOOn", &original, &kind, &group, &wrapped, &before, &note, &after, &room))
+    int kind, probe;
+    if (!PyArg_ParseTuple(args, "OinOOOOniO", &original, &kind, &group, &wrapped, &before, &note, &after, &room, &probe,
+                          &page))
         return NULL;
     HookObject *hook = PyObject_GC_New(HookObject, &HookType);
     if (hook == NULL)
@@ -400,6 +453,50 @@ stream_hook(PyObject *Py_UNUSED(module), PyObject *args)
     hook->kind = kind;
     hook->room = hook->whole_room = room;
     hook->is_retired = 0;
+    hook->probe = -1;
+    hook->marked_ns = 0;
+    if (probe >= 0) {
+        if (PyObject_GetBuffer(page, &hook->page, PyBUF_SIMPLE) < 0)
+            PyErr_Clear(); /* It is asked each time then. */
+        else if (hook->page.len < (Py_ssize_t)(8 * sizeof(uint64_t)))
+            PyBuffer_Release(&hook->page);
+        else
+            hook->probe = probe;
+    }
     PyObject_GC_Track((PyObject *)hook);
     return (PyObject *)hook;
+}
+
+/* Count the newlines between two places of a text or of bytes, as `count` does, which takes twenty times as long. */
+static PyObject *
+count_newlines(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *text;
+    Py_ssize_t from, to, size, count = 0;
+    const char *data;
+    if (!PyArg_ParseTuple(args, "Onn", &text, &from, &to))
+        return NULL;
+    if (PyBytes_Check(text)) {
+        data = PyBytes_AS_STRING(text);
+        size = PyBytes_GET_SIZE(text);
+    } else if (PyUnicode_Check(text) && PyUnicode_KIND(text) == PyUnicode_1BYTE_KIND) {
+        data = (const char *)PyUnicode_1BYTE_DATA(text);
+        size = PyUnicode_GET_LENGTH(text);
+    } else {
+        return PyObject_CallMethod(text, "count", "snn", "\n", from, to);
+    }
+    if (to > size)
+        to = size;
+    /* Eight at a time: of each byte that is a newline, one bit is left. */
+    const uint64_t each = 0x0101010101010101u, low = 0x7f7f7f7f7f7f7f7fu;
+    for (; to - from >= 8; from += 8) {
+        uint64_t word;
+        memcpy(&word, data + from, sizeof(word));
+        word ^= each * '\n';
+        word = ~(((word & low) + low) | word | low);
+        count += (Py_ssize_t)(((word >> 7) * each) >> 56);
+    }
+    for (; from < to; from++)
+        count += data[from] == '\n';
+    return PyLong_FromSsize_t(count);
 }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SETTLE_S: Final = 1.0
 END_S: Final = 5.0
 LOST_WAIT_S: Final = 0.2
+MARK_EVERY_NS: Final = 100_000
 _LINGER_S: Final = 0.5
 _MOST_MARKS: Final = 8
 
@@ -74,6 +75,7 @@ class Descriptors:
         self._owners.clear()
         self._is_over = False
         self._marks = 0
+        self._marked_ns = 0
         self._taken = 0
         self._waiting: dict[int, tuple[threading.Event, set[int]]] = {}
         self._saved = [-1, -1]
@@ -100,7 +102,7 @@ class Descriptors:
             opened.remove(page)
             os.close(back_write)
             opened.remove(back_write)
-            self._ready, self._close_ready = _system.readiness(self._reads)
+            self._ready, self._close_ready, self._epoll = _system.readiness(self._reads)
             self._reader = threading.Thread(target=self._read, name="stormphase-capture", daemon=True)
             self._reader.start()
             self._flush_c()
@@ -188,7 +190,7 @@ class Descriptors:
                 os.close(write)
         self._on_lost()
         # Children may have the pipes yet: in the tee's place, until they end or the session does.
-        ready, close = _system.readiness(self._reads, LOST_WAIT_S)
+        ready, close, _ = _system.readiness(self._reads, LOST_WAIT_S)
         left = set(self._reads)
         while left:
             found = [read for read, _ in ready() if read in left]
@@ -234,6 +236,10 @@ class Descriptors:
         # In this order: the tee says that it is idle before it looks, and that it is not before it takes.
         return not self._ready() and self._page[_tee.IS_IDLE] == 1 and self._page[_tee.TOLD] == self._taken
 
+    def probe(self) -> tuple[int, Any]:
+        """Return by what compiled code sees that nothing is under way: an epoll descriptor and the shared page."""
+        return self._epoll, self._page
+
     def stream_of(self, descriptor: int) -> int | None:
         """Return to which of our pipes (0 or 1) a descriptor leads now; None for neither."""
         if not self.is_on:
@@ -278,6 +284,7 @@ class Descriptors:
     def _put(self, stream: int, kind: int, *, number: int = 0, data: bytes = b"", target: int = 0) -> None:
         header = _tee.HEADER.pack(kind, target, self._now(), number, len(data))
         frame = self._word + header + data
+        self._page[_tee.FRAMES_PUT] += 1
         while True:
             try:
                 os.write(self._writes[stream], frame)
@@ -294,8 +301,13 @@ class Descriptors:
         """Part what C wrote until now from what a Python stream is about to write: that is earlier, whenever read."""
         with contextlib.suppress(Exception):  # It may have stopped in between; the text must be written all the same.
             self._flush_c()
-            if self.is_on and not self.is_quiet():
-                self._mark(0)
+            if not self.is_on or self.is_quiet():
+                return
+            now_ns = self._now()
+            if self._page[_tee.FRAMES_SEEN] != self._page[_tee.FRAMES_PUT] and now_ns < self._marked_ns + MARK_EVERY_NS:
+                return  # What is under way is most likely our own: as much as the tee is slow, and no more, is marked.
+            self._marked_ns = now_ns
+            self._mark(0)
 
     def _mark(self, owner_number: int) -> None:
         """Put a frame into each pipe: to say the time, and from which number on what follows belongs to whom."""

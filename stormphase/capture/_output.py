@@ -7,27 +7,22 @@ they grow too long. So threads of one phase never tear each other's lines, and a
 from __future__ import annotations
 
 import bisect
-import codecs
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stormphase._redaction import REACH
+from stormphase.capture._feeds import NEWLINE, Feed, cut_at_space, size_of
 from stormphase.capture._lines import CUT, CapturedLine, CapturedOutput
 from stormphase.capture._private_keys import PrivateKeys
-from stormphase.capture._text import LineBuilder, safe
+from stormphase.capture._text import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stormphase._phase import PhaseHandle
 
-ROOM: Final = 131_072
-"""How many characters a thread may put into one feed before it must make room; each piece counts for one more."""
-NEWLINE: Final = "\n"
 _MANY_ENTRIES: Final = 256
-_FEW_PIECES: Final = 1_024
-_FARTHEST_SPACE: Final = 4_096
 _OVERHEAD_BYTES: Final = 64
 
 
@@ -39,59 +34,6 @@ class Entry(NamedTuple):
     level: int
     text: str
     size: int
-
-
-class Feed:
-    """What one thread writes to one stream within one phase. Only that thread adds; whoever empties it locks."""
-
-    __slots__ = ("builder", "decoder", "measured", "pieces", "size", "stamps", "stream")
-
-    def __init__(self, stream: str, redact: Callable[[str], str] = str) -> None:
-        """Start empty."""
-        self.stream = stream
-        self.pieces: list[str] = []
-        # One for each piece that is not a lone newline. It is put there first, so there is never one missing.
-        self.stamps: list[int] = []
-        self.builder = LineBuilder(redact)
-        self.decoder: codecs.IncrementalDecoder | None = None
-        self.measured = 0
-        self.size = 0
-
-    def decoded(self, data: Any) -> str:
-        """Return bytes as text; a character whose bytes come in two writes is put together."""
-        if self.decoder is None:
-            self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-        return self.decoder.decode(bytes(data))
-
-    def drained(self, *, ends: bool) -> list[tuple[int, str]]:
-        """Take all pieces out and return the lines that they complete."""
-        # What is appended meanwhile stays for the next time.
-        pieces = self.pieces[:]
-        del self.pieces[: len(pieces)]
-        self.measured = self.size = 0
-        # One was stamped whose text is yet to come, perhaps: stamps are counted, not taken by twos.
-        count = len(pieces) - pieces.count(NEWLINE)
-        stamps = self.stamps[:count]
-        del self.stamps[:count]
-        lines = self.builder.add_all(pieces, stamps)
-        if ends:
-            if self.decoder is not None:
-                lines += self.builder.add_all([self.decoder.decode(b"", final=True)], stamps[-1:])
-            lines += self.builder.end()
-        return lines
-
-    def is_full(self, added: int) -> bool:
-        """Whether it holds more than it may, with so many characters added on the slow way.
-
-        What was added on the fast way is looked at now and then: a thread whose writes take turns with other threads'
-        gets to the bound of one way only after a while.
-        """
-        self.size += added + 1
-        count = len(self.pieces)
-        if count - self.measured >= _FEW_PIECES:
-            self.size += sum(map(len, self.pieces[self.measured : count]))
-            self.measured = count
-        return self.size > ROOM
 
 
 class PhaseOutput:
@@ -111,8 +53,11 @@ class PhaseOutput:
         "_half",
         "_head",
         "_head_bytes",
+        "_is_head_over",
+        "_is_settled",
         "_lock",
         "_redact",
+        "_settled_size",
         "_tail",
         "_tail_bytes",
         "phase",
@@ -131,23 +76,24 @@ class PhaseOutput:
         self._tail_bytes = 0
         self._cut_lines = 0
         self._cut_bytes = 0
+        self._is_head_over = False  # Something was left out behind what is kept of the begin.
+        self._is_settled = False
+        self._settled_size = 0
         self._lock = threading.Lock()
 
     def feed(self, thread_id: int, stream: str, *, is_binary: bool = False) -> Feed:
         """Return the lists into which a thread puts what it writes to a stream, or to the buffer beneath it."""
         key = (thread_id, stream, is_binary)
         feed = self._feeds.get(key)
+        if feed is None:
+            # Twice as much as is kept in the end, since what is drawn over is not known yet.
+            feed = Feed(stream, self._redact, 2 * self._half, is_binary=is_binary)
         # One C call: a thread and a signal handler in it get the same.
-        return feed if feed is not None else self._feeds.setdefault(key, Feed(stream, self._redact))
+        return self._feeds.setdefault(key, feed)
 
-    def add(self, feed: Feed, when_ns: int, text: str) -> None:
-        """Take one piece on the slow way: not the one of a thread that has just written here, or a long one."""
-        text = self._bounded(text)
-        feed.stamps.append(when_ns)
-        if text == NEWLINE:
-            feed.pieces.append("")  # A lone newline has no time of its own, and this may be an empty line.
-        feed.pieces.append(text)
-        if feed.is_full(len(text)):
+    def add(self, feed: Feed, when_ns: int, piece: str | bytes) -> None:
+        """Take one piece on the slow way: not the one of a thread that has just written here."""
+        if feed.add(when_ns, piece):
             self.make_room(feed)
 
     def add_lines(self, when_ns: int, stream: str, level: int, text: str) -> None:
@@ -190,68 +136,62 @@ class PhaseOutput:
             return [*self._head, *self._tail]
 
     def settle(self) -> None:
-        """Bound what a phase that has ended still holds in pieces."""
-        if self._lock.acquire(blocking=False):
+        """Bound what a phase that has ended still holds, once."""
+        if not self._is_settled and self._lock.acquire(blocking=False):
             try:
-                self._drain_entries()
                 for feed in tuple(self._feeds.values()):
-                    self._shrink(feed)
-                    self._keep_all(feed, feed.drained(ends=False))
+                    self._keep_all(feed, feed.shrink())
+                self._is_settled = True
+                self._settled_size = self._measured()
             finally:
                 self._lock.release()
 
     @property
     def size(self) -> int:
-        """About how many bytes it holds."""
-        pieces = sum(len(feed.pieces) for feed in tuple(self._feeds.values()))
-        return self._head_bytes + self._tail_bytes + _OVERHEAD_BYTES * (pieces + len(self._head) + len(self._tail))
+        """About how many bytes it holds; of a phase that has ended, how many it held when it was settled."""
+        return self._settled_size if self._is_settled else self._measured()
+
+    def _measured(self) -> int:
+        feeds = tuple(self._feeds.values())
+        pieces = sum(len(feed.pieces) for feed in feeds)
+        held = sum(feed.size for feed in feeds) if self._is_settled else 0
+        return (
+            self._head_bytes + self._tail_bytes + held + _OVERHEAD_BYTES * (pieces + len(self._head) + len(self._tail))
+        )
 
     def make_room(self, feed: Feed | None) -> None:
-        """Make lines of what a feed holds, or leave out what would be cut anyway; never waits."""
+        """Leave out of a feed what would be cut anyway, or make lines of what was logged; never waits."""
         # Who holds the lock empties it just now, or is what this signal handler interrupted.
         if self._lock.acquire(blocking=False):
             try:
-                self._drain_entries()
-                if feed is not None and not self._shrink(feed):
-                    self._keep_all(feed, feed.drained(ends=False))
+                if feed is not None:
+                    self._keep_all(feed, feed.make_room())
+                elif self._tail:
+                    self._drain_entries()
+                else:
+                    # What was printed before stands before: it has its share of the begin.
+                    self._drain_all(ends=False)
             finally:
                 self._lock.release()
 
-    def _shrink(self, feed: Feed) -> bool:
-        """Leave out the older pieces of which the tail would keep nothing anyway; whether that was done."""
-        pieces = feed.pieces
-        count = len(pieces)
-        if not self._tail:  # The head is not full yet.
-            return False
-        # By their mean length, so that nothing has to be done for each of them.
-        keep = count * self._half // max(1, len("".join(pieces[:count])))
-        if keep > count * 3 // 4:
-            return False
-        for cut in range(count - keep, max(0, count - keep - _FEW_PIECES), -1):
-            if pieces[cut - 1].endswith(NEWLINE):
-                break
-        else:
-            return False
-        gone = pieces[:cut]
-        del pieces[:cut]
-        del feed.stamps[: cut - gone.count(NEWLINE)]
-        feed.measured = feed.size = 0
-        # A line whose begin was kept before ends in what is left out: it is one line, and that one is kept.
-        goes_on = feed.builder.is_open
-        self._keep_all(feed, feed.builder.end())
-        text = "".join(gone)
-        self._cut_lines += text.count(NEWLINE) - goes_on
-        self._cut_bytes += _size(text)
-        return True
-
     def _drain_all(self, *, ends: bool) -> None:
         """Make lines of all that is there, and keep them in the order of their times."""
-        found = self._drained_entries()
+        found = [(entry.when_ns, False, entry) for entry in self._drained_entries()]
         for feed in tuple(self._feeds.values()):
-            found += [_entry(when_ns, feed.stream, 0, text) for when_ns, text in feed.drained(ends=ends)]
-        found.sort(key=_when)
-        for entry in found:
+            before, lines = feed.drained(ends=ends)
+            found += [(when_ns, False, _entry(when_ns, feed.stream, 0, text)) for when_ns, text in before]
+            was_cut = feed.was_cut
+            found += [(when_ns, was_cut, _entry(when_ns, feed.stream, 0, text)) for when_ns, text in lines]
+            self._account_for(feed)
+        found.sort(key=_when_said)
+        for _, was_cut, entry in found:
+            self._is_head_over |= was_cut
             self._keep(entry)
+
+    def _account_for(self, feed: Feed) -> None:
+        self._cut_lines += feed.cut_lines
+        self._cut_bytes += feed.cut_bytes
+        feed.cut_lines = feed.cut_bytes = 0
 
     def _drained_entries(self) -> list[Entry]:
         entries = self._entries
@@ -275,9 +215,9 @@ class PhaseOutput:
             keeps_end = bool(self._head or self._tail)
             text = self._redact(entry.text)
             text = _end_of(text, self._half - 1) if keeps_end else _begin_of(text, self._half - 1)
-            self._cut_bytes += entry.size - _size(text) - 1
+            self._cut_bytes += entry.size - size_of(text) - 1
             entry = _entry(entry.when_ns, entry.stream, entry.level, text)
-        if not self._tail and self._head_bytes + entry.size <= self._half:
+        if not self._tail and not self._is_head_over and self._head_bytes + entry.size <= self._half:
             self._head.append(entry)
             self._head_bytes += entry.size
             return
@@ -300,10 +240,10 @@ class PhaseOutput:
             return text
         # Redacted first: of "password: secret" the end may be all that is kept.
         begin, end = self._redact(text[: 2 * half + REACH]), self._redact(text[-2 * half - REACH :])
-        head, tail = _cut_at_space(begin[: 2 * half]), _cut_at_space(end[-2 * half :][::-1])[::-1]
+        head, tail = cut_at_space(begin[: 2 * half]), cut_at_space(end[-2 * half :][::-1])[::-1]
         gone = text[len(head) : len(text) - len(tail)]
         self._cut_lines += gone.count(NEWLINE)
-        self._cut_bytes += _size(gone)
+        self._cut_bytes += size_of(gone)
         return f"{head}{NEWLINE}{tail}"
 
 
@@ -368,25 +308,17 @@ def _when(entry: Entry) -> int:
     return entry.when_ns
 
 
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+def _when_said(found: tuple[int, bool, Entry]) -> tuple[int, bool]:
+    return found[:2]
 
 
 def _entry(when_ns: int, stream: str, level: int, text: str) -> Entry:
-    return Entry(when_ns, stream, level, text, _size(text) + 1)
+    return Entry(when_ns, stream, level, text, size_of(text) + 1)
 
 
 def _begin_of(text: str, size: int) -> str:
-    return _cut_at_space(text.encode()[:size].decode("utf-8", "ignore"))
+    return cut_at_space(text.encode()[:size].decode("utf-8", "ignore"))
 
 
 def _end_of(text: str, size: int) -> str:
-    return _cut_at_space(text.encode()[-size:].decode("utf-8", "ignore")[::-1])[::-1]
-
-
-def _cut_at_space(text: str) -> str:
-    """Return the text up to its last white space, so that no secret is cut in two and passes as half of one."""
-    for end in range(len(text), max(0, len(text) - _FARTHEST_SPACE), -1):
-        if text[end - 1].isspace():
-            return text[:end]
-    return text
+    return cut_at_space(text.encode()[-size:].decode("utf-8", "ignore")[::-1])[::-1]

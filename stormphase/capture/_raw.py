@@ -129,6 +129,7 @@ class RawCapture:
     def _start_again(self) -> None:
         """Go on after an `exec` that failed."""
         self._descriptors.start()
+        BOARD.use_descriptors(self._descriptors)
         self._mark()
 
     # Called inline at every enter and exit

@@ -36,6 +36,7 @@ _SWEEP_EVERY: Final = 64
 _RECENT: Final = 256
 _LOOK_BACK_EVERY: Final = 64
 _SECONDS_KEPT: Final = 64
+_TAPPED_BYTES: Final = 65_536
 SETTLE_S: Final = 1.0
 _RAW_STREAMS: Final = (STDOUT, STDERR)
 _OUTSIDE: Final = 0  # Sequences start at 1.
@@ -175,13 +176,13 @@ class CaptureSession:
         when_ns = self._now()
         thread_id = get_ident()
         feed = None
+        piece = bytes(text) if is_binary else str.__str__(text)
         for output in outputs:
             feed = output.feed(thread_id, stream, is_binary=is_binary)
-            piece = feed.decoded(text) if is_binary else str.__str__(text)
             output.add(feed, when_ns, piece)
-            if self._tap is not None and output is outputs[0]:
-                self._tap(phase, when_ns, stream, piece)
-        if is_binary or not is_of_context or self._tap is not None or len(outputs) > 1:
+        if outputs and self._tap is not None:
+            self._tap(phase, when_ns, stream, _tapped(piece))
+        if not is_of_context or self._tap is not None or len(outputs) > 1:
             return NO_CELL
         holder: Any = self._no_phase if phase is None else phase
         if feed is None:
@@ -223,12 +224,11 @@ class CaptureSession:
             # Read after the end and written before it, and before the traceback.
             when_ns = min(when_ns, max(phase._entered_ns, phase._ended_ns - 1))
         name = _RAW_STREAMS[stream]
-        for index, output in enumerate(self._outputs_for(phase)):
-            feed = output.feed(-1, name, is_binary=True)
-            text = feed.decoded(data)
-            output.add(feed, when_ns, text)
-            if self._tap is not None and index == 0:
-                self._tap(phase, when_ns, name, text)
+        outputs = self._outputs_for(phase)
+        for output in outputs:
+            output.add(output.feed(-1, name, is_binary=True), when_ns, data)
+        if outputs and self._tap is not None:
+            self._tap(phase, when_ns, name, _tapped(data))
 
     def _on_lost_tee(self) -> None:
         self._errors += 1
@@ -391,6 +391,11 @@ class CaptureSession:
             "lost_bytes": 0 if self._raw is None else self._raw.lost_bytes,
             "errors": self._errors,
         }
+
+
+def _tapped(piece: str | bytes) -> str:
+    """Return a piece as text; of many bytes the end, since the last lines are what a listener is for."""
+    return piece if isinstance(piece, str) else piece[-_TAPPED_BYTES:].decode("utf-8", "backslashreplace")
 
 
 def _has_ended(output: PhaseOutput) -> bool:

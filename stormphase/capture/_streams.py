@@ -165,9 +165,11 @@ class HookedStream:
         group = id(stream if buffer is None else buffer)
         descriptors = self._board.descriptors
         number = None if descriptors is None or buffer is None else _descriptor_of(buffer, descriptors)
-        before = None if descriptors is None or number is None else descriptors.begin_text
+        before, probe = (None, _writes.NO_PROBE)
+        if descriptors is not None and number is not None:
+            before, probe = descriptors.begin_text, descriptors.probe()
         note = notes.text if is_plain else self._foreign
-        self._write = _writes.stream_hook(stream.write, kind, group, before=before, note=note)
+        self._write = _writes.stream_hook(stream.write, kind, group, before=before, note=note, probe=probe)
         if not self._places.put(stream, "write", self._write):
             return False
         for name, hook_kind, after in (("flush", kind, None), ("detach", _writes.OTHER, self._leave_buffer)):
@@ -229,14 +231,16 @@ class HookedBuffer:
         self.key = id(buffer)
         self.users = 0
         self._places = Places()
-        before = None
+        before, probe = None, _writes.NO_PROBE
         if descriptors is not None and number is not None:
             raw = getattr(buffer, "raw", buffer)
             leads_to = functools.partial(descriptors.stream_of, buffer.fileno())
             framed = _writes.framed(descriptors, leads_to)
             self._places.put(raw, "write", _writes.stream_hook(raw.write, _writes.OTHER, self.key, before=framed))
-            before = descriptors.begin_text
-        write = _writes.stream_hook(buffer.write, _writes.BUFFER, self.key, before=before, note=notes.binary)
+            before, probe = descriptors.begin_text, descriptors.probe()
+        write = _writes.stream_hook(
+            buffer.write, _writes.BUFFER, self.key, before=before, note=notes.binary, probe=probe
+        )
         self._places.put(buffer, "write", write)
         self.forget = write.forget
 

@@ -16,33 +16,43 @@ if TYPE_CHECKING:
 
 
 def c_flush() -> Callable[[], object]:
-    """Return what flushes C's own streams; nothing where C cannot be called."""
+    """Return what flushes C's stdout and stderr; nothing where C cannot be called."""
     try:
-        flush = ctypes.CDLL(None).fflush
-    except (OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        flush = library.fflush
+        # Only these: another thread may wait for input with stdin locked.
+        streams = [_c_stream(library, name) for name in ("stdout", "stderr")]
+    except (OSError, AttributeError, TypeError, ValueError):
         return lambda: None
     flush.argtypes = [ctypes.c_void_p]
 
-    return functools.partial(flush, None)
+    def flush_both() -> None:
+        for stream in streams:
+            flush(stream)
+
+    return flush_both
+
+
+def _c_stream(library: ctypes.CDLL, name: str) -> ctypes.c_void_p:
+    return ctypes.c_void_p.in_dll(library, f"__{name}p" if sys.platform == "darwin" else name)
 
 
 def buffer_c_by_lines() -> None:
     """Have C's stdout written at each newline, as it is in a terminal, though it finds a pipe there."""
     with contextlib.suppress(Exception):  # Where C's library names it otherwise, it is flushed at boundaries only.
         library = ctypes.CDLL(None)
-        name = "__stdoutp" if sys.platform == "darwin" else "stdout"
-        library.setvbuf(ctypes.c_void_p.in_dll(library, name), None, 1, ctypes.c_size_t(0))
+        library.setvbuf(_c_stream(library, "stdout"), None, 1, ctypes.c_size_t(0))
 
 
 def readiness(
     descriptors: list[int], timeout_s: float = 0
-) -> tuple[Callable[[], list[tuple[int, int]]], Callable[[], object]]:
-    """Return what says which descriptors have something to read, in any thread, and how to let go of it."""
+) -> tuple[Callable[[], list[tuple[int, int]]], Callable[[], object], int]:
+    """Return what says which descriptors have something to read, in any thread, how to let go of it, and its number."""
     if hasattr(select, "epoll"):
         watch = select.epoll()
         for descriptor in descriptors:
             watch.register(descriptor, select.EPOLLIN)
-        return functools.partial(watch.poll, timeout_s), watch.close
+        return functools.partial(watch.poll, timeout_s), watch.close, watch.fileno()
 
     def ready() -> list[tuple[int, int]]:
         poll = select.poll()  # Made anew, since two threads may not use one at once.
@@ -50,7 +60,7 @@ def readiness(
             poll.register(descriptor, select.POLLIN)
         return poll.poll(timeout_s * 1_000)
 
-    return ready, lambda: None
+    return ready, lambda: None, -1
 
 
 def high(descriptor: int) -> int:

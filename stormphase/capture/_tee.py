@@ -41,6 +41,8 @@ TOLD = 1
 OWNER_NOW = 2
 IS_SECOND_BUSY = 3  # something was taken from the second pipe and is not shown yet
 IS_GONE = 4  # and 5: whether nobody takes what is shown on this stream
+FRAMES_PUT = 6  # by the captured process, and
+FRAMES_SEEN = 7  # by the tee: what is under way between the two is known
 PAGE_BYTES = 4_096
 
 READ_BYTES = 65_536
@@ -201,6 +203,7 @@ class Tee:
             for message in source.since_frame:
                 message.when_ns = min(message.when_ns, said_ns)
             source.since_frame.clear()
+            self.page[FRAMES_SEEN] += 1
             position = start + FRAME_BYTES
             if kind == TEXT:
                 source.text_left = length

@@ -34,6 +34,10 @@ _CONTROL: Final = re.compile(
     re.VERBOSE,
 )
 _ROW_MOVE: Final = re.compile(r"(\n|\x1b\[\d*[ABF])")
+_UP_OR_DOWN: Final = re.compile(r"\x1b\[\d*[ABF]")
+_SHORT_ROW: Final = 512
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;:]*m")
+_CLEARED: Final = ("\r\x1b[K", "\r\x1b[2K", "\x1b[2K\r")
 
 
 def safe(text: str, redact: Callable[[str], str] = str) -> str:
@@ -54,7 +58,42 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
 
 
+def moves_rows(text: str) -> bool:
+    """Whether the text goes up to lines above, as nested progress bars do."""
+    return "\x1b[" in text and _UP_OR_DOWN.search(text) is not None
+
+
+def folded(row: str, redact: Callable[[str], str]) -> str:
+    """Return a row that looks the same, also with what is yet to be written to it, without what was drawn over."""
+    if len(row) < _SHORT_ROW:
+        return row
+    if "\x1b" in row:
+        row = _COLOUR.sub("", row)
+        row = row[max(0, *(row.rfind(cleared) for cleared in _CLEARED)) :]
+    if "\r" not in row or ("\x1b" in row[1:] and not row.startswith(_CLEARED)) or "\b" in row:
+        return row
+    begin = next((cleared for cleared in _CLEARED if row.startswith(cleared)), "\r")
+    states = row.removeprefix(begin).split("\r")
+    if any("\x1b" in state for state in states):
+        return row
+    shown = _overlaid(states, redact)
+    # The next text goes on where the last one ended.
+    return f"{begin}{shown}" + (f"\r{states[-1]}" if len(states[-1]) < len(shown) else "")
+
+
+def _overlaid(states: list[str], redact: Callable[[str], str] = str) -> str:
+    """Return what is seen of texts that were drawn one over the other; what shows is redacted as it was drawn."""
+    shown = ""
+    for state in reversed(states):
+        if len(state) > len(shown):
+            shown += redact(state)[len(shown) :]
+    return shown
+
+
 def _shown(text: str) -> str:
+    text = _COLOUR.sub("", text)
+    if "\x1b" not in text and "\b" not in text:
+        return _overlaid(text.split("\r")).rstrip(" ") if "\r" in text else text
     cells: list[str] = []
     column = 0
     position = 0
@@ -165,7 +204,8 @@ class LineBuilder:
             return self._add_each(pieces, stamps)
         rows = self._rows
         goes_on = self._row < len(rows)
-        times = self._line_times(pieces, stamps, goes_on=goes_on)
+        times = line_times(pieces, stamps, goes_on=goes_on, last_ns=self._last_ns)
+        self._last_ns = stamps[-1] if stamps else self._last_ns
         if goes_on:
             # It may have got long by now.
             self._write(stamps[0] if stamps else self._last_ns, lines.pop(0))
@@ -182,29 +222,6 @@ class LineBuilder:
                 self._last_ns = next(times, self._last_ns)
             lines += self.add(self._last_ns, piece)
         return lines
-
-    def _line_times(self, pieces: list[str], stamps: list[int], *, goes_on: bool) -> list[int]:
-        """Return when each line began that these pieces begin."""
-        times: list[int] = []
-        stamp = iter(stamps)
-        when_ns = self._last_ns
-        is_open = goes_on
-        for piece in pieces:
-            if piece == "\n":
-                if not is_open:
-                    times.append(when_ns)
-                is_open = False
-                continue
-            when_ns = next(stamp, when_ns)
-            if not piece:
-                continue
-            newlines = piece.count("\n")
-            if not is_open:
-                times.append(when_ns)
-            is_open = not piece.endswith("\n")
-            times += [when_ns] * (newlines if is_open else newlines - 1)
-        self._last_ns = when_ns
-        return times
 
     def end(self) -> list[tuple[int, str]]:
         """Return what is left, also a line without its newline, and start anew."""
@@ -255,3 +272,33 @@ class LineBuilder:
         del self._rows[:count]
         self._row -= count
         return [(when_ns, safe(text, self._redact)) for when_ns, text in ready]
+
+
+def line_times(pieces: list[str], stamps: list[int], *, goes_on: bool = False, last_ns: int = 0) -> list[int]:
+    """Return when each line began that these pieces begin.
+
+    Args:
+        pieces: texts as they were written.
+        stamps: when; one for each piece that is not a lone newline.
+        goes_on: whether the first one goes on with a line that was begun before.
+        last_ns: when the piece before was written.
+    """
+    times: list[int] = []
+    stamp = iter(stamps)
+    when_ns = last_ns
+    is_open = goes_on
+    for piece in pieces:
+        if piece == "\n":
+            if not is_open:
+                times.append(when_ns)
+            is_open = False
+            continue
+        when_ns = next(stamp, when_ns)
+        if not piece:
+            continue
+        newlines = piece.count("\n")
+        if not is_open:
+            times.append(when_ns)
+        is_open = not piece.endswith("\n")
+        times += [when_ns] * (newlines if is_open else newlines - 1)
+    return times

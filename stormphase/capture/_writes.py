@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from stormphase import _native
 from stormphase._model import PhaseStatus
 from stormphase.capture._cells import NO_CELL, NO_LINE, Cell, Line
-from stormphase.capture._output import ROOM
+from stormphase.capture._feeds import ROOM
 from stormphase.capture._state import STATE
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ BUFFER: Final = 2
 OTHER: Final = 3
 """Anything else."""
 
+NO_PROBE: Final = (-1, None)
+
 _getframe = sys._getframe
 _text_layer: Final[set[CodeType]] = set()
 
@@ -47,6 +49,7 @@ def stream_hook(
     before: Callable[[Any], Any] | None = None,
     note: Callable[..., Cell] | None = None,
     after: Callable[[], object] | None = None,
+    probe: tuple[int, Any] = NO_PROBE,
 ) -> Any:
     """Return what stands in the place of `original`. It has `forget()` and `retire()`; and `__wrapped__`.
 
@@ -59,10 +62,11 @@ def stream_hook(
         note: called with what was written and what the original returned, and if that is foreign, whether it wrote to
             streams that are hooked; returns how the calling thread may keep its next text by itself.
         after: called without arguments after the original.
+        probe: by what the compiled one sees that `before` has nothing to do; see `Descriptors.probe`.
     """
     wrapped = original if wrapped is None else wrapped
     if _native.speedups is not None:
-        return _native.speedups.stream_hook(original, kind, group, wrapped, before, note, after, ROOM)
+        return _native.speedups.stream_hook(original, kind, group, wrapped, before, note, after, ROOM, *probe)
     if kind == PLAIN and note is not None:
         hook: Any = _plain_write(original, before, note)
     elif kind in (PLAIN, FOREIGN):

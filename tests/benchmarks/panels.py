@@ -19,7 +19,7 @@ class Panel:
 
     Attributes:
         kind: how: "cost" (wall time of the calling thread, without delivery), "cpu" (of the whole process, with
-            delivery), "tail", "growth" or "imports".
+            delivery), "family_cpu" (and of the processes that it has started), "tail", "growth" or "imports".
         subjects: whom, as `module:Class`, or modules to import.
         rounds: how many samples of each.
         sample_ns: how long a sample should take.
@@ -86,6 +86,16 @@ PANELS: dict[str, Panel] = {
     ),
     "capture": _cost("ours:Root", "ours_captured:Silent", rounds=1_500),
     "print": _cost("ours_captured:PlainPrint", "ours_captured:CapturedPrint"),
+    "print_bytes": _cost("ours_printing:BytesLines", "ours_printing:CapturedBytesLines"),
+    "print_binary": _cost("ours_printing:Binary", "ours_printing:CapturedBinary"),
+    "print_bar": _cost("ours_printing:Bar", "ours_printing:CapturedBar"),
+    "print_fd": _cost("ours_printing:Lines", "ours_printing:CapturedDescriptor"),
+    "print_fd_cpu": Panel(
+        "family_cpu",
+        ("ours_printing:Lines", "ours_printing:CapturedDescriptor"),
+        rounds=60,
+        sample_ns=1_000 * MILLISECOND,
+    ),
     "disabled": _cost("ours:Disabled", STORMPHASE_DISABLED="1"),
     "depth": _cost("ours:Shallow", "ours:Deep"),
     # Longer samples: a thread keeps the GIL for 5 ms, and each of the sixteen should have lost it to another.

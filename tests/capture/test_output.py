@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stormphase._redaction import Redactor
-from stormphase.capture._output import ROOM, PhaseOutput
+from stormphase.capture._feeds import ROOM
+from stormphase.capture._output import PhaseOutput
 
 
 def finished(output: PhaseOutput, *, taken: bool = True):
@@ -135,7 +136,7 @@ def test_bytes_of_one_character_in_two_writes_are_one_character() -> None:
     output = PhaseOutput(None, 1_024)
     feed = output.feed(1, "stdout", is_binary=True)
     for data in (b"caf\xc3", b"\xa9 \xff\x00\n", b"\xe6\xbc"):
-        output.add(feed, 1, feed.decoded(data))
+        output.add(feed, 1, data)
     assert ["café \\xff\\x00", "\\xe6\\xbc"] == [line.text for line in finished(output).lines]
 
 

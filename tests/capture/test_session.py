@@ -566,6 +566,7 @@ with lanes.enter_phase("parent") as parent:
             print("child's phase")
         found = (capture.take(phase).text, capture.output_of(parent.scope_id).text, capture.output_of(None).text)
         sys.stderr.write(repr(found))
+        sys.stderr.flush()
         sys.stdout.flush()
         os._exit(0)
     os.waitpid(pid, 0)

@@ -26,6 +26,7 @@ class Listening(_tee.Tee):
     def __init__(self) -> None:
         self.word = WORD
         self.terminals = [10, 11]
+        self.page = memoryview(bytearray(_tee.PAGE_BYTES)).cast("Q")
         self.sources = [_tee.Source(stream, stream, 10 + stream) for stream in (0, 1)]
         self.shown: list[tuple[int, bytes]] = []
         self.messages: list[_tee.Message] = []
