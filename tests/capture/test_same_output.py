@@ -102,6 +102,21 @@ INSIDE = {
         print("outside", kept.getvalue())
 """,
     "redirect to stderr": "with contextlib.redirect_stdout(sys.stderr): print('to stderr')\n        print('to stdout')",
+    "redirect within a redirect": """
+        with contextlib.redirect_stdout(io.StringIO()) as kept:
+            print("x")
+            with contextlib.redirect_stdout(sys.__stdout__): print("y")
+        print(repr(kept.getvalue()))
+""",
+    "a file that is dropped": """
+        sys.stdout = open("out.txt", "w"); print("in the file"); sys.stdout = sys.__stdout__
+        print(open("out.txt").read())
+""",
+    "an interrupt": 'print("a"); os.kill(os.getpid(), 2); print("never")',
+    "streams for a subprocess": """
+        print("a", flush=True)
+        subprocess.run(["echo", "b"], stdout=sys.stdout); subprocess.run(["sh", "-c", "echo c >&2"], stderr=sys.stderr)
+""",
     "never put back": 'sys.stdout = io.StringIO(); print("nobody sees this"); print("a", file=sys.stderr)',
     "dup2": """
         print("before", flush=True)
