@@ -1302,7 +1302,6 @@ enter_phase_of(PyObject *Py_UNUSED(module), PyObject *owner)
 
 #include "_c/capture.h"
 #include "_c/redaction.h"
-#include "_c/capture.h"
 
 static PyMethodDef functions[] = {
     {"bind", (PyCFunction)(void (*)(void))bind, METH_VARARGS | METH_KEYWORDS,
