@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _Owner = TypeVar("_Owner")
 
-ABI: Final = 2
+ABI: Final = 3
 """What `_speedups.c` must say as well: raised with every change of what the two expect of each other."""
 
 

@@ -1380,7 +1380,7 @@ PyInit__speedups(void)
     INTERN(s_resumed_ns, "resumed_ns")
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL && (PyModule_AddStringConstant(module, "SOURCE", STORMPHASE_SOURCE) < 0 ||
-                           PyModule_AddIntConstant(module, "ABI", 2) < 0)) /* See `_native`. */
+                           PyModule_AddIntConstant(module, "ABI", 3) < 0)) /* See `_native`. */
         Py_CLEAR(module);
     return module;
 }

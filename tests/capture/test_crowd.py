@@ -96,7 +96,8 @@ def said_by(who: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("mode", ["context", "fd"])
 def test_a_crowd_is_told_apart(run_python: RunPython, tmp_path: Path, mode: str) -> None:
     """In the store and as log records each line is whole, at its own phase and in its order, and so in the terminal."""
-    shown = run_python(CROWD, mode)
+    # Buffered, CPython itself loses text of threads that print at once.
+    shown = run_python(CROWD, mode, env={"PYTHONUNBUFFERED": "1"})
     everybody = [f"{kind} {number}" for kind in ("thread", "task") for number in range(100)]
     records = [*read_records(tmp_path / "crowd.db", kind="phase")]
     found = {

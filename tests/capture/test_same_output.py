@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SETUP = """
 import atexit, codecs, contextlib, gc, io, logging, os, subprocess, sys, threading, warnings
 
+# From 3.12 on CPython warns of forks in a program that has threads, as one with a tracker has.
+warnings.filterwarnings("ignore", category=DeprecationWarning)
 CAPTURE = {"off": None, "True": True, "fd": "fd"}[sys.argv[1]]
 
 class Without:  # stands for a tracker where there is none
@@ -100,6 +102,21 @@ INSIDE = {
         print("outside", kept.getvalue())
 """,
     "redirect to stderr": "with contextlib.redirect_stdout(sys.stderr): print('to stderr')\n        print('to stdout')",
+    "redirect within a redirect": """
+        with contextlib.redirect_stdout(io.StringIO()) as kept:
+            print("x")
+            with contextlib.redirect_stdout(sys.__stdout__): print("y")
+        print(repr(kept.getvalue()))
+""",
+    "a file that is dropped": """
+        sys.stdout = open("out.txt", "w"); print("in the file"); sys.stdout = sys.__stdout__
+        print(open("out.txt").read())
+""",
+    "an interrupt": 'print("a"); os.kill(os.getpid(), 2); print("never")',
+    "streams for a subprocess": """
+        print("a", flush=True)
+        subprocess.run(["echo", "b"], stdout=sys.stdout); subprocess.run(["sh", "-c", "echo c >&2"], stderr=sys.stderr)
+""",
     "never put back": 'sys.stdout = io.StringIO(); print("nobody sees this"); print("a", file=sys.stderr)',
     "dup2": """
         print("before", flush=True)
@@ -379,3 +396,24 @@ def test_the_programs_own_errors_look_the_same(tmp_path: Path, name: str) -> Non
     """What a stream raises is shown without a frame of ours."""
     environ, source = TRACEBACKS[name]
     _check(IN_A_PHASE.format(source), tmp_path, **environ)
+
+
+def test_a_program_is_told_that_nobody_reads(tmp_path: Path) -> None:
+    """As under `| head`: it ends by the error by which it ends without capture, and does not print for ever."""
+    source = """
+import stormphase
+with stormphase.PhaseTracker("x", bridge=None, capture="fd") as tracker, tracker.enter_phase("a"):
+    for number in range(10_000_000):
+        print("line", number, flush=True)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    assert "line 0\n" == child.stdout.readline()
+    child.stdout.close()
+    said = child.stderr.read()
+    child.stderr.close()
+    assert "BrokenPipeError" in said
+    assert child.wait(60) != 0
