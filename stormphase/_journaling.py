@@ -223,12 +223,15 @@ class SessionJournal:
             own_id = rank_scope_id(self._identity)
         return _errors.describe_for_session(error, self._lanes, own_id, _errors.REFERENCE)
 
-    def finish(self, timeout_s: float) -> None:
-        """Write how the session ended, if that has been noted and not been written, and close the file."""
+    def finish(self, timeout_s: float, *, lets_go: bool = True) -> None:
+        """Write how the session ended, if that has been noted and not been written, and close the file.
+
+        Its mapping goes as well, unless `lets_go` says that the bridge may still have to note what was exported.
+        """
         self._write_end_note()
         journal, self._open = self._open, None
         if journal is not None:
-            journal.finish(timeout_s)
+            journal.finish(timeout_s, lets_go=lets_go)
 
     def discard_spare(self) -> None:
         """Delete the file that stood in for a journal: all of it is in the store."""

@@ -43,9 +43,14 @@ class LastWords:
         self._redacted = capture.redactor.text
         capture.tap(self._hear)
 
+    def end(self) -> None:
+        """Let go of the file; what is heard later is not kept."""
+        self._is_given_up = True
+        self._lines: LastLines | None = None
+
     def after_fork_in_child(self) -> None:
         """Leave the file to the parent; the child has one with its own journal."""
-        self._lines: LastLines | None = None
+        self._lines = None
         self._is_given_up = False
         self._unfinished: dict[tuple[int, str], str] = {}
         self._keys = PrivateKeys()

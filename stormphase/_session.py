@@ -265,7 +265,7 @@ class Session:
         self._may_stop.clear()
         if self._sinks is not None:
             self._sinks.give_up()
-        self.capture.stop()
+        self._end_capture()
         self.journal.finish(0.0)
         self._leave_process()
         if self._claimed is not None:
@@ -332,9 +332,9 @@ class Session:
             is_delivered = self.sinks.finish(timeout_s, outcome, ended_ns)
         finally:
             # Also when an impatient KeyboardInterrupt ends the wait.
-            self.capture.stop()
+            self._end_capture()
             self.sinks.give_up()
-            self.journal.finish(_JOURNAL_TIMEOUT_S)
+            self.journal.finish(_JOURNAL_TIMEOUT_S, lets_go=is_delivered or self.bridge is None)
             if is_delivered:
                 self.journal.discard_spare()
             self._leave_process()
@@ -350,6 +350,11 @@ class Session:
             )
         elif not is_delivered:
             _log.warning("stormphase: a sink did not confirm that it delivered all; see tracker.stats()")
+
+    def _end_capture(self) -> None:
+        self.capture.stop()
+        if self._last_words is not None:
+            self._last_words.end()
 
     def _close_lanes(self, passing: BaseException | None) -> None:
         """End what is open, and take it out of the caller's context: what comes later must not hang there.

@@ -1000,7 +1000,7 @@ typedef struct {
     vectorcallfunc call;
     PyObject *file;
     Py_ssize_t begin; /* Within the slot. */
-} SlotStore;
+} SlotStore;     /* `file` is NULL, and `call` does nothing, once it has let go. */
 
 #define ENTER_WORDS 6
 #define EXIT_WORDS 3
@@ -1057,8 +1057,11 @@ store_words(SlotStore *self, PyObject *slot, const uint64_t *words, Py_ssize_t c
 static int
 store_blob(PyObject *stores, long long at, PyObject *blob, long long word_at)
 {
+    PyObject *file = ((SlotStore *)stores)->file;
     Py_buffer view;
-    if (PyObject_GetBuffer(((SlotStore *)stores)->file, &view, PyBUF_WRITABLE) < 0)
+    if (file == NULL)
+        return 0;
+    if (PyObject_GetBuffer(file, &view, PyBUF_WRITABLE) < 0)
         return -1;
     Py_ssize_t length = PyBytes_GET_SIZE(blob);
     int fits = word_at >= 0 && word_at % 8 == 0 && at >= word_at && at <= view.len - length;
@@ -1114,6 +1117,29 @@ store_exit(PyObject *callable, PyObject *const *args, size_t flags, PyObject *na
     return store_words((SlotStore *)callable, args[0], words, EXIT_WORDS);
 }
 
+static PyObject *
+store_nothing(PyObject *Py_UNUSED(callable), PyObject *const *Py_UNUSED(args), size_t Py_UNUSED(flags),
+              PyObject *Py_UNUSED(names))
+{
+    Py_RETURN_NONE;
+}
+
+/* Do nothing from now on, for whoever holds it. The file goes when the last call that is under way has stored: that one
+ * has its buffer. */
+static PyObject *
+slot_store_let_go(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    SlotStore *self = (SlotStore *)object;
+    self->call = store_nothing;
+    Py_CLEAR(self->file);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef slot_store_methods[] = {
+    {"let_go", slot_store_let_go, METH_NOARGS, "Hold the file no longer, and store nothing from now on."},
+    {NULL, NULL, 0, NULL},
+};
+
 static int
 slot_store_traverse(PyObject *object, visitproc visit, void *arg)
 {
@@ -1138,6 +1164,7 @@ static PyTypeObject SlotStoreType = {
     .tp_vectorcall_offset = offsetof(SlotStore, call),
     .tp_traverse = slot_store_traverse,
     .tp_dealloc = slot_store_free,
+    .tp_methods = slot_store_methods,
 };
 
 static PyObject *

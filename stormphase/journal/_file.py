@@ -13,9 +13,10 @@ import itertools
 import os
 import struct
 import sys
+import threading
 import time
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from stormphase import _native
 from stormphase.journal import _format
@@ -39,6 +40,7 @@ _PAGE: Final = 4_096
 _PAGES_AT_ONCE: Final = 64
 _MODE: Final = 0o600
 _MAGIC_WORD: Final = int.from_bytes(_format.MAGIC, "little")
+_RESIZE_WAIT_S: Final = 2.0
 _NO_FALLOCATE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -71,16 +73,19 @@ class JournalFile:
             # The whole length at once and no room yet: one mapping stays valid however the file fills up.
             os.ftruncate(self._fd, self._max_segments * _format.SEGMENT)
             _allocate(self._fd, 0, MIN_BYTES)
-            self._map = MappedFile(self._fd, self._max_segments * _format.SEGMENT)
+            self._map: MappedFile | None = MappedFile(self._fd, self._max_segments * _format.SEGMENT)
         except BaseException:
             os.close(self._fd)
             path.unlink()
             raise
-        self.put_enter, self.put_exit = _slot_stores(self._map)
-        self.buffer: mmap.mmap = self._map
-        self.words = memoryview(self._map).cast("Q")
+        self._slot_stores = _slot_stores(self._map)
+        self.put_enter, self.put_exit = self._slot_stores
+        self.buffer: MappedFile | Gone = self._map
+        self.words: memoryview | Gone = memoryview(self._map).cast("Q")
         self.is_lost = False
         self._beats = 0
+        self._resizing = threading.Lock()
+        self._is_closing = False
         self._touch(0, CHUNK_SEGMENTS)
         self.segments = CHUNK_SEGMENTS
 
@@ -160,15 +165,18 @@ class JournalFile:
 
     def has_been_cut(self) -> bool:
         """Whether somebody has taken of it what was there when it was made, or put another file's bytes into it."""
-        if self._map.has_faulted:
+        mapped = self._map
+        if mapped is None:
+            return False
+        if mapped.has_faulted:
             return True
         if self._fd < 0:
             return False
-        self._map.guard_again()
+        mapped.guard_again()
         if os.fstat(self._fd).st_size < self._max_segments * _format.SEGMENT:
             return True
         # Cut and made long again: then it has zeros. Whoever cuts it at this moment may be noticed by a fault.
-        return self.words[0] != _MAGIC_WORD or self._map.has_faulted
+        return self.words[0] != _MAGIC_WORD or mapped.has_faulted
 
     def leave_lost(self, now_ns: int) -> None:
         """Say in what is left of the header that nothing is written since `now_ns`, and touch the mapping no more.
@@ -221,11 +229,18 @@ class JournalFile:
         return self._fd >= 0 and os.fstat(self._fd).st_nlink == 0
 
     def grow(self) -> range:
-        """Give the next segments room on the disk, and return their numbers.
+        """Give the next segments room on the disk, and return their numbers; none once the file was closed.
 
         Raises:
             OSError: if there is no room; the file stays as it was.
         """
+        with self._resizing:
+            grown = self._grow() if self.may_grow else range(0)
+        if self._is_closing:
+            self.close()
+        return grown
+
+    def _grow(self) -> range:
         first = self.segments
         last = min(first + CHUNK_SEGMENTS, self._max_segments)
         _allocate(self._fd, first * _format.SEGMENT, (last - first) * _format.SEGMENT)
@@ -235,20 +250,42 @@ class JournalFile:
         return range(first, last)
 
     def close(self) -> None:
-        """Give back what was never used. The mapping stays as long as somebody may store into it."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            try:
-                if not self.is_lost:  # Nor made longer again.
-                    os.ftruncate(fd, self.segments * _format.SEGMENT)
-            finally:
-                os.close(fd)
+        """Give back what was never used. The mapping stays until `let_go`.
+
+        Where another thread is about to grow the file, that is waited for: to cut off what it has just been given, and
+        stores into, would be a SIGBUS. If it takes too long, that thread closes the file when it is done.
+        """
+        self._is_closing = True
+        if not self._resizing.acquire(timeout=_RESIZE_WAIT_S):
+            return
+        try:
+            if self._fd >= 0:
+                fd, self._fd = self._fd, -1
+                try:
+                    if not self.is_lost:  # Nor made longer again.
+                        os.ftruncate(fd, self.segments * _format.SEGMENT)
+                finally:
+                    os.close(fd)
+        finally:
+            self._resizing.release()
+
+    def let_go(self) -> None:
+        """Drop the mapping: it ends, and so does its descriptor, as soon as no call that is under way stores into it.
+
+        From then on what is stored goes nowhere, and what is read is zeros; nobody is told, and nothing raises. Dropped
+        and not closed, since another thread may be just about to store; nobody else may hold `words` or `buffer`.
+        """
+        self.buffer = self.words = GONE
+        for store in self._slot_stores:
+            _empty(store)
+        self._map = None
 
     def forget(self) -> None:
-        """Close the descriptor alone: in a forked child the file is the parent's."""
+        """Close the descriptor alone, and drop the mapping: in a forked child the file is the parent's."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+        self.let_go()
 
     def _touch(self, first: int, last: int) -> None:
         """Have the kernel map the pages now, so that no training thread waits for that; lets others in between."""
@@ -258,6 +295,35 @@ class JournalFile:
             for offset in range(start, min(end, start + _PAGES_AT_ONCE * _PAGE), _PAGE):
                 words[offset >> 3] = 0
             time.sleep(0)  # noqa: TID251 - waits for nothing: training may want the GIL
+
+
+class Gone:
+    """Stands where a mapping was."""
+
+    __slots__ = ()
+
+    def __setitem__(self, place: int | slice, value: object) -> None:
+        """Store nothing."""
+
+    def __getitem__(self, place: Any) -> Any:
+        """Return zero, or as many as a slice has bytes."""
+        return bytes(len(range(place.start, place.stop, place.step or 1))) if isinstance(place, slice) else 0
+
+
+GONE: Final = Gone()
+
+
+def _nothing(*fields: object) -> None:
+    """Store nothing."""
+
+
+def _empty(store: Callable[..., None]) -> None:
+    """Make what stores into a mapping let go of it and do nothing, for whoever holds it."""
+    emptied: Any = store
+    if isinstance(store, functools.partial):
+        emptied.__setstate__((_nothing, (), {}, {}))
+    else:
+        emptied.let_go()
 
 
 def _slot_stores(mapped: mmap.mmap) -> tuple[Callable[..., None], Callable[..., None]]:

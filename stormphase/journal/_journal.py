@@ -80,6 +80,8 @@ class OpenJournal:
         self.file = file = JournalFile(path, max_bytes)
         self.lanes = lanes
         self.phase_trace = phase_trace
+        self._is_over = False
+        self._writers: set[SegmentWriter] = set()  # of living threads
         self.write_exit: Callable[..., None] = file.put_exit
         clock = lanes.clock
         file.complete(
@@ -96,7 +98,7 @@ class OpenJournal:
             segments,
             Totals(file, segments),
             lanes.open_phases,
-            SegmentWriter(self, (0, 0, _format.MOVED)),
+            self._writer_of((0, 0, _format.MOVED)),
             counts_unsent=counts_unsent,
         )
         self._history = max(1, max_bytes // _format.SEGMENT // _HISTORY_SHARE)
@@ -133,17 +135,28 @@ class OpenJournal:
             return self._lost_writer
         is_main = lane.thread_id == threading.main_thread().ident
         number = self._strings.of_thread(lane.thread_name)
-        return SegmentWriter(self, (lane.thread_id, number, _format.MAIN_THREAD if is_main else 0))
+        return self._writer_of((lane.thread_id, number, _format.MAIN_THREAD if is_main else 0))
+
+    def _writer_of(self, thread: tuple[int, int, int]) -> SegmentWriter:
+        writer = SegmentWriter(self, thread)
+        self._writers.add(writer)
+        if self._is_over:  # Since before or after the last line: in between, `_let_go` may not have seen it.
+            self.retire(writer)
+        return writer
 
     def retire(self, writer: SegmentWriter | LostWriter) -> None:
         """Take over what the writer of an ended thread leaves."""
         segment = writer.segment
         writer.leave_segment()
-        if segment is not None:
+        writer.let_go()
+        self._writers.discard(writer)
+        if segment is not None and not self._is_over:
             self.note_full(segment)
 
     def next_segment(self, writer: SegmentWriter, thread: tuple[int, int, int]) -> int | None:
         """Return a clean segment for `writer`, whose last one is full; None if there is none."""
+        if self._is_over:
+            return None
         is_for_moving = thread[2] == _format.MOVED
         segment = self._segments.take(_format.PHASES, writer, thread=thread, is_for_moving=is_for_moving)
         # Once may not do: another thread, or what had to move, may take it.
@@ -248,8 +261,14 @@ class OpenJournal:
         self._look_at_file()
         self.file.put_end_note(encoded_note(note))
 
-    def finish(self, timeout_s: float) -> None:
-        """End the worker; what comes later is still stored, and nobody looks."""
+    def finish(self, timeout_s: float, *, lets_go: bool = True) -> None:
+        """End the worker, and close the file; what is entered later goes nowhere, and what is open can still end.
+
+        Args:
+            timeout_s: how long the worker may take.
+            lets_go: False where somebody may still have to note something about ended phases, as the exporter of a
+                bridge that did not deliver in time: then the mapping stays until nobody holds the journal any more.
+        """
         try:
             self._worker.wait(self._worker.ask(timeout_s, is_last=True), timeout_s)
         finally:  # Also when an impatient KeyboardInterrupt ends the wait.
@@ -258,12 +277,25 @@ class OpenJournal:
             clock = self.lanes.clock
             self.file.beat(clock.monotonic_ns(), clock.wall_ns())
             self.file.close()
+            if lets_go:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        self._is_over = True
+        for writer in tuple(self._writers):
+            self.retire(writer)
+        # Now no phase gets a place any more. One that another thread has entered while the session stopped has one.
+        if all(getattr(phase, "_slot", SCRATCH_SLOT) == SCRATCH_SLOT for phase in self.lanes.open_phases()):
+            self.file.let_go()
 
     def forget(self) -> None:
         """Leave the file to the process that made it: this one is its forked child."""
         self._worker.after_fork_in_child()
         self._worker.give_up()
         self._strings.leave_paths(self.lanes.paths)
+        self._is_over = True
+        for writer in tuple(self._writers):
+            writer.let_go()
         self.file.forget()
 
     def stats(self) -> dict[str, int]:

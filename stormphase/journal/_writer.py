@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from stormphase import _native
 from stormphase.journal import _format
+from stormphase.journal._file import GONE
 from stormphase.journal._phase_facts import all_facts, entered_facts, parent_sequence, step_word
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
 
     from stormphase._phase import PhaseHandle
+    from stormphase.journal._file import Gone
     from stormphase.journal._journal import OpenJournal
 
 # Here, since a module's own names are faster to come by.
@@ -66,8 +69,8 @@ class SegmentWriter:
         self._journal = journal
         self._thread = thread
         self.traces_phases = journal.phase_trace is not None
-        self._words = journal.file.words
-        self._buffer = journal.file.buffer
+        self._words: memoryview | Gone = journal.file.words
+        self._buffer: mmap.mmap | Gone = journal.file.buffer
         self.write_enter: Callable[..., None] = journal.file.put_enter
         self.pins: tuple[int, ...] = ()
         self.segment: int | None = None
@@ -79,6 +82,10 @@ class SegmentWriter:
         self.slot = 1
         self.last_slot = 0
         self._blobs_from = 0
+
+    def let_go(self) -> None:
+        """Hold the mapping no longer; what is written from now on goes nowhere."""
+        self._words = self._buffer = GONE
 
     def enter(self, phase: PhaseHandle) -> None:
         """Write a phase that has just been entered, whatever there is to say of it."""
