@@ -18,6 +18,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase._bell import Bell
+from stormphase._clock import SystemClock
 from stormphase.capture import _system, _tee
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ SETTLE_S: Final = 1.0
 END_S: Final = 5.0
 LOST_WAIT_S: Final = 0.2
 _LINGER_S: Final = 0.5
+_LINGER_PAUSE_S: Final = 0.001
 _MOST_MARKS: Final = 8
 
 _lingering: Final[list[subprocess.Popen[bytes]]] = []
@@ -379,9 +382,7 @@ class Descriptors:
                 os.close(descriptor)
         with contextlib.suppress(OSError):
             os.close(self._back)
-        try:
-            self._tee.wait(_LINGER_S)
-        except subprocess.TimeoutExpired:
+        if not _has_ended(self._tee, _LINGER_S):
             _lingering.append(self._tee)  # Some child still writes through it.
 
     def _forget_page(self) -> None:
@@ -422,6 +423,18 @@ def _settle_before_fork() -> None:
         if descriptors is not None:
             with contextlib.suppress(Exception):
                 descriptors.settle(SETTLE_S)
+
+
+def _has_ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    """Wait for a process to end; `Popen.wait` counts by a clock that a test may freeze, and would never give up."""
+    now = SystemClock.monotonic_ns
+    until_ns = now() + int(timeout_s * 1e9)
+    pause = Bell()
+    while process.poll() is None:
+        if now() >= until_ns:
+            return False
+        pause.wait(_LINGER_PAUSE_S)
+    return True
 
 
 def _reap() -> None:
