@@ -183,9 +183,10 @@ class LatePhase:
                     return phase
         self._forget_ended()
         left = tuple(self._open)
-        for phase in reversed(left):
-            if phase._lane is phase._lane.lanes.lane_of_caller():
-                return phase
+        theirs = [phase for phase in left if phase._lane.is_owned_by(phase._lane.lanes.lane_of_caller())]
+        if theirs:
+            # Of greenlets' lanes the caller's own comes first.
+            return max(reversed(theirs), key=lambda phase: phase._lane is phase._lane.lanes.lane_of_caller())
         # Of another task, or finalised by another thread; or this block was a no-op when it was entered.
         is_its_to_end = isinstance(exc, GeneratorExit) or (left and left[0]._lane.thread_id == get_ident())
         return left[0] if len(left) == 1 and is_its_to_end else None

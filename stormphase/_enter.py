@@ -115,7 +115,12 @@ def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915, PLR0917
             return NOOP
         lanes = running
     has_more = False
-    if lane is None or (lanes.running_tasks and lanes.running_loop() is not None) or "trio" in _modules:
+    if (
+        lane is None
+        or (lanes.running_tasks and lanes.running_loop() is not None)
+        or "trio" in _modules
+        or "greenlet" in _modules
+    ):
         lane = lanes.lane_of_caller()
         if lane is None:
             return NOOP
@@ -154,7 +159,10 @@ def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915, PLR0917
     if attributes is not None:
         attributes = lanes.taken(attributes, lanes.attribute_counts, lanes.redactor)
         has_more = True
-    frame = getframe(1)
+    try:
+        frame = getframe(1)
+    except ValueError:  # Nobody's: it stands at the bottom of a greenlet, or of a thread that was begun in C.
+        frame = _getframe()
     handle_type = lanes.handle_type
     handle = handle_type()
     handle._lane = lane

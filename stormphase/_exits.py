@@ -13,9 +13,9 @@ import contextlib
 import functools
 import os
 from threading import get_ident
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stormphase import _errors, _misuse
+from stormphase import _errors, _misuse, _tasks
 from stormphase._model import PhaseStatus
 from stormphase._phase import FINAL, PhaseHandle
 from stormphase._status import TABLE, is_end_of_iterator, outcome_of
@@ -23,6 +23,7 @@ from stormphase.exceptions import Misuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextvars import Token
 
     from stormphase._lane import Lane
     from stormphase._lanes import LaneSet, Publish
@@ -67,9 +68,10 @@ def leave(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None, *, is
             lanes.misuse(_misuse.released(phase, "exit"), error)
         return
     caller = lanes.lane_of_caller()
-    if caller is not lane:
+    if not lane.is_owned_by(caller):
         _leave_from_elsewhere(lanes, phase, error, caller, is_unwinding=is_unwinding)
-    elif phase._status is _PAUSED:
+        return
+    if phase._status is _PAUSED:
         _end_parked(lanes, phase, error)
     elif lane.top is phase:
         end(lanes, lane, phase, error)
@@ -202,15 +204,26 @@ def restore_context(lanes: LaneSet, phase: PhaseHandle) -> None:
     try:
         phase._lane.reset(token)
     except ValueError:
-        if phase._lane.runs_cells:
-            # Another cell entered it: its context cannot be reached, and this one may be a copy of it.
-            if lanes.carrier.current_phase() is phase:
-                lanes.carrier.variable.set(lanes.carrier.value_before(phase))
-            return
-        lanes.counts.add(Misuse.FOREIGN_CONTEXT)
+        _leave_foreign_context(lanes, phase, token)
     except RuntimeError:
         # An exit that a signal handler interrupted right after it had reset the variable.
         return
+
+
+def _leave_foreign_context(lanes: LaneSet, phase: PhaseHandle, token: Token[Any]) -> None:
+    """Count that a phase leaves in another context than it came in; greenlets and cells have contexts of their own."""
+    lane = phase._lane
+    if not lane.runs_cells:  # Else another cell entered it, whose context cannot be reached.
+        caller = lanes.lane_of_caller()
+        if caller is lane or not lane.is_owned_by(caller):
+            lanes.counts.add(Misuse.FOREIGN_CONTEXT)
+            return
+        owner = _tasks.first_greenlet() if lane.task_ref is None else lane.task_ref()
+        _tasks.call_in_greenlet(owner, lane.reset, token)
+    carrier = lanes.carrier
+    if carrier.current_phase() is phase:
+        # Known here from the context that was given: cells, and gevent's greenlets, may have copies.
+        carrier.variable.set(carrier.value_before(phase))
 
 
 def forget_in_context(lanes: LaneSet, phase: PhaseHandle) -> None:

@@ -42,6 +42,7 @@ class Lane:
     Attributes:
         top: the innermost open phase, or the lane itself when none is open.
         is_plain: whether being in the same context is proof enough of being its owner: a living thread's own lane.
+        is_greenlet: whether it is a greenlet's: see `is_owned_by`.
         is_inherited: whether this lane belongs to the process that this one was forked from.
         local: what each thread knows: see `LaneSet`.
         number: tells this lane from all others of the process.
@@ -59,6 +60,7 @@ class Lane:
         "entered_count",
         "first_seen_ns",
         "id_base",
+        "is_greenlet",
         "is_inherited",
         "is_plain",
         "lanes",
@@ -84,6 +86,7 @@ class Lane:
         self.ended_count = 0
         self.entered_count = 0
         self.id_base = lanes.id_base
+        self.is_greenlet = task is not None and _tasks.is_greenlet(task)
         self.is_inherited = False
         self.is_plain = task is None
         self.lanes = lanes
@@ -112,6 +115,17 @@ class Lane:
     def is_gone(self) -> bool:
         """Whether the thread or task has ended."""
         return not self.is_plain if self.task_ref is None else self.task_ref() is None
+
+    def is_owned_by(self, caller: Lane | None) -> bool:
+        """Whether who has the lane `caller` may end and move what is open on this one: it is the same.
+
+        Or both are greenlets' of one thread, or that thread's own: programs with greenlets begin something in one and
+        end it in another, and no two of them run at once.
+        """
+        if caller is self or caller is None:
+            return caller is self
+        are_greenlets = (self.is_plain or self.is_greenlet) and (caller.is_plain or caller.is_greenlet)
+        return are_greenlets and self.thread_id == caller.thread_id and not self.is_inherited
 
     def phases(self) -> list[PhaseHandle]:
         """Return the open phases, outermost first; a snapshot, from any thread."""

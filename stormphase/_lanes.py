@@ -101,6 +101,10 @@ class ContextCarrier:
         del trace
         return self.variable.set(phase)
 
+    def join(self, phase: PhaseHandle) -> None:
+        """Make a phase of another lane the current one of the caller's context, for good."""
+        self.variable.set(phase)
+
     def value_before(self, phase: PhaseHandle) -> Any:
         """Return what the variable held before `phase` was put into it."""
         return phase.parent
@@ -241,7 +245,10 @@ class LaneSet(CopiesToItself):
         handle = self.enter_phase(name, attributes, sync, timeout_s)
         if handle is NOOP:
             return NOOP_TOKEN
-        frame = _getframe(1)
+        try:
+            frame = _getframe(1)
+        except ValueError:  # As in `enter_phase`.
+            frame = _getframe()
         handle._code = frame.f_code
         handle._instruction = frame.f_lasti if type(handle._instruction) is int else through(frame)
         return PhaseToken.of(handle)
@@ -314,12 +321,20 @@ class LaneSet(CopiesToItself):
             thread_lane.runs_cells = True
             return thread_lane
         lane = Lane(self, thread_lane.thread_id, thread_lane.thread_name, task)
+        if lane.is_greenlet and self.current_phase() is None:
+            self._join_parent(task.parent, thread_lane)
         lane.writer = thread_lane.writer
         lane.write_exit = thread_lane.write_exit
         gone = self._gone
         lane.task_ref = weakref.ref(task, lambda _: gone.append(lane))
         self._keep(lane)
         return lane
+
+    def _join_parent(self, parent: Any, thread_lane: Lane) -> None:
+        """Put a greenlet, whose context is a new one, under what its parent has open: it was made and is run there."""
+        lane = thread_lane if parent.parent is None else self.local.tasks.get(parent)
+        if lane is not None and isinstance(top := lane.top, PhaseHandle):
+            self.carrier.join(top)
 
     def _keep(self, lane: Lane) -> None:
         with self._lock:

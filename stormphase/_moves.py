@@ -6,12 +6,11 @@ A paused phase is on no lane: nothing nests in it, and its clock stands. Whoever
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from stormphase import _exits, _misuse
 from stormphase._model import PhaseStatus
-from stormphase._phase import FINAL, PhaseExtra, PhaseHandle, PhaseToken
+from stormphase._phase import FINAL, PhaseExtra, PhaseHandle, PhaseToken, frame_above
 from stormphase._plain_values import normalise
 from stormphase._record import PhaseRecord, RecordKind
 from stormphase._status import TABLE
@@ -56,7 +55,7 @@ def pause(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool, action: str = "
     """Take the phase off its lane; False if that was refused and the tracker only records."""
     problem = _why_not_movable(lanes, phase, action)
     lane = phase._lane
-    if problem is None and must_own and (caller := lanes.lane_of_caller()) is not lane:
+    if problem is None and must_own and not lane.is_owned_by(caller := lanes.lane_of_caller()):
         problem = _foreign(phase, caller, action)
     if problem is None and lane.top is not phase:
         problem = _misuse.still_open_inside(phase, _exits.inside_of(lane, phase) or [], action)
@@ -106,7 +105,7 @@ def resume(lanes: LaneSet, phase: PhaseHandle, *, must_own: bool) -> bool:
         problem = _misuse.released(phase, "resume")
     elif phase._status is not _ON_PAUSE:
         problem = _misuse.not_paused(phase)
-    elif lane is None or (must_own and lane is not phase._lane):
+    elif lane is None or (must_own and not phase._lane.is_owned_by(lane)):
         problem = _foreign(phase, lane, "resume")
     else:
         return _put_on(lanes, lane, phase=phase, extra=extra, successor=phase, fence=None)
@@ -205,7 +204,7 @@ def release(lanes: LaneSet, phase: PhaseHandle) -> PhaseToken:
         if phase._lane.is_inherited:
             lanes.misuse(_misuse.foreign_process(phase, os.getpid(), "release"))
             return PhaseToken.of_nothing(phase)
-        if caller is not phase._lane:
+        if not phase._lane.is_owned_by(caller):
             lanes.misuse(_foreign(phase, caller, "release"))
             return PhaseToken.of_nothing(phase)
     elif not pause(lanes, phase, must_own=True, action="release"):
@@ -263,7 +262,7 @@ def retry(lanes: LaneSet, previous: Any, attributes: Mapping[str, Any] | None) -
     phase = lanes.enter_phase(previous.name, attributes)
     if phase is lanes.noop:
         return phase
-    frame = sys._getframe(2)
+    frame = frame_above(2)
     phase._code = frame.f_code
     phase._instruction = frame.f_lasti
     extra = phase._extra_or_new()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier, LaneSet
 from stormphase._paths import PathTable
-from stormphase._phase import FINAL, PhaseHandle, PhaseToken
+from stormphase._phase import FINAL, PhaseHandle, PhaseToken, frame_above
 from stormphase._sites import through
 from stormphase.exceptions import ConfigurationError, Misuse
 
@@ -126,7 +125,7 @@ class PhaseRecorder(CopiesToItself):
         if lanes is None or lane is None:
             where = f"any lane of session {session_id!r:.60}, rank {rank!r:.20}"
             return self._refuse(_misuse.unknown_scope(scope_id, where), lanes)
-        handle = _find(lane, scope_id)
+        handle = _find(lane, scope_id) or _find_in_greenlets(lanes, lane, scope_id)
         if handle is None:
             for other in lanes.open_phases():
                 if other.scope_id == scope_id:
@@ -183,7 +182,7 @@ class PhaseRecorder(CopiesToItself):
         if lanes is None:
             lanes = self.lane_set(session_id, rank)
         handle = lanes.enter_phase(name, attributes)
-        frame = sys._getframe(2)
+        frame = frame_above(2)
         handle._code = frame.f_code
         handle._instruction = frame.f_lasti if type(handle._instruction) is int else through(frame)
         return handle
@@ -208,6 +207,11 @@ def _find(lane: Lane, scope_id: str) -> PhaseHandle | None:
             return node
         node = node._below
     return None
+
+
+def _find_in_greenlets(lanes: LaneSet, caller: Lane, scope_id: str) -> PhaseHandle | None:
+    found = (_find(lane, scope_id) for lane in lanes.lanes() if lane.is_owned_by(caller))
+    return next((handle for handle in found if handle is not None), None)
 
 
 def _not_ended(handle: PhaseHandle) -> PhaseBoundary:

@@ -16,6 +16,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "_c/greenlets.h"
+
 #ifdef Py_GIL_DISABLED
 #error "Lanes rest on the GIL."
 #endif
@@ -155,7 +157,7 @@ static PyObject *python_enter, *python_exit, *python_take_back, *is_active, *has
 static PyObject *monotonic_ns, *zero, *no_step, *no_arguments, *unwinding_names;
 static PyCFunction variable_set, variable_reset, variable_get;
 static long long slot_bytes, segment_bytes, blobs_from_at, max_blob;
-static PyObject *s_lanes, *s_lane, *s_trio, *s_leave, *s_tell_rest, *s_enter_again, *s_enter, *s_resumed_ns;
+static PyObject *s_lanes, *s_lane, *s_leave, *s_tell_rest, *s_enter_again, *s_enter, *s_resumed_ns;
 
 /* --- Small pieces ------------------------------------------------------------------------------------------------ */
 
@@ -316,7 +318,7 @@ may_be_in_task(PyObject *lanes)
         if (loop != Py_None)
             return 1;
     }
-    return PyDict_Contains(modules, s_trio);
+    return may_be_in_trio_or_greenlet(modules);
 }
 
 /* Note on `handle` from where it was entered: the Python function that called us. */
@@ -324,9 +326,9 @@ static inline int
 note_caller(PyObject *handle)
 {
     PyFrameObject *frame = PyEval_GetFrame();
-    if (frame == NULL) {
-        PyErr_SetString(PyExc_ValueError, "call stack is not deep enough");
-        return -1;
+    if (frame == NULL) { /* Nobody's: it stands at the bottom of a greenlet, or of a thread that was begun in C. */
+        Py_INCREF(SLOT(handle, handle_code) = PyFunction_GetCode(python_enter));
+        return (SLOT(handle, handle_instruction) = PyLong_FromLong(0)) == NULL ? -1 : 0;
     }
 #if PY_VERSION_HEX >= 0x030B0000
     int instruction = PyFrame_GetLasti(frame);
@@ -1366,9 +1368,10 @@ PyInit__speedups(void)
 #define INTERN(place, text)                                                                                            \
     if ((place = PyUnicode_InternFromString(text)) == NULL)                                                            \
         return NULL;
+    if (find_library_names() < 0)
+        return NULL;
     INTERN(s_lanes, "_lanes")
     INTERN(s_lane, "lane")
-    INTERN(s_trio, "trio")
     INTERN(s_leave, "leave")
     INTERN(s_tell_rest, "tell_rest")
     INTERN(s_enter_again, "enter_again")

@@ -1,11 +1,12 @@
-"""Which task runs now: asyncio's, anyio's (which are asyncio's or trio's) or trio's own; None outside of all.
+"""Which task runs now: asyncio's, anyio's (which are asyncio's or trio's), trio's own or a greenlet; else None.
 
-Neither library is imported here before the program uses it, except that a recorder imports asyncio when it is made:
-`asyncio._get_running_loop` (exported for event loops) is the one cheap question whether a loop runs in this thread.
+None of these libraries is imported here before the program uses it, except that a recorder imports asyncio when it is
+made: `asyncio._get_running_loop` (exported for event loops) is the one cheap question whether a loop runs here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +35,11 @@ def running_tasks() -> Collection[Any]:
 
 
 def current_task() -> Any:
-    """Return the task that the caller runs in, or None; for asyncio, anyio on both its backends, and trio."""
+    """Return the task that the caller runs in, or None; for asyncio, anyio on both its backends, trio and greenlets.
+
+    Within a task of asyncio a greenlet is a part of that, as SQLAlchemy uses them. The greenlet in which a thread began
+    is no task: it is the thread.
+    """
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         try:
@@ -45,16 +50,46 @@ def current_task() -> Any:
             return task
     trio = sys.modules.get("trio")
     lowlevel = getattr(trio, "lowlevel", None)  # Half imported in another thread: nothing runs in it yet.
-    if lowlevel is None:
-        return None
-    is_in_task = getattr(lowlevel, "in_trio_task", None)
-    if is_in_task is not None and not is_in_task():
+    if lowlevel is not None:
+        is_in_task = getattr(lowlevel, "in_trio_task", None)
         # Newer ones say so without an exception, which each phase would pay for where trio is loaded and does not run.
+        if is_in_task is None or is_in_task():
+            with contextlib.suppress(RuntimeError):
+                return lowlevel.current_task()
+    return _current_greenlet()
+
+
+def _current_greenlet() -> Any:
+    """Return the greenlet that the caller runs in, or None in the one in which its thread began."""
+    getcurrent = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+    if getcurrent is None:
         return None
-    try:
-        return lowlevel.current_task()
-    except RuntimeError:
-        return None
+    current = getcurrent()
+    return None if current.parent is None else current
+
+
+def first_greenlet() -> Any:
+    """Return the greenlet in which the calling thread began; called in another one."""
+    greenlet = _current_greenlet()
+    while greenlet is not None and greenlet.parent is not None:
+        greenlet = greenlet.parent
+    return greenlet
+
+
+def call_in_greenlet(greenlet: Any, call: Callable[[Any], object], argument: Any) -> None:
+    """Call in the context of a greenlet of this thread that does not run now, if it lives and lets others in.
+
+    `call` may raise ValueError, where that is not the context that it is meant for.
+    """
+    # None has no context, nor has a dead one; and one may be within `Context.run`, which does not let others in.
+    with contextlib.suppress(AttributeError, RuntimeError, ValueError):
+        greenlet.gr_context.run(call, argument)
+
+
+def is_greenlet(task: Any) -> bool:
+    """Return whether a task is a greenlet."""
+    kind = getattr(sys.modules.get("greenlet"), "greenlet", None)
+    return kind is not None and isinstance(task, kind)
 
 
 def runs_cells(task: Any) -> bool:

@@ -18,7 +18,7 @@ from stormphase._counts import Counts
 from stormphase._enter import enter_phase, no_metadata
 from stormphase._model import RankIdentity
 from stormphase._noop import NOOP, NOOP_TOKEN
-from stormphase._phase import PhaseToken
+from stormphase._phase import PhaseToken, frame_above
 from stormphase._recorder import PhaseRecorder
 from stormphase._session import STOP_TIMEOUT_S, Session
 from stormphase._sites import through
@@ -484,7 +484,7 @@ def _enter_nothing(
 def _seen_from(level: int, phase: PhaseHandle) -> PhaseHandle:
     """Let the phase say that it was entered by the caller's caller, and not here."""
     if phase is not NOOP:
-        frame = sys._getframe(level)
+        frame = frame_above(level)
         phase._code = frame.f_code
         phase._instruction = frame.f_lasti if type(phase._instruction) is int else through(frame)
     return phase

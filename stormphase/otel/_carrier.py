@@ -124,6 +124,13 @@ class SpanCarrier(ContextCarrier):
         phase: PhaseHandle | None = self.variable.get().get(self.phase_key)
         return phase
 
+    def join(self, phase: PhaseHandle) -> None:
+        """Make a phase of another lane the current one, and its span, as where the context is copied under it."""
+        values = {**self.variable.get(), self.phase_key: phase}
+        if getattr(phase, "_real", phase) is not None:  # Else no tracer made a span of it.
+            values[SPAN_KEY] = phase
+        self.variable.set(Context(values))
+
     def value_before(self, phase: PhaseHandle) -> Context:
         """Return the context in which `phase` was entered."""
         return phase._outer if isinstance(phase, PhaseSpan) else Context()
