@@ -148,8 +148,9 @@ class OpenJournal:
         """Take over what the writer of an ended thread leaves."""
         segment = writer.segment
         writer.leave_segment()
-        writer.let_go()
-        self._writers.discard(writer)
+        if isinstance(writer, SegmentWriter):
+            writer.let_go()
+            self._writers.discard(writer)
         if segment is not None and not self._is_over:
             self.note_full(segment)
 
