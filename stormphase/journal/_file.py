@@ -170,10 +170,12 @@ class JournalFile:
             return False
         if mapped.has_faulted:
             return True
-        if self._fd < 0:
-            return False
         mapped.guard_again()
-        if os.fstat(self._fd).st_size < self._max_segments * _format.SEGMENT:
+        with self._resizing:  # Or `close` might give the descriptor back just now, and another file get it.
+            if self._fd < 0:
+                return False
+            size = os.fstat(self._fd).st_size
+        if size < self._max_segments * _format.SEGMENT:
             return True
         # Cut and made long again: then it has zeros. Whoever cuts it at this moment may be noticed by a fault.
         return self.words[0] != _MAGIC_WORD or mapped.has_faulted
