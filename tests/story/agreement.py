@@ -1,0 +1,451 @@
+"""Compares what the tellers of one run say, with each other and with what the program itself wrote down.
+
+The rule: of a phase that two tellers know they say the same, fact by fact; one that knows less says less. What the
+program is certain of must be known: its journal has every phase that was entered.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+
+import attrs
+import tellers
+from tellers import FINAL
+
+# What is the same at enter and at the end ...
+IDENTITY = (
+    "path", "parent", "entered_ns", "entered_monotonic_ns", "attempt", "retry_of", "step", "is_sync", "sequence",
+    "session_id", "session_attempt", "rank", "pid", "correlation_id",
+)  # fmt: skip
+# ... what changes where a phase moves to another thread or task ...
+OWNER = ("thread_id", "thread_name", "task_name")
+# ... and what only its end says.
+END = (
+    "status", "ended_ns", "ended_monotonic_ns", "self_ns", "paused_ns", "error_type", "error_message", "traceback",
+    "cause", "cause_path", "reason", "evidence",
+)  # fmt: skip
+LIVE = ("sink", "memory", "spans", "exit_event")  # They speak before anybody can know that another process has died.
+DEATHS = ("BrokenProcessPool", "EOFError", "CalledProcessError", "ChildProcessError", "BrokenPipeError")
+EXITS = ("spans", "recovered_spans", "exit_event", "postmortem_ended")  # They tell of ended phases only.
+
+
+@attrs.frozen
+class Disagreement:
+    """One thing that two tellers, or a teller and the program, say differently.
+
+    Attributes:
+        check: which rule is broken.
+        phase: the phase's path, or what else is meant.
+        scope: its scope id.
+        field: which fact.
+        said: by teller, what each says.
+    """
+
+    check: str
+    phase: str
+    scope: str
+    field: str
+    said: dict
+
+    def __str__(self):
+        """Say it on one line."""
+        said = "; ".join(f"{teller}: {str(value)[:160]!r}" for teller, value in self.said.items())
+        return f"{self.check}: {self.phase} [{self.scope}] {self.field}: {said}"
+
+
+class Oracle:
+    """What the program wrote down while it ran."""
+
+    def __init__(self, lines):
+        self.lines = lines
+        self.entered, self.ended, self.late = {}, {}, defaultdict(lambda: defaultdict(list))
+        self.moved = set()
+        self.flushed = {}  # By process: how many of the lines a flush has confirmed.
+        flushing = {}
+        for number, line in enumerate(lines):
+            key, did, pid = line.get("key"), line["did"], line["pid"]
+            if did == "entered":
+                self.entered[key] = line
+            elif did == "ended":
+                self.ended[key] = line
+            elif did == "setting":
+                for name, value in line["attributes"].items():
+                    self.late[key][name].append(value)
+            elif did == "moved":
+                self.moved.add(key)
+            elif did == "flushing":
+                flushing[pid] = number
+            elif did == "flushed" and line["ok"]:
+                self.flushed[pid] = max(self.flushed.get(pid, 0), flushing[pid])
+        self.moved.update(key for key, line in self.entered.items() if line.get("moves"))
+        self.main_pid = lines[0]["pid"] if lines else None
+        self.is_over = any(line["did"] in ("over", "raised") and line["pid"] == self.main_pid for line in lines)
+
+
+def key_of(facts):
+    """Return the name that the program gave a phase."""
+    attributes = facts.get("attributes") or {}
+    return attributes.get("op") or attributes.get("key")
+
+
+class Run:
+    """What was left of one run, read by all tellers."""
+
+    def __init__(self, directory, program, endpoint=None):
+        """Read; the order of journals and store is the program's to say, since reading a store may change it."""
+        self.program = program
+        self.found = []
+        self.stories = {}
+        self.oracle = Oracle(tellers.lines_of(directory / "did.jsonl"))
+        self.sink = self._add(tellers.sink_story(directory / "sink.jsonl"))
+        readers = [self._read_journals, self._read_stores]
+        if program["order"] == "store_first":
+            readers.reverse()
+        for read in readers:
+            read(directory)
+        self._read_spans(directory, endpoint)
+        self.stdout = _text(directory / "stdout")
+        self.stats = json.loads(_text(directory / "stats.json") or "null")
+        self.paths = {}
+        for story in self.stories.values():
+            for scope, facts in story.phases.items():
+                self.paths.setdefault(scope, " / ".join(facts["path"]))
+        self.keys = {}
+        for story in self.stories.values():
+            self.keys.update({key_of(facts): scope for scope, facts in story.phases.items() if key_of(facts)})
+
+    def _add(self, story):
+        self.stories[story.teller] = story
+        return story
+
+    def _read_journals(self, directory):
+        self.journal = None
+        if not any((directory / "runs").glob("*/*.journal")):
+            return
+        self.journal = self._add(tellers.read_story("journal", directory / "runs"))
+        self._add(tellers.command_story("journal_cli", directory / "runs"))
+        is_open, ended, self.postmortem = tellers.postmortem_stories(directory / "runs")
+        self._add(is_open)
+        self._add(ended)
+        recover, self.recovered = tellers.recover_story(directory / "runs")
+        self._add(recover)
+
+    def _read_stores(self, directory):
+        self.store = None
+        if (directory / "memory.jsonl").exists():
+            self.store = self._add(tellers.record_story("memory", tellers.lines_of(directory / "memory.jsonl")))
+        if (directory / "runs.db").exists():
+            self.store = self._add(tellers.read_story("store", directory / "runs.db"))
+            self._add(tellers.command_story("store_cli", directory / "runs.db"))
+
+    def _read_spans(self, directory, endpoint):
+        self.spans = self.resent = None
+        if self.program["bridge"] is None:
+            return
+        documents = [each for path in sorted((directory / "spans").glob("traces-*")) for each in tellers.lines_of(path)]
+        self.spans = self._add(tellers.span_story("spans", tellers.spans_of(documents)))
+        documents = [each for path in sorted((directory / "spans").glob("logs-*")) for each in tellers.lines_of(path)]
+        for story in tellers.event_stories(documents):
+            self._add(story)
+        if endpoint is not None and self.journal is not None:
+            tellers.command("recover", directory / "runs", "--otlp", endpoint.address)
+            self.resent = self._add(tellers.span_story("recovered_spans", endpoint.taken()))
+
+    def say(self, check, scope, field, **said):
+        """Note a disagreement."""
+        self.found.append(Disagreement(check, self.paths.get(scope, "?"), str(scope), field, said))
+
+
+def _text(path):
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def compare(run):
+    """Return all disagreements of a run."""
+    for check in CHECKS:
+        check(run)
+    return run.found
+
+
+# --- two tellers ------------------------------------------------------------------------------------------------------
+
+
+def tell_the_same(run):
+    """Of a phase that two tellers know they say the same."""
+    for scope in run.paths:
+        told = {name: story.phases[scope] for name, story in run.stories.items() if scope in story.phases}
+        ended = {name: facts for name, facts in told.items() if facts.get("status") in FINAL or name in EXITS}
+        is_moved = any(key_of(facts) in run.oracle.moved for facts in told.values())
+        for field in IDENTITY:
+            _same(run, scope, field, told)
+        for field in OWNER:
+            _same(run, scope, field, ended if is_moved else told)
+        for field in END:
+            _same(run, scope, field, _without_live(ended) if _is_of_a_death(field, ended) else ended)
+        _same_attributes(run, scope, told, ended)
+        _same_parent_and_links(run, scope, told)
+
+
+def _same(run, scope, field, told):
+    said = {name: facts[field] for name, facts in told.items() if field in facts}
+    if len({json.dumps(value) for value in said.values()}) > 1:
+        run.say("tellers differ", scope, field, **said)
+
+
+def _is_of_a_death(field, ended):
+    is_cause = field in ("cause", "cause_path", "traceback")
+    return is_cause and any(str(facts.get("error_type")).endswith(DEATHS) for facts in ended.values())
+
+
+def _without_live(told):
+    return {name: facts for name, facts in told.items() if name not in LIVE}
+
+
+def _same_attributes(run, scope, told, ended):
+    said = {name: _attributes(name, facts) for name, facts in ended.items() if "attributes" in facts}
+    lost = {name for name, facts in ended.items() if facts.get("status") == "lost"}
+    if len({json.dumps(value, sort_keys=True) for name, value in said.items() if name not in lost}) > 1:
+        run.say("tellers differ", scope, "attributes", **said)
+    for name, facts in told.items():
+        key = key_of(facts)
+        if "attributes" not in facts or key not in run.oracle.entered:
+            continue
+        given, late = run.oracle.entered[key]["attributes"], run.oracle.late[key]
+        for attribute, value in {**given, **{each: facts["attributes"].get(each) for each in facts["attributes"]}}.items():
+            known = [given[attribute]] if attribute in given else []
+            has = facts["attributes"].get(attribute)
+            if attribute in ("op", "key", "worker"):
+                continue
+            if (attribute in given and attribute not in facts["attributes"]) or has not in known + late[attribute]:
+                run.say("attributes", scope, attribute, program=known + late[attribute], **{name: has, "or": value})
+
+
+def _attributes(name, facts):
+    return {key: value for key, value in facts["attributes"].items() if key not in ("key", "op")}
+
+
+def _same_parent_and_links(run, scope, told):
+    parents = {facts["parent"] for facts in told.values() if "parent" in facts}
+    for name in ("spans", "recovered_spans"):
+        facts = told.get(name)
+        if facts is None:
+            continue
+        if "parent_or_owner" in facts and parents and facts["parent_or_owner"] not in parents:
+            owners = {each for story in run.stories.values() for _, each in getattr(story, "owners", {}) if story.teller != name}
+            if parents != {None} or facts["parent_or_owner"] not in owners:
+                run.say("tellers differ", scope, "parent", others=parents, **{name: facts["parent_or_owner"]})
+        retried = {each["retry_of"] for each in told.values() if each.get("retry_of")}
+        if retried and not retried & set(facts["links"]):
+            run.say("tellers differ", scope, "retry link", others=retried, **{name: facts["links"]})
+
+
+def tell_once(run):
+    """Nobody tells of a phase twice."""
+    for name, story in run.stories.items():
+        for scope in story.twice:
+            run.say("told twice", scope, "scope_id", **{name: "twice"})
+
+
+def commands_say_what_python_says(run):
+    """`stormphase records` says what `read_records` does."""
+    for name in ("journal", "store"):
+        if name in run.stories:
+            by_python, by_command = run.stories[name].phases, run.stories[f"{name}_cli"].phases
+            for scope in by_python.keys() | by_command.keys():
+                if by_python.get(scope) != by_command.get(scope):
+                    run.say("command differs", scope, "record", python=by_python.get(scope), command=by_command.get(scope))
+
+
+def owners_are_the_same(run):
+    """The records of session, ranks and processes are the same in a store and in journals."""
+    if run.journal is None or run.store is None:
+        return
+    for key in run.journal.owners.keys() & run.store.owners.keys():
+        for field, value in run.journal.owners[key].items():
+            other = run.store.owners[key][field]
+            if field not in ("output",) and value != other and not (field == "traceback" and None in (value, other)):
+                run.say("owners differ", key, field, journal=value, store=other)
+    if not _is_alive_elsewhere(run):
+        for key in run.journal.owners.keys() ^ run.store.owners.keys():
+            run.say("owners differ", key, "record", journal=key in run.journal.owners, store=key in run.store.owners)
+
+
+def _is_alive_elsewhere(run):
+    return run.store.teller == "memory"
+
+
+def open_ones_are_the_same(run):
+    """What `postmortem` has as open and `recover` as lost is what `records` has as lost."""
+    if run.journal is None:
+        return
+    lost = {scope for scope, facts in run.journal.phases.items() if facts["status"] == "lost"}
+    unfinished = {scope for scope, facts in run.journal.phases.items() if facts["status"] not in FINAL}
+    for scope in unfinished:
+        run.say("a dead process has open phases", scope, "status", journal=run.journal.phases[scope]["status"])
+    for name in ("postmortem_open", "recover"):
+        for scope in run.stories[name].phases.keys() ^ lost:
+            run.say("open phases", scope, name, journal=scope in lost, **{name: scope in run.stories[name].phases})
+
+
+# --- the program's own word -------------------------------------------------------------------------------------------
+
+
+def journal_knows_all(run):
+    """What was entered for certain is in the journal, and in what stands beside it."""
+    if run.journal is None:
+        if run.program["journal"] and run.oracle.entered:
+            run.say("unknown", None, "journal", program=len(run.oracle.entered), journal=None)
+        return
+    known = {key_of(facts) for facts in run.journal.phases.values()}
+    for key, line in run.oracle.entered.items():
+        if key not in known:
+            run.say("unknown", run.keys.get(key, line["scope"]), "phase", program=line, journal=None)
+    if run.store is not None and run.store.teller == "store":
+        for scope in run.journal.phases.keys() - run.store.phases.keys():
+            run.say("unknown to the store", scope, "phase", journal=run.journal.phases[scope]["status"], store=None)
+
+
+def all_know_what_was_flushed(run):
+    """What a flush has confirmed is known to sink and store; after an end in order, everything."""
+    confirmed = dict(run.oracle.flushed)
+    if run.oracle.is_over:
+        confirmed[run.oracle.main_pid] = len(run.oracle.lines)
+    known = {name: {key_of(facts): facts for facts in run.stories[name].phases.values()}
+             for name in ("sink", "store", "memory") if name in run.stories}
+    if "memory" in known and not run.oracle.is_over:
+        del known["memory"]
+    for number, line in enumerate(run.oracle.lines):
+        if number >= confirmed.get(line["pid"], 0) or line["did"] not in ("entered", "ended"):
+            continue
+        for name, phases in known.items():
+            facts = phases.get(line["key"])
+            if facts is None:
+                if not (line["pid"] != run.oracle.main_pid and name == "memory"):
+                    run.say("flushed and unknown", run.keys.get(line["key"]), line["did"], program=line, **{name: None})
+            elif line["did"] == "ended" and facts.get("status") not in FINAL:
+                run.say("flushed and open", run.keys.get(line["key"]), "status", program=line["status"], **{name: facts.get("status")})
+
+
+def events_are_out_when_flushed(run):
+    """With events="all" a flush that returned True has sent every enter and exit."""
+    if (run.program["bridge"] or {}).get("events") != "all" or "events_to" in run.program["bridge"]:
+        return
+    known = {"entered": run.stories["enter_event"].phases, "ended": run.stories["exit_event"].phases}
+    for number, line in enumerate(run.oracle.lines):
+        scope = run.keys.get(line.get("key"))
+        is_due = number < run.oracle.flushed.get(line["pid"], 0) and line["did"] in known
+        if is_due and scope is not None and scope not in known[line["did"]]:
+            run.say("flushed and unknown", scope, f"{line['did']} event", program=line)
+
+
+def ends_are_as_they_were(run):
+    """What ended for certain is told with the status and the root cause that it had."""
+    for key, line in run.oracle.ended.items():
+        scope = run.keys.get(key)
+        cause = None if line["cause"] is None else run.keys.get(line["cause"])
+        for name, story in run.stories.items():
+            facts = story.phases.get(scope)
+            if facts is None or (facts.get("status") is None and name not in EXITS):
+                continue
+            if facts.get("status", line["status"]) != line["status"]:
+                is_behind = facts["status"] not in FINAL and name in ("sink", "memory")
+                if not is_behind:
+                    run.say("status", scope, "status", program=line["status"], error=line["error"], **{name: facts["status"]})
+            elif cause is not None and "cause" in facts and facts["cause"] != cause:
+                run.say("root cause", scope, "cause", program=cause, error=line["error"],
+                        of=run.paths.get(cause), **{name: facts["cause"]}, its=run.paths.get(facts["cause"]))
+
+
+def starts_are_as_they_were(run):
+    """Scope id, path and which try it is are what the handle said."""
+    for key, line in run.oracle.entered.items():
+        scope = run.keys.get(key)
+        if scope is None:
+            continue
+        if line["scope"] is not None and line["scope"] != scope:
+            run.say("scope id", scope, "scope_id", program=line["scope"], others=scope)
+        if line["path"] and run.paths[scope] != " / ".join(line["path"]):
+            run.say("path", scope, "path", program=line["path"], others=run.paths[scope])
+        for field in ("attempt", "retry_of"):
+            for name, story in run.stories.items():
+                facts = story.phases.get(scope, {})
+                if field in line and field in facts and facts[field] != line[field]:
+                    run.say("retry", scope, field, program=line[field], **{name: facts[field]})
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+def times_add_up(run):
+    """No phase ends before it begins, and own time, pauses and children on the lane are its duration."""
+    for name in ("sink", "journal", "store", "memory"):
+        phases = run.stories[name].phases if name in run.stories else {}
+        children = defaultdict(list)
+        for scope, facts in phases.items():
+            children[facts["parent"]].append(scope)
+        for scope, facts in phases.items():
+            if facts.get("status") in FINAL:
+                _adds_up(run, name, scope, facts, [phases[child] for child in children[scope]])
+
+
+def _lane(facts):
+    return facts["thread_id"], facts["task_name"], facts.get("pid")
+
+
+def _adds_up(run, name, scope, facts, children):
+    duration = facts["ended_ns"] - facts["entered_ns"]
+    if duration < 0 or facts.get("self_ns", 0) < 0 or facts.get("paused_ns", 0) < 0:
+        run.say("time", scope, "duration", **{name: facts})
+    is_plain = all(key_of(each) not in run.oracle.moved and each.get("status") in FINAL - {"lost"} for each in [facts, *children])
+    if not is_plain or "self_ns" not in facts:
+        return
+    inside = sum(each["ended_ns"] - each["entered_ns"] - each["paused_ns"] for each in children if _lane(each) == _lane(facts))
+    if facts["self_ns"] + facts["paused_ns"] + inside != duration:
+        run.say("time", scope, "self_ns", **{name: facts["self_ns"]}, duration=duration, paused=facts["paused_ns"], inside=inside)
+
+
+def counts_add_up(run):
+    """What sinks were offered they were handed, or it was dropped and counted."""
+    for name, counts in (run.stats or {}).get("sinks", {}).items():
+        if counts["offered"] != counts["handed_over"] + counts["dropped"] + counts.get("failed", 0) + counts.get("queued", 0):
+            run.say("counts", None, name, stats=counts)
+
+
+_ROW = re.compile(r"^(?P<indent> *)(?P<name>[a-z_ /]+?) +(?P<count>[\d,]+) +\d")
+
+
+def summary_counts(run):
+    """The summary has as many phases as the sink was told have ended, all paths together."""
+    if "wall time" not in run.stdout or run.program["tracker"]["summary"] is not True:
+        return
+    text = run.stdout[run.stdout.rindex("stormphase: story"):]
+    rows = [match for match in map(_ROW.match, text.splitlines()) if match]
+    counted = Counter()
+    for row in rows:
+        counted[row["name"].strip().rpartition(" / ")[2]] += int(row["count"].replace(",", ""))
+    ended = Counter(facts["path"][-1] for facts in run.sink.exits.values() if _is_main(run, facts))
+    if "more)" not in text and counted != ended:
+        run.say("summary", None, "counts", summary=dict(counted), sink=dict(ended), more=dict(counted - ended), less=dict(ended - counted))
+
+
+def _is_main(run, facts):
+    line = run.oracle.entered.get(key_of(facts))
+    return line is None or line["pid"] == run.oracle.main_pid
+
+
+def spans_arrive(run):
+    """Every phase of a process that is dead is a span: what it did not send itself, recovery did."""
+    if run.resent is None or run.program["bridge"].get("events_to") == "none":
+        return
+    sent = run.spans.phases.keys() | run.resent.phases.keys()
+    for scope in run.journal.phases.keys() - sent:
+        run.say("no span", scope, "span", journal=run.journal.phases[scope]["status"], pid=run.journal.phases[scope]["pid"])
+
+
+CHECKS = (
+    tell_the_same, tell_once, commands_say_what_python_says, owners_are_the_same, open_ones_are_the_same,
+    journal_knows_all, all_know_what_was_flushed, events_are_out_when_flushed, ends_are_as_they_were,
+    starts_are_as_they_were, times_add_up, counts_add_up, summary_counts, spans_arrive,
+)  # fmt: skip
