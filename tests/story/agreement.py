@@ -16,7 +16,7 @@ from tellers import FINAL
 
 # What is the same at enter and at the end ...
 IDENTITY = (
-    "path", "parent", "entered_ns", "entered_monotonic_ns", "attempt", "retry_of", "step", "is_sync", "sequence",
+    "path", "entered_ns", "entered_monotonic_ns", "attempt", "retry_of", "step", "is_sync", "sequence",
     "session_id", "session_attempt", "rank", "pid", "correlation_id",
 )  # fmt: skip
 # ... what changes where a phase moves to another thread or task ...
@@ -28,6 +28,7 @@ END = (
 )  # fmt: skip
 LIVE = ("sink", "memory", "spans", "exit_event")  # They speak before anybody can know that another process has died.
 DEATHS = ("BrokenProcessPool", "EOFError", "CalledProcessError", "ChildProcessError", "BrokenPipeError")
+SPANS = ("spans", "recovered_spans")
 EXITS = ("spans", "recovered_spans", "exit_event", "postmortem_ended")  # They tell of ended phases only.
 
 
@@ -58,7 +59,7 @@ class Disagreement:
 class Oracle:
     """What the program wrote down while it ran."""
 
-    def __init__(self, lines):
+    def __init__(self, lines, *, is_killed):
         self.lines = lines
         self.entered, self.ended, self.late = {}, {}, defaultdict(lambda: defaultdict(list))
         self.moved = set()
@@ -81,7 +82,8 @@ class Oracle:
                 self.flushed[pid] = max(self.flushed.get(pid, 0), flushing[pid])
         self.moved.update(key for key, line in self.entered.items() if line.get("moves"))
         self.main_pid = lines[0]["pid"] if lines else None
-        self.is_over = any(line["did"] in ("over", "raised") and line["pid"] == self.main_pid for line in lines)
+        ends = ("over", "raised")
+        self.is_over = not is_killed and any(line["did"] in ends and line["pid"] == self.main_pid for line in lines)
 
 
 def key_of(facts):
@@ -93,12 +95,12 @@ def key_of(facts):
 class Run:
     """What was left of one run, read by all tellers."""
 
-    def __init__(self, directory, program, endpoint=None):
+    def __init__(self, directory, program, endpoint=None, status=0):
         """Read; the order of journals and store is the program's to say, since reading a store may change it."""
         self.program = program
         self.found = []
         self.stories = {}
-        self.oracle = Oracle(tellers.lines_of(directory / "did.jsonl"))
+        self.oracle = Oracle(tellers.lines_of(directory / "did.jsonl"), is_killed=status < 0)
         self.sink = self._add(tellers.sink_story(directory / "sink.jsonl"))
         readers = [self._read_journals, self._read_stores]
         if program["order"] == "store_first":
@@ -228,12 +230,15 @@ def _attributes(name, facts):
 
 def _same_parent_and_links(run, scope, told):
     parents = {facts["parent"] for facts in told.values() if "parent" in facts}
-    for name in ("spans", "recovered_spans"):
+    begins_trace = (run.program["bridge"] or {}).get("trace_per") == run.paths[scope].rpartition(" / ")[2]
+    if len({json.dumps(facts["parent"]) for name, facts in told.items() if "parent" in facts and not (begins_trace and name in SPANS)}) > 1:
+        run.say("tellers differ", scope, "parent", **{name: facts.get("parent") for name, facts in told.items()})
+    for name in SPANS:
         facts = told.get(name)
         if facts is None:
             continue
-        if "parent_or_owner" in facts and parents and facts["parent_or_owner"] not in parents:
-            owners = {each for story in run.stories.values() for _, each in getattr(story, "owners", {}) if story.teller != name}
+        if "parent_or_owner" in facts and parents and facts["parent_or_owner"] not in parents and not begins_trace:
+            owners = {each for story in run.stories.values() for _, each in story.owners}
             if parents != {None} or facts["parent_or_owner"] not in owners:
                 run.say("tellers differ", scope, "parent", others=parents, **{name: facts["parent_or_owner"]})
         retried = {each["retry_of"] for each in told.values() if each.get("retry_of")}
@@ -361,11 +366,13 @@ def ends_are_as_they_were(run):
 def starts_are_as_they_were(run):
     """Scope id, path and which try it is are what the handle said."""
     for key, line in run.oracle.entered.items():
+        scopes = {name: scope for name, story in run.stories.items() for scope, facts in story.phases.items()
+                  if key_of(facts) == key}
+        if len({*scopes.values(), line["scope"] or next(iter(scopes.values()), None)}) > 1:
+            run.say("scope id", run.keys[key], "scope_id", program=line["scope"], **scopes)
         scope = run.keys.get(key)
         if scope is None:
             continue
-        if line["scope"] is not None and line["scope"] != scope:
-            run.say("scope id", scope, "scope_id", program=line["scope"], others=scope)
         if line["path"] and run.paths[scope] != " / ".join(line["path"]):
             run.say("path", scope, "path", program=line["path"], others=run.paths[scope])
         for field in ("attempt", "retry_of"):
@@ -391,7 +398,7 @@ def times_add_up(run):
 
 
 def _lane(facts):
-    return facts["thread_id"], facts["task_name"], facts.get("pid")
+    return facts["thread_id"], facts["task_name"], str(key_of(facts)).split(":")[1:2]
 
 
 def _adds_up(run, name, scope, facts, children):

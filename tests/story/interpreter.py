@@ -172,7 +172,7 @@ class Interpreter:
 
     @contextlib.contextmanager
     def _open(self, key, handle):
-        token = self.handles.set((*self.handles.get(), (key, handle)))
+        token = self.handles.set((*self.handles.get(), (key, handle, _lane())))
         try:
             yield
         finally:
@@ -230,7 +230,7 @@ class Interpreter:
 
     async def do_late(self, op):
         """Say more of the innermost phase whose handle is at hand."""
-        key, handle = self.handles.get()[-1] if self.handles.get() else (None, None)
+        key, handle, _ = self.handles.get()[-1] if self.handles.get() else (None, None, None)
         if handle is None:
             return
         self.log("setting", key=key, attributes=op["attributes"] if op["way"] != "event" else {})
@@ -243,9 +243,9 @@ class Interpreter:
                 handle.set_attribute(name, value)
 
     async def do_pause(self, op):
-        """Pause the innermost phase for a moment, if its handle is at hand."""
-        _, handle = self.handles.get()[-1] if self.handles.get() else (None, None)
-        if handle is not None:
+        """Pause the innermost phase for a moment, if it is this lane's and its handle is at hand."""
+        _, handle, lane = self.handles.get()[-1] if self.handles.get() else (None, None, None)
+        if handle is not None and lane == _lane():
             handle.pause()
             time.sleep(op["ms"] / 1000)
             handle.resume()
@@ -504,7 +504,7 @@ class Interpreter:
                 self.ended(key, error)
 
         async with anyio.create_task_group() as group:
-            group.start_soon(target)
+            group.start_soon(target, name=f"taker-{next(self.numbers)}")
 
     async def do_loop(self, op):
         """Run operations in a loop of their own."""
@@ -514,10 +514,12 @@ class Interpreter:
         """Run operations in tasks, side by side."""
         async with anyio.create_task_group() as group:
             for number, body in enumerate(op["bodies"]):
+                name = f"task-{next(self.numbers)}"
                 if op["how"] == "nested" and number == 0:
-                    group.start_soon(self.do_tasks, {"how": "group", "bodies": [body, op["bodies"][-1]], "n": op["n"]})
+                    inner = {"how": "group", "bodies": [body, op["bodies"][-1]], "n": op["n"]}
+                    group.start_soon(self.do_tasks, inner, name=name)
                 else:
-                    group.start_soon(self.body if op["how"] != "cancel" else self._waiting, body)
+                    group.start_soon(self.body if op["how"] != "cancel" else self._waiting, body, name=name)
             if op["how"] == "cancel":
                 await anyio.sleep(0.002)
                 group.cancel_scope.cancel()
@@ -603,6 +605,11 @@ def _has_loop():
     except RuntimeError:
         return False
     return True
+
+
+def _lane():
+    """Return what tells this thread and task from others."""
+    return threading.get_ident(), anyio.get_current_task().id if _has_loop() else None
 
 
 def _text(error):

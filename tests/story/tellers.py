@@ -293,10 +293,11 @@ def span_story(teller, spans):
     story = Story(teller)
     spans = list(spans)
     phases = [span for span in spans if "stormphase.phase.path" in otlp_attributes(span)]
-    story.owners = {span["spanId"]: span for span in spans if "stormphase.phase.path" not in otlp_attributes(span)}
+    owners = {span["spanId"]: span for span in spans if "stormphase.phase.path" not in otlp_attributes(span)}
+    story.owners = {("span", scope): span for scope, span in owners.items()}
     ids = {span["spanId"] for span in phases}
     for span in phases:
-        facts = _of_span(span, story.owners)
+        facts = _of_span(span, owners)
         is_known = span.get("parentSpanId") in ids
         story.add(span["spanId"], facts)
         story.phases[span["spanId"]]["links"] = facts["links"]
