@@ -107,6 +107,7 @@ class OpenJournal:
         self._lost_writer = LostWriter(self.note_unwritten)
         self._unwritten = itertools.count()  # `next` on it is one C call: no count is lost between threads.
         self._put_off: deque[int] = deque()  # full segments that could not be folded yet
+        self._visitors = threading.local()
         self._watches: list[Callable[[], object]] = []
         self._worker = _drain.SinkWorker(
             NAME,
@@ -172,8 +173,8 @@ class OpenJournal:
             return
         word = phase._sequence | _format.STATUS_CODES[phase._status] << _format.STATUS_SHIFT
         try:
-            if has_more_to_say(phase) and (writer := self._writer_here()) is not None:
-                writer.rewrite(phase, word=word)
+            if has_more_to_say(phase):
+                (self._writer_here() or self._new_visitor()).rewrite(phase, word=word)
                 return
         except BaseException as error:
             self.write_exit(phase._slot, phase._ended_ns, phase._children_ns, word)
@@ -209,6 +210,14 @@ class OpenJournal:
         lane = self.lanes.lane_of_thread()
         writer = None if lane is None else lane.writer
         return writer if isinstance(writer, SegmentWriter) else None
+
+    def _new_visitor(self) -> SegmentWriter:
+        """Return what a thread without phases of its own writes with, as one that stops the session does."""
+        visitor = getattr(self._visitors, "writer", None)
+        if visitor is None:
+            number = self._strings.of_thread(threading.current_thread().name)
+            visitor = self._visitors.writer = SegmentWriter(self, (threading.get_ident(), number, 0))
+        return visitor
 
     # Called by the session
 

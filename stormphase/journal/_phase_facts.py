@@ -6,6 +6,7 @@ import marshal
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase._ids import scope_id_number
 from stormphase._model import PhaseStatus
 from stormphase._phase import PhaseHandle
 from stormphase.journal import _format
@@ -154,7 +155,7 @@ def step_word(step: int | None) -> int:
 def _envelope_of(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[int, dict[str, Any]]:
     path = phase._path
     extra = phase._extra
-    flags, envelope = _kinship_of(phase)
+    flags, envelope = _kinship_of(phase, has_derived_ids=phase_trace is not None)
     if extra is not None:
         if extra.is_sync:
             flags |= _format.IS_SYNC
@@ -172,8 +173,8 @@ def _envelope_of(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[in
     return flags, envelope
 
 
-def _kinship_of(phase: PhaseHandle) -> tuple[int, dict[str, Any]]:
-    """Return flags and envelope of what numbers alone do not tell: a parent elsewhere, a task."""
+def _kinship_of(phase: PhaseHandle, *, has_derived_ids: bool) -> tuple[int, dict[str, Any]]:
+    """Return flags and envelope of what numbers alone do not tell: a parent elsewhere, or with another id, a task."""
     flags = 0
     envelope: dict[str, Any] = {}
     lane = phase._lane
@@ -183,9 +184,14 @@ def _kinship_of(phase: PhaseHandle) -> tuple[int, dict[str, Any]]:
             envelope["task"] = lane.task_name[:_MAX_LABEL_CHARS]
         if parent is not None:
             flags |= _format.IS_ROOT
-    if parent is not None and parent._lane.id_base != lane.id_base:
+    if parent is not None and (parent._lane.id_base != lane.id_base or (has_derived_ids and _has_derived_id(parent))):
         envelope["parent"] = parent.scope_id
     return flags, envelope
+
+
+def _has_derived_id(phase: PhaseHandle) -> bool:
+    """Whether the phase's id is another one than its number gives: that of the root of a trace of its own."""
+    return phase.scope_id_number != scope_id_number(phase._lane.id_base, phase._sequence)
 
 
 def _first_of(values: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Phases:
         self._id_base = id_base
         self._damage = damage
         self._places: dict[int, tuple[Slots, int]] | None = None
+        self._tasks: dict[int, str] | None = None
         self._paths: dict[int, tuple[str, ...]] = {}
         self._path_names_left = _MAX_PATH_NAMES
 
@@ -78,8 +79,8 @@ class Phases:
             is_main = bool(thread_flags & _format.MAIN_THREAD)
         return JournalPhase(
             sequence=sequence,
-            scope_id=self._scope_id(sequence),
-            parent_scope_id=self._scope_id(parent) if parent else id_or_none(envelope.get("parent")),
+            scope_id=_root_id(envelope) or self._scope_id(sequence),
+            parent_scope_id=id_or_none(envelope.get("parent")) or (self._scope_id(parent) if parent else None),
             path=self._path(number, sequence, parent, envelope),
             status=status,
             entered_ns=entered_ns,
@@ -92,7 +93,7 @@ class Phases:
             thread_id=int_or_none(envelope.get("thread_id")) or thread_id,
             thread_name=thread,
             is_main_thread=is_main,
-            task_name=text_or_none(envelope.get("task")),
+            task_name=self._task(lane),
             is_lane_root=not parent or bool(flags & _format.IS_ROOT),
             attributes={**attributes, **late} if late else attributes,
             is_sync=bool(flags & _format.IS_SYNC),
@@ -104,6 +105,14 @@ class Phases:
             is_handed_over=bool(flags & _format.IS_HANDED_OVER),
             is_cut=envelope.get("cut") is True,
         )
+
+    def _task(self, lane: int) -> str | None:
+        """Return the name of a lane's task; it stands on the outermost of its phases only."""
+        if self._tasks is None:
+            self._tasks = {}
+            for slots in self._all_slots:
+                self._tasks.update(slots.tasks())
+        return self._tasks.get(lane)
 
     def _scope_id(self, sequence: int) -> str:
         return to_hex(scope_id_number(self._id_base, sequence))
@@ -152,6 +161,12 @@ class Phases:
             traceback=text_or_none(error.get("traceback")),
             root_cause_scope_id=self._scope_id(sequence) if root is None else root,
         )
+
+
+def _root_id(envelope: dict[str, Any]) -> str | None:
+    """Return the id of a phase that is the root of a trace of its own, which all ranks derive; None for others."""
+    trace = _object(envelope.get("trace"))
+    return id_or_none(trace.get("root_id")) if trace.get("parent_id") is None else None
 
 
 def _object(value: object) -> dict[str, Any]:

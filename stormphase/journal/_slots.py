@@ -25,10 +25,11 @@ _SLOTS_AT_ONCE: Final = 32
 _COMMITS: Final = struct.Struct("<" + "40xQ16xQ" * SLOTS)
 _LAST_STATUS: Final = max(_format.STATUSES)
 _LATEST: Final = 2**62  # 146 years after the machine booted
-# A blob is read at most this often: for itself, for the names of what is under it, and for its pauses.
-_BLOB_BYTES: Final = 4 * _format.SEGMENT
+# A blob is read at most this often: for itself, for the names of what is under it, for its pauses and its task.
+_BLOB_BYTES: Final = 5 * _format.SEGMENT
 _ENVELOPE_BIT: Final = _format.IS_ENVELOPE << 32  # of the word in which offset, length and flags stand
 _PAUSED_NS: Final = b"paused_ns"
+_TASK: Final = b"task"
 
 
 @functools.cache
@@ -134,6 +135,20 @@ class Slots:
                 paused_ns = self.blob(at, length).get("paused_ns", 0)
                 if type(paused_ns) is int:
                     found[row] = paused_ns
+        return found
+
+    def tasks(self) -> dict[int, str]:
+        """Return the names of tasks that stand here, by the number of their lane."""
+        data = self.segment.data
+        if _TASK not in data:
+            return {}
+        found = {}
+        for row in (*self.ended, *self.open):
+            _, _, _, _, lane, at, length, flags, *_ = self.fields(row)
+            if flags & _format.IS_ENVELOPE and _TASK in data[at : at + length]:
+                name = self.blob(at, length).get("task")
+                if type(name) is str:
+                    found[lane] = name
         return found
 
     def drop(self, rows: Collection[int]) -> None:

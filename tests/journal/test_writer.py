@@ -162,7 +162,7 @@ def test_what_another_thread_abandons_keeps_its_thread(writing, step_thread):
 
 
 def test_a_task_names_itself_where_its_lane_begins(writing):
-    """The outermost phase of a task's lane says which task it is."""
+    """The outermost phase of a task's lane says which task it is, for all that are inside it."""
 
     async def work():
         with writing.lanes.enter_phase("fetch"):
@@ -173,7 +173,7 @@ def test_a_task_names_itself_where_its_lane_begins(writing):
         return await asyncio.create_task(work(), name="fetcher")
 
     image = asyncio.run(main())
-    assert [("fetcher", True), (None, False)] == [(phase.task_name, phase.is_lane_root) for phase in image.open]
+    assert [("fetcher", True), ("fetcher", False)] == [(phase.task_name, phase.is_lane_root) for phase in image.open]
 
 
 def test_every_task_of_a_thread_names_itself(writing):

@@ -355,7 +355,7 @@ def test_a_journal_that_is_deleted_is_warned_of_once(write, caplog):
     assert "has been deleted" in caplog.text
 
 
-def test_a_fold_of_many_paths_fits_into_the_redo_log(write):
+def test_a_fold_of_many_paths_fits_into_the_redo_log(write, monkeypatch):
     """A full segment in which each phase has a path of its own, and none succeeded: the most a fold can change."""
     writing = write(4 * MIN_BYTES)
     most = []
@@ -366,13 +366,12 @@ def test_a_fold_of_many_paths_fits_into_the_redo_log(write):
         original(stores)
 
     writing.file.put_together = count_stores
+    # As where there is no memory for details, which would take a second slot.
+    monkeypatch.setattr("stormphase.journal._journal.has_more_to_say", lambda _: False)
     for number in range(2 * SLOTS):
         writing.lanes.enter_phase(f"path {number}")
         writing.lanes.now.__self__.now_ns += 10 ** (number % 12)
-        lane = writing.lanes.lane_of_thread()
-        lane.writer, kept = None, lane.writer  # As another thread would abandon it.
         writing.lanes.close("over")
-        lane.writer = kept
     writing.fold()
     assert _format.MAX_REDO_PAIRS >= max(most) > 9 * SLOTS - 10
     totals = writing.read().totals
