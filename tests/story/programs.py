@@ -55,7 +55,16 @@ class _Writer:
 
     def _attributes(self):
         chance = self.chance
-        values = (chance.randrange(100), chance.random(), True, "text", [1, 2, 3], ["a", "b"], "na\u00efve \u2713", 2**40)
+        values = (
+            chance.randrange(100),
+            chance.random(),
+            True,
+            "text",
+            [1, 2, 3],
+            ["a", "b"],
+            "na\u00efve \u2713",
+            2**40,
+        )
         return {key: chance.choice(values) for key in chance.sample(("a", "b", "c", "loss"), chance.randrange(3))}
 
     def _phase(self, mode, depth, how=None):
@@ -93,7 +102,9 @@ class _Writer:
         inside = self.body(mode, depth)
         if self.chance.random() < 0.7:
             inside.append(self._failing(mode, depth))
-        return self.number("try", then=then, catches=self.chance.choice(("Exception", "BaseException")), **{"in": inside})
+        return self.number(
+            "try", then=then, catches=self.chance.choice(("Exception", "BaseException")), **{"in": inside}
+        )
 
     def _failing(self, mode, depth):
         phase = self._phase(mode, depth + 1)
@@ -101,30 +112,50 @@ class _Writer:
         return phase
 
     def _retry(self, mode, depth):
-        return self.number("retry", name=self.chance.choice(NAMES), tries=self.chance.randint(1, 3),
-                           **{"in": self.body(mode, depth, most=2)})
+        return self.number(
+            "retry",
+            name=self.chance.choice(NAMES),
+            tries=self.chance.randint(1, 3),
+            **{"in": self.body(mode, depth, most=2)},
+        )
 
     def _generator(self, mode, depth):
         inner = SYNC if mode == SYNC else IN_LOOP
         stop = self.chance.choice(("exhausted", "exhausted", "closed", "dropped", "consumer_raises", "raises"))
-        return self.number("generator", name=self.chance.choice(NAMES), items=self.chance.randint(1, 3), stop=stop,
-                           **{"in": self.body(inner, depth, most=2), "between": self.body(mode, depth, most=2)})
+        return self.number(
+            "generator",
+            name=self.chance.choice(NAMES),
+            items=self.chance.randint(1, 3),
+            stop=stop,
+            **{"in": self.body(inner, depth, most=2), "between": self.body(mode, depth, most=2)},
+        )
 
     def _async_generator(self, mode, depth):
-        return {**self._generator(mode, depth), "op": "async_generator",
-                "stop": self.chance.choice(("exhausted", "closed", "raises"))}
+        return {
+            **self._generator(mode, depth),
+            "op": "async_generator",
+            "stop": self.chance.choice(("exhausted", "closed", "raises")),
+        }
 
     def _callback(self, mode, depth):
-        return self.number("callback", names=self.chance.choices(NAMES, k=self.chance.randint(1, 3)),
-                           fails=self.chance.random() < 0.6, **{"in": self.body(mode, depth, most=2)})
+        return self.number(
+            "callback",
+            names=self.chance.choices(NAMES, k=self.chance.randint(1, 3)),
+            fails=self.chance.random() < 0.6,
+            **{"in": self.body(mode, depth, most=2)},
+        )
 
     def _iterator_end(self, mode, depth):
         return self.number("iterator_end", kind=self.chance.choice(("StopIteration", "StopAsyncIteration")))
 
     def _thread(self, mode, depth):
         self.threads -= 1
-        return self.number("thread", copies=self.chance.random() < 0.5, passes=self.chance.random() < 0.5,
-                           **{"in": self.body(SYNC, depth)})
+        return self.number(
+            "thread",
+            copies=self.chance.random() < 0.5,
+            passes=self.chance.random() < 0.5,
+            **{"in": self.body(SYNC, depth)},
+        )
 
     def _thread_pool(self, mode, depth):
         self.threads -= 1
@@ -133,16 +164,25 @@ class _Writer:
     def _move(self, mode, depth):
         self.threads -= 1
         inner = SYNC if mode == SYNC else IN_LOOP
-        return self.number("move", name=self.chance.choice(NAMES), attributes=self._attributes(),
-                           **{"in": self.body(inner, depth, most=2), "there": self.body(SYNC, depth, most=2)})
+        return self.number(
+            "move",
+            name=self.chance.choice(NAMES),
+            attributes=self._attributes(),
+            **{"in": self.body(inner, depth, most=2), "there": self.body(SYNC, depth, most=2)},
+        )
 
     def _move_task(self, mode, depth):
-        return self.number("move_task", name=self.chance.choice(NAMES), attributes=self._attributes(),
-                           **{"in": self.body(mode, depth, most=2), "there": self.body(mode, depth, most=2)})
+        return self.number(
+            "move_task",
+            name=self.chance.choice(NAMES),
+            attributes=self._attributes(),
+            **{"in": self.body(mode, depth, most=2), "there": self.body(mode, depth, most=2)},
+        )
 
     def _loop(self, mode, depth):
-        return self.number("loop", backend=self.chance.choice(("asyncio", "asyncio", "trio")),
-                           **{"in": self.body(LOOP, depth)})
+        return self.number(
+            "loop", backend=self.chance.choice(("asyncio", "asyncio", "trio")), **{"in": self.body(LOOP, depth)}
+        )
 
     def _tasks(self, mode, depth):
         how = self.chance.choice(("group", "group", "cancel", "nested"))
@@ -152,14 +192,21 @@ class _Writer:
 
     def _fork(self, mode, depth):
         self.processes -= 1
-        return self.number("fork", end=self.chance.choice(("flush", "_exit", "kill", "kill_open")),
-                           **{"in": self.body(SYNC, depth, most=3)})
+        return self.number(
+            "fork",
+            end=self.chance.choice(("flush", "_exit", "kill", "kill_open")),
+            **{"in": self.body(SYNC, depth, most=3)},
+        )
 
     def _process_pool(self, mode, depth):
         self.processes -= 1
-        return self.number("process_pool", how=self.chance.choice(("Pool", "Pool", "executor")),
-                           carried=self.chance.random() < 0.5, items=self.chance.randint(1, 4),
-                           **{"in": self.body(SYNC, depth, most=2)})
+        return self.number(
+            "process_pool",
+            how=self.chance.choice(("Pool", "Pool", "executor")),
+            carried=self.chance.random() < 0.5,
+            items=self.chance.randint(1, 4),
+            **{"in": self.body(SYNC, depth, most=2)},
+        )
 
     def _subprocess(self, mode, depth):
         self.processes -= 1
@@ -210,7 +257,9 @@ def generate(seed, *, size=40):
     while writer.left > 0:
         phase = writer._phase(SYNC, 1, how="with")
         is_careful = chance.random() < 0.9
-        body.append(writer.number("try", then="handle", catches="Exception", **{"in": [phase]}) if is_careful else phase)
+        body.append(
+            writer.number("try", then="handle", catches="Exception", **{"in": [phase]}) if is_careful else phase
+        )
     ending = chance.choice(ENDINGS)
     end = {"how": ending}
     if ending in ("kill", "sigterm", "stop_on_sigterm", "exit", "_exit"):

@@ -1,4 +1,4 @@
-"""Reads what each teller says of a run: for each phase, by its scope id, a dict of facts; a fact that it lacks is absent.
+"""Reads what each teller says of a run: for each phase, by its scope id, a dict of facts; what it lacks is absent.
 
 `TELLS` is the table of which teller can have which fact, and of which phases. Times are nanoseconds since the epoch.
 """
@@ -26,7 +26,15 @@ RECORD = frozenset(
 _BOUNDARY = RECORD - {"pid"}
 # A span has the error where the phase FAILED or was LOST, with message and traceback where that arose; own time in
 # seconds; no monotonic times, no pauses.
-_SPAN = RECORD - {"entered_monotonic_ns", "ended_monotonic_ns", "paused_ns", "task_name", "is_sync", "pid", "cause_path"}
+_SPAN = RECORD - {
+    "entered_monotonic_ns",
+    "ended_monotonic_ns",
+    "paused_ns",
+    "task_name",
+    "is_sync",
+    "pid",
+    "cause_path",
+}
 TELLS = {
     "sink": _BOUNDARY,
     "memory": RECORD | {"evidence", "correlation_id"},
@@ -35,7 +43,9 @@ TELLS = {
     "journal": RECORD | {"evidence", "correlation_id"},
     "journal_cli": RECORD | {"evidence", "correlation_id"},
     "recover": RECORD | {"evidence", "correlation_id"},
-    "postmortem_open": frozenset({"path", "entered_ns", "thread_name", "attributes", "step", "is_sync", "task_name", "pid"}),
+    "postmortem_open": frozenset(
+        {"path", "entered_ns", "thread_name", "attributes", "step", "is_sync", "task_name", "pid"}
+    ),
     "postmortem_ended": frozenset({"path", "status", "entered_ns", "ended_ns", "step", "pid"}),
     "spans": _SPAN,
     "recovered_spans": _SPAN,
@@ -348,7 +358,7 @@ class Endpoint:
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):  # noqa: N802 - its name in the base class
+            def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 endpoint.take(body, self.headers.get("Content-Encoding"))
                 self.send_response(200)

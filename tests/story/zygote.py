@@ -17,9 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-import anyio._backends._asyncio
-import anyio._backends._trio
-import interpreter
+import loading  # noqa: F401 - makes the modules beside this one importable
+import story_play
 import trio  # noqa: F401 - so that programs need not
 
 LIMIT_S = 60.0
@@ -73,7 +72,7 @@ def run(directory):
     pid = os.fork()
     if not pid:
         _become(directory)
-        interpreter.run(program, directory)
+        story_play.run(program, directory)
         sys.exit(0)
     with contextlib.suppress(PermissionError, ProcessLookupError):
         os.setpgid(pid, pid)

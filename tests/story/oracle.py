@@ -1,0 +1,42 @@
+"""What a program itself wrote down while it ran: what is certain, whoever tells it otherwise."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+
+class Oracle:
+    """What the program wrote down while it ran."""
+
+    def __init__(self, lines, *, is_killed):
+        self.lines = lines
+        self.entered, self.ended, self.late = {}, {}, defaultdict(lambda: defaultdict(list))
+        self.moved, self.quiet = set(), set()  # Moved to another lane; kept from sinks by a filter, unless they fail.
+        self.flushed = {}  # By process: how many of the lines a flush has confirmed.
+        flushing = {}
+        for number, line in enumerate(lines):
+            key, did, pid = line.get("key"), line["did"], line["pid"]
+            if did == "entered":
+                self.entered[key] = line
+            elif did == "ended":
+                self.ended[key] = line
+            elif did == "setting":
+                for name, value in line["attributes"].items():
+                    self.late[key][name].append(value)
+            elif did == "moved":
+                self.moved.add(key)
+            elif did == "flushing":
+                flushing[pid] = number
+            elif did == "flushed" and line["ok"]:
+                self.flushed[pid] = max(self.flushed.get(pid, 0), flushing[pid])
+        self.moved.update(key for key, line in self.entered.items() if line.get("moves"))
+        self.quiet.update(key for key, line in self.entered.items() if line.get("quiet"))
+        self.main_pid = lines[0]["pid"] if lines else None
+        ends = ("over", "raised")
+        self.is_over = not is_killed and any(line["did"] in ends and line["pid"] == self.main_pid for line in lines)
+
+
+def key_of(facts):
+    """Return the name that the program gave a phase."""
+    attributes = facts.get("attributes") or {}
+    return attributes.get("op") or attributes.get("key")
