@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MAX_EVENTS = 64
 _MAX_LANES = 64
 
+# What an enter says that is kept apart from the handle.
+_OF_ENTER = ("above_ids", "attempt", "is_quiet", "is_rooted", "is_sync", "origin", "retry_of")
+
 _ON_PAUSE = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.PAUSED)
 _ON_RESUME = TABLE.checked(PhaseStatus.PAUSED, PhaseStatus.ACTIVE)
 
@@ -233,12 +236,20 @@ def acquire(lanes: LaneSet, token: PhaseToken) -> PhaseHandle:
         return lanes.noop
     # Compared once more: another thread may have acquired the phase since, and left a fence there.
     successor = phase.clone()
-    fence = PhaseExtra()
-    fence.released = True
+    fence = _fence_of(extra)
     if extra.token is token and _put_on(lanes, lane, phase=phase, extra=extra, successor=successor, fence=fence):
         return successor
     lanes.misuse(_misuse.bad_token(token, "acquire", Misuse.STALE_TOKEN))
     return lanes.noop
+
+
+def _fence_of(extra: PhaseExtra) -> PhaseExtra:
+    """Return what the old handle of an acquired phase is left with: its enter, which a sink may ask for only now."""
+    fence = PhaseExtra()
+    fence.released = True
+    for name in _OF_ENTER:
+        setattr(fence, name, getattr(extra, name))
+    return fence
 
 
 def retry(lanes: LaneSet, previous: Any, attributes: Mapping[str, Any] | None) -> PhaseHandle:

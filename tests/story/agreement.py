@@ -225,6 +225,8 @@ def _who_must_know(run, line):
     known = {"sink", "store", "memory"} & run.stories.keys()
     if run.program.get("sinks", "one") == "none":
         known.discard("sink")
+    if line["pid"] in run.oracle.workers:
+        known.discard("sink")
     if not run.oracle.is_over or line["pid"] != run.oracle.main_pid:
         known.discard("memory")
     return sorted(known)
@@ -237,6 +239,8 @@ def events_are_out_when_flushed(run):
     known = {"entered": run.stories["enter_event"].phases, "ended": run.stories["exit_event"].phases}
     for number, line in enumerate(run.oracle.lines):
         scope = run.keys.get(line.get("key"))
+        if line["pid"] in run.oracle.workers:
+            continue
         is_due = number < run.oracle.flushed.get(line["pid"], 0) and line["did"] in known
         if is_due and scope is not None and line["key"] not in run.oracle.quiet and scope not in known[line["did"]]:
             run.say("flushed and unknown", scope, f"{line['did']} event", program=line)
@@ -393,6 +397,8 @@ def spans_arrive(run):
     excused = {each["pid"]: each["unplaced"] + each["unsampled"] for each in run.recovered["journals"]}
     for scope in run.journal.phases.keys() - sent:
         facts = run.journal.phases[scope]
+        if facts["pid"] in run.oracle.workers:
+            continue
         excused[facts["pid"]] = excused.get(facts["pid"], 0) - 1
         if excused[facts["pid"]] < 0:
             run.say("no span", scope, "span", journal=facts["status"], pid=facts["pid"])

@@ -19,6 +19,7 @@ import anyio
 
 import stormphase
 
+_numbers = itertools.count()  # One for a process: workers of a pool make an interpreter for each piece of work.
 FLUSH_S = 20.0
 LOOP_ENDS = (StopIteration, StopAsyncIteration)
 
@@ -73,7 +74,7 @@ class Interpreter:
     def __init__(self, tracker, log):
         self.tracker = tracker
         self.log = log
-        self.numbers = itertools.count()
+        self.numbers = _numbers
         self.origins = {}  # An exception's text: the phase that it left first, and in which order, or None if unknown.
         self.order = itertools.count()
         self.steps = {}

@@ -31,6 +31,8 @@ class Oracle:
                 self.flushed[pid] = max(self.flushed.get(pid, 0), flushing[pid])
         self.moved.update(key for key, line in self.entered.items() if line.get("moves"))
         self.quiet.update(key for key, line in self.entered.items() if line.get("quiet"))
+        # Programs of their own, which have neither this one's sinks nor its providers.
+        self.workers = {line["pid"] for line in lines if line["did"] == "works"}
         self.main_pid = lines[0]["pid"] if lines else None
         ends = ("over", "raised")
         self.is_over = not is_killed and any(line["did"] in ends and line["pid"] == self.main_pid for line in lines)

@@ -156,8 +156,10 @@ def _play(tracker, log, program):
 def main(arguments):
     """Run the program of a directory; or, as a worker, operations for the session that started this process."""
     if arguments[0] == "--worker":
+        log = Log(Path(arguments[2]) / "did.jsonl")
+        log("works")
         with contextlib.suppress(Exception), stormphase.worker() as tracker:
-            Everywhere(tracker, Log(Path(arguments[2]) / "did.jsonl")).sync_body(json.loads(arguments[1]))
+            Everywhere(tracker, log).sync_body(json.loads(arguments[1]))
         return
     directory = Path(arguments[0])
     run(json.loads((directory / "program.json").read_text()), directory)
