@@ -76,9 +76,9 @@ def test_an_enter_that_a_sink_takes_late_says_what_it_was_though_the_phase_was_a
 def test_a_journal_knows_phases_that_begin_a_trace_by_the_id_that_all_others_know(tmp_path):
     """With `trace_per` the root of a trace has an id that all ranks derive; its record and its children's say so."""
     bridge = OTelBridge(TracerProvider(), trace_per="step", recover=False)
-    with PhaseTracker(bridge=bridge, journal=tmp_path) as tracker, tracker.enter_phase("step") as step:
-        with tracker.enter_phase("forward") as forward:
-            scopes = {"step": step.scope_id, "forward": forward.scope_id}
+    tracker = PhaseTracker(bridge=bridge, journal=tmp_path)
+    with tracker, tracker.enter_phase("step") as step, tracker.enter_phase("forward") as forward:
+        scopes = {"step": step.scope_id, "forward": forward.scope_id}
     records = {record.name: record for record in read_records(tmp_path) if record.kind.value == "phase"}
     assert scopes == {name: records[name].scope_id for name in scopes}
     assert scopes["step"] == records["forward"].parent_scope_id
