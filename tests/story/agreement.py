@@ -358,7 +358,7 @@ def counts_add_up(run):
             run.say("counts", None, name, stats=counts)
 
 
-_ROW = re.compile(r"^(?P<indent> *)(?P<name>[a-z_ /]+?) +(?P<count>[\d,]+) +\d")
+_ROW = re.compile(r"^(?P<indent> *)(?P<name>[a-z_ /\u2026]+?) +(?P<count>[\d,]+) +\d")
 
 
 def summary_counts(run):
@@ -366,21 +366,16 @@ def summary_counts(run):
     if "wall time" not in run.stdout or run.program.get("sinks", "one") == "none" or run.oracle.quiet:
         return
     text = run.stdout[run.stdout.rindex("stormphase: ") :]
-    rows = [match for match in map(_ROW.match, text.splitlines()) if match]
     counted = Counter()
-    for row in rows:
+    for row in filter(None, map(_ROW.match, text.splitlines())):
         counted[row["name"].strip().rpartition(" / ")[2]] += int(row["count"].replace(",", ""))
     ended = Counter(facts["path"][-1] for facts in run.sink.exits.values() if _is_main(run, facts))
-    if "more)" not in text and counted != ended:
-        run.say(
-            "summary",
-            None,
-            "counts",
-            summary=dict(counted),
-            sink=dict(ended),
-            more=dict(counted - ended),
-            less=dict(ended - counted),
-        )
+    if "more)" in text:
+        return
+    if "\u2026" in text:  # Long names are cut.
+        counted, ended = (Counter({"all": sum(each.values())}) for each in (counted, ended))
+    if counted != ended:
+        run.say("summary", None, "counts", summary=dict(counted - ended), sink=dict(ended - counted))
 
 
 def _is_main(run, facts):
