@@ -439,9 +439,7 @@ def end_note_of(
         if outcome.code == "SIGTERM":
             kind, note["signal"] = EndKind.SIGNAL, 15
     note["kind"] = kind.value
-    if outcome is not None and kind in (EndKind.EXIT, EndKind.EXCEPTION):
+    if outcome is not None and kind is not EndKind.CLEAN:
         error = describe(outcome)
         note.update(type=error.type, message=error.message, root=error.root_cause_scope_id)
-    elif isinstance(outcome, KeyboardInterrupt):
-        note["root"] = describe(outcome).root_cause_scope_id
     return note

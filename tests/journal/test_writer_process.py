@@ -78,8 +78,28 @@ CANCELLED = {"kind": "exception", "status": "cancelled", "type": "GeneratorExit"
     ("outcome", "expected"),
     [
         (None, {"kind": "clean", "status": "succeeded"}),
-        (KeyboardInterrupt(), {"kind": "signal", "signal": 2, "status": "cancelled", "root": "0f"}),
-        (SystemExit("SIGTERM"), {"kind": "signal", "signal": 15, "status": "cancelled"}),
+        (
+            KeyboardInterrupt(),
+            {
+                "kind": "signal",
+                "signal": 2,
+                "status": "cancelled",
+                "type": "KeyboardInterrupt",
+                "message": "",
+                "root": "0f",
+            },
+        ),
+        (
+            SystemExit("SIGTERM"),
+            {
+                "kind": "signal",
+                "signal": 15,
+                "status": "cancelled",
+                "type": "SystemExit",
+                "message": "SIGTERM",
+                "root": "0f",
+            },
+        ),
         (SystemExit(0), {"kind": "clean", "status": "succeeded"}),
         (SystemExit(), {"kind": "clean", "status": "succeeded"}),
         (SystemExit(3), {"kind": "exit", "status": "cancelled", "type": "SystemExit", "message": "3", "root": "0f"}),
