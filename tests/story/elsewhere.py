@@ -1,6 +1,6 @@
 """Interprets what goes on elsewhere: threads, tasks, moves to them, forked children, pools and other programs."""
 
-# ruff: noqa: ASYNC110, ASYNC221, ASYNC222 - programs do what programs do
+# ruff: noqa: ASYNC110, ASYNC221, ASYNC222, ASYNC240, ASYNC251, TID251 - programs do what programs do
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import anyio
@@ -21,6 +22,7 @@ from story_interpreter import Interpreter, drive, has_loop
 
 import stormphase
 
+HOLD_S = 30.0
 _PLAY = Path(__file__).with_name("play.py")
 
 
@@ -194,6 +196,13 @@ class Everywhere(Interpreter):
         """Run operations in another program that works for this one."""
         command = [sys.executable, str(_PLAY), "--worker", json.dumps(op["in"]), os.environ["STORY_DIRECTORY"]]
         subprocess.run(command, env=self.tracker.environment(), check=False)
+
+    async def do_hold(self, op):
+        """Wait until whoever runs the program has looked at what is told of it so far."""
+        self.log("holds")
+        until = time.monotonic() + HOLD_S
+        while not os.path.exists("go") and time.monotonic() < until:  # noqa: PTH110 - strings
+            time.sleep(0.001)
 
     async def do_kill(self, op):
         """End the process, in one of the ways that there are."""

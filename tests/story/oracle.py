@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+NOTHING = "0" * 16  # The scope id of what is no phase.
+
 
 class Oracle:
     """What the program wrote down while it ran."""
@@ -14,21 +16,17 @@ class Oracle:
         self.moved, self.quiet = set(), set()  # Moved to another lane; kept from sinks by a filter, unless they fail.
         self.flushed = {}  # By process: how many of the lines a flush has confirmed.
         flushing = {}
+        is_stopping = False
         for number, line in enumerate(lines):
             key, did, pid = line.get("key"), line["did"], line["pid"]
-            if did == "entered":
-                self.entered[key] = line
-            elif did == "ended":
-                self.ended[key] = line
-            elif did == "setting":
-                for name, value in line["attributes"].items():
-                    self.late[key][name].append(value)
-            elif did == "moved":
-                self.moved.add(key)
-            elif did == "flushing":
+            is_stopping = is_stopping or (did, line.get("how")) == ("killing", "stop_on_sigterm")
+            if did == "flushing":
                 flushing[pid] = number
             elif did == "flushed" and line["ok"]:
                 self.flushed[pid] = max(self.flushed.get(pid, 0), flushing[pid])
+            elif key is not None and not is_stopping and line.get("scope") != NOTHING:
+                # Once a session is being stopped by a signal, nothing that threads do is certain.
+                self._note(key, did, line)
         self.moved.update(key for key, line in self.entered.items() if line.get("moves"))
         self.quiet.update(key for key, line in self.entered.items() if line.get("quiet"))
         # Programs of their own, which have neither this one's sinks nor its providers.
@@ -36,6 +34,17 @@ class Oracle:
         self.main_pid = lines[0]["pid"] if lines else None
         ends = ("over", "raised")
         self.is_over = not is_killed and any(line["did"] in ends and line["pid"] == self.main_pid for line in lines)
+
+    def _note(self, key, did, line):
+        if did == "entered":
+            self.entered[key] = line
+        elif did == "ended":
+            self.ended[key] = line
+        elif did == "moved":
+            self.moved.add(key)
+        elif did == "setting":
+            for name, value in line["attributes"].items():
+                self.late[key][name].append(value)
 
 
 def key_of(facts):

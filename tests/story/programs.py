@@ -15,6 +15,7 @@ FATAL = ("KeyboardInterrupt", "SystemExit")
 HOWS = ("with", "with", "with", "late", "ambient", "token", "decorated")
 ENDINGS = ("clean", "clean", "kill", "kill", "exception", "exit", "sigterm", "stop_on_sigterm", "parent_kill", "_exit")
 MAX_DEPTH = 5
+HELD = 0.2  # So many of the programs are also looked at while they run.
 SYNC, LOOP, IN_LOOP = "sync", "loop", "in_loop"  # No event loop in this thread; a coroutine; a function beneath one.
 
 
@@ -249,6 +250,20 @@ def _put_kill(chance, body, how):
     place.insert(chance.randint(0, len(place)), {"op": "kill", "n": -1, "how": how})
 
 
+def _main_bodies(body):
+    """Yield every list of operations that the main thread runs while nothing else does."""
+    yield body
+    for op in body:
+        if op["op"] in ("phase", "try", "callback"):
+            yield from _main_bodies(op["in"])
+
+
+def _put_hold(chance, body):
+    """Put an operation into the tree that waits until everybody has been asked about the program while it runs."""
+    place = chance.choice(list(_main_bodies(body)))
+    place.insert(chance.randint(0, len(place)), {"op": "hold", "n": -1})
+
+
 def generate(seed, *, size=40):
     """Return the program of a seed."""
     writer = _Writer(seed, size)
@@ -266,6 +281,8 @@ def generate(seed, *, size=40):
         _put_kill(chance, body, ending)
     elif ending == "parent_kill":
         end["after_lines"] = chance.randint(1, 60)
+    if chance.random() < HELD:
+        _put_hold(chance, body)
     return {"seed": seed, "body": numbered(body), "end": end, **_settings(chance, ending)}
 
 

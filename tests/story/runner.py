@@ -58,11 +58,18 @@ class Runner:
         zygote.stdin.write(f"{directory}\n")
         zygote.stdin.flush()
         answer = json.loads(zygote.stdout.readline())
+        found_alive = []
+        if "holds" in answer:
+            found_alive = agreement.compare(Run(directory, program, is_alive=True))
+            zygote.stdin.write("\n")
+            zygote.stdin.flush()
+            answer = json.loads(zygote.stdout.readline())
         run = Run(directory, program, self._endpoint, answer["status"])
         if answer["problem"]:
             run.say(answer["problem"], None, "process", status=answer["status"])
+            (self._directory / "stacks").write_text((directory / "stderr").read_text(errors="replace"))
         run.seconds = answer["seconds"]
-        found = agreement.compare(run)
+        found = found_alive + agreement.compare(run)
         if not self._keeps:
             shutil.rmtree(directory)
         return found, run

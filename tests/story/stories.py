@@ -36,8 +36,9 @@ class Disagreement:
 class Run:
     """What was left of one run, read by all tellers."""
 
-    def __init__(self, directory, program, endpoint=None, status=0):
+    def __init__(self, directory, program, endpoint=None, status=0, *, is_alive=False):
         """Read; the order of journals and store is the program's to say, since reading a store may change it."""
+        self.is_alive = is_alive
         self.program = program
         self.options = program["bridge"] if isinstance(program["bridge"], dict) else {}
         self.found = []

@@ -34,21 +34,38 @@ def _become(directory):
         os.close(fd)
 
 
-def _lines(directory):
+def _log_of(directory):
     with contextlib.suppress(FileNotFoundError):
-        return (directory / "did.jsonl").read_bytes().count(b"\n")
-    return 0
+        return (directory / "did.jsonl").read_bytes()
+    return b""
+
+
+def _hold(directory):
+    """Have whoever asked look at the running program, and let it go on."""
+    _say({"holds": True})
+    sys.stdin.readline()
+    (directory / "go").touch()
+
+
+def _say(answer):
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 def _watch(pid, directory, after_lines):
     """Wait for the program, kill it after so many lines of its log if asked to; returns its status and what was odd."""
+    has_held = False
     until = time.monotonic() + LIMIT_S
     problem = None
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status, problem
-        if after_lines is not None and _lines(directory) >= after_lines:
+        log = _log_of(directory)
+        if not has_held and b'"holds"' in log:
+            has_held = True
+            _hold(directory)
+        if after_lines is not None and log.count(b"\n") >= after_lines:
             os.kill(pid, signal.SIGKILL)
             after_lines = None
         if time.monotonic() > until and problem is None:
@@ -88,8 +105,7 @@ def main():
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for line in iter(sys.stdin.readline, ""):
         answer = run(Path(line.strip()))
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        _say(answer)
 
 
 if __name__ == "__main__":
