@@ -107,7 +107,7 @@ class Interpreter:
         if known is None and text not in self.origins:
             leaves = [self.origins[each] for each in map(_text, _leaves(error)) if self.origins.get(each)]
             unknown = any(_text(each) in self.origins and self.origins[_text(each)] is None for each in _leaves(error))
-            known = None if unknown else min(leaves, default=(next(self.order), key))
+            known = None if unknown else min(leaves, default=(next(self.order), key, lane_here()))
             self.origins[text] = known
         return None if known is None else known[1]
 
@@ -270,6 +270,9 @@ class Interpreter:
 
     async def _raise_in_a_phase(self, op, other, error):
         key = self.key(op)
+        origin = self.origins.get(_text(error))
+        if origin is None or origin[2] != lane_here():
+            self.origins[_text(other)] = None  # What came from another thread or task may be the cause of both.
         try:
             with self.tracker.enter_phase("clean_up", {"op": key}) as handle:
                 self.entered(key, handle, attributes={"op": key})
