@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
     from stormphase._lane import Lane
     from stormphase._lanes import LaneSet, Publish
+    from stormphase._model import PhaseError
+
+    # How a phase ends, and what it says of the error. It is noted on the phase in one piece with the end: another
+    # thread may stop the session meanwhile, and then the phase has ended without.
+    Outcome = tuple[PhaseStatus, PhaseError | None]
 
 _ACTIVE = PhaseStatus.ACTIVE
 _PAUSED = PhaseStatus.PAUSED
@@ -104,9 +109,9 @@ def unwind(lanes: LaneSet, lane: Lane, phases: list[PhaseHandle], error: BaseExc
     for phase in reversed(phases):
         spent_ns = phase._children_ns
         ended_ns = lane.now()
-        status = settle(phase, error)
+        outcome = settle(phase, error)
         phase._context_token = None
-        _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, status=status)
+        _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, outcome=outcome)
 
 
 def unwind_above(lanes: LaneSet, outer: PhaseHandle | None, error: BaseException) -> None:
@@ -137,14 +142,16 @@ def end(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: BaseException | N
     """End the phase on top of its lane, as its owner."""
     spent_ns = phase._children_ns
     ended_ns = lane.now()
-    status = settle(phase, error)
+    outcome = settle(phase, error)
     restore_context(lanes, phase)
-    _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, status=status)
+    _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, outcome=outcome)
 
 
 def _end_on_top(
-    lanes: LaneSet, lane: Lane, phase: PhaseHandle, *, spent_ns: int, ended_ns: int, status: PhaseStatus
+    lanes: LaneSet, lane: Lane, phase: PhaseHandle, *, spent_ns: int, ended_ns: int, outcome: Outcome
 ) -> None:
+    status, error = outcome
+    extra = phase._extra
     started_ns = segment_start_ns(phase)
     queues, offered = _receivers(lanes, phase, status)
     while lane.top is phase:
@@ -154,6 +161,8 @@ def _end_on_top(
             below._children_ns += ended_ns - started_ns
             phase._ended_ns = ended_ns
             phase._status = status
+            if error is not None and extra is not None:
+                extra.error = error
             lane.ended_count += offered
             try:
                 if lanes.journal is not None:
@@ -170,22 +179,22 @@ def _end_on_top(
         ended_ns = lane.now()
 
 
-def settle(phase: PhaseHandle, error: BaseException | None) -> PhaseStatus:
-    """Return how the phase ends, and note the error on it."""
+def settle(phase: PhaseHandle, error: BaseException | None) -> Outcome:
+    """Return how the phase ends, and what it says of the error: noted on it by whoever does end it."""
     if error is None:
-        return outcome_of(None)
+        return outcome_of(None), None
     extra = phase._extra_or_new()
     policy = _errors.FULL if extra.error_policy is None else extra.error_policy(error)
     if policy == _errors.NOT_A_FAILURE:
-        return _ON_POLICY_SUCCESS
+        return _ON_POLICY_SUCCESS, None
     status = outcome_of(error)
     if status is PhaseStatus.SUCCEEDED:
-        return status
+        return status, None
     if status is not PhaseStatus.FAILED:
         policy = _errors.REFERENCE
     with contextlib.suppress(Exception):  # No memory: the phase ends without details, and the user's exception wins.
-        extra.error = _errors.describe(error, phase, policy)
-    return status
+        return status, _errors.describe(error, phase, policy)
+    return status, None
 
 
 def segment_start_ns(phase: PhaseHandle) -> int:
@@ -323,7 +332,7 @@ def is_parked(phase: PhaseHandle) -> bool:
 def abandon_parked(lanes: LaneSet, phase: PhaseHandle, why: str) -> None:
     """End a paused or released phase as ABANDONED, unless it was resumed or ended meanwhile."""
     if is_parked(phase):
-        _close_parked(lanes, phase, _ON_ABANDON, why)
+        _close_parked(lanes, phase, (_ON_ABANDON, None), why)
     lanes.parked.discard(phase)
 
 
@@ -332,7 +341,8 @@ def _end_parked(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None)
     lanes.parked.discard(phase)
 
 
-def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus, why: str | None) -> None:
+def _close_parked(lanes: LaneSet, phase: PhaseHandle, outcome: Outcome, why: str | None) -> None:
+    status, error = outcome
     extra = phase._extra_or_new()
     ended_ns = lanes.now()
     since_ns = extra.paused_since_ns
@@ -343,6 +353,7 @@ def _close_parked(lanes: LaneSet, phase: PhaseHandle, status: PhaseStatus, why: 
         extra.paused_ns = paused_ns
         extra.paused_since_ns = None
         extra.status_text = text
+        extra.error = error
         phase._ended_ns = ended_ns
         phase._status = status
         lanes.retired_counts[1] += offered  # Its lane's thread may have ended, and what that had counted been added up.
@@ -369,13 +380,14 @@ def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Bas
         return
     spent_ns = phase._children_ns
     ended_ns = lanes.now()
-    status = settle(phase, error)
+    outcome = status, told = settle(phase, error)
     inside = inside_of(lane, phase)
     if inside is None:
         return
     if not inside:
-        _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, status=status)
+        _end_on_top(lanes, lane, phase, spent_ns=spent_ns, ended_ns=ended_ns, outcome=outcome)
         return
+    own = phase._extra_or_new()
     above = inside[0]
     extra = above._extra_or_new()
     origin = above.parent  # It keeps its parent, as it keeps its path.
@@ -393,6 +405,7 @@ def _end_out_of_order(lanes: LaneSet, lane: Lane, phase: PhaseHandle, error: Bas
         below._children_ns += ended_ns - started_ns - shared_ns
         phase._ended_ns = ended_ns
         phase._status = status
+        own.error = told
         lane.ended_count += offered
         try:
             if lanes.journal is not None:

@@ -491,3 +491,26 @@ def test_of_an_end_whose_telling_is_interrupted_the_others_are_told(lanes, close
     assert [] == list(lanes.open_phases())
     lanes.exit_queues = ()
     lanes.enter_phase("next").close()
+
+
+class StopsMeanwhile(Exception):  # noqa: N818 - it is one of the program's
+    """An error that lets somebody else end everything while it is looked at."""
+
+    def __init__(self, lanes):
+        """Keep what is to be closed."""
+        super().__init__()
+        self._lanes = lanes
+
+    def __str__(self):
+        """Close everything."""
+        self._lanes.close("over")
+        return "too late"
+
+
+def test_an_error_that_comes_when_another_thread_has_ended_the_phase_is_not_noted_on_it(lanes, ended):
+    """Who had been told of the end was told of none, and so is who looks later."""
+    phase = lanes.enter_phase("train")
+    with pytest.raises(StopsMeanwhile), phase:
+        raise StopsMeanwhile(lanes)
+    assert [phase] == ended
+    assert (PhaseStatus.ABANDONED, None) == (phase.status, phase._extra.error)
