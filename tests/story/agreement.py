@@ -45,7 +45,7 @@ def tell_the_same(run):
     """Of a phase that two tellers know they say the same."""
     for scope in run.paths:
         told = {name: story.phases[scope] for name, story in run.stories.items() if scope in story.phases}
-        ended = {name: facts for name, facts in told.items() if facts.get("status") in FINAL or name in EXITS}
+        ended = {name: facts for name, facts in told.items() if _is_end(facts) or name in EXITS}
         is_moved = any(key_of(facts) in run.oracle.moved for facts in told.values())
         for field in IDENTITY:
             _same(run, scope, field, told)
@@ -61,6 +61,15 @@ def _same(run, scope, field, told):
     said = {name: facts[field] for name, facts in told.items() if field in facts and not _is_less(name, field, facts)}
     if len({json.dumps(value) for value in said.values()}) > 1:
         run.say("tellers differ", scope, field, **said)
+
+
+def _is_end(facts):
+    return facts.get("status") in FINAL and not _is_guess(facts)
+
+
+def _is_guess(facts):
+    """Whether a store beside which nobody keeps a journal says that it does not know what came last."""
+    return facts.get("status") == "lost" and "is not known" in (facts.get("reason") or "")
 
 
 def _is_less(name, field, facts):
@@ -123,7 +132,8 @@ def _same_parent_and_links(run, scope, told):
             continue
         if "parent_or_owner" in facts and parents and facts["parent_or_owner"] not in parents and not begins_trace:
             owners = {each for story in run.stories.values() for _, each in story.owners}
-            if parents != {None} or facts["parent_or_owner"] not in owners:
+            is_owner = facts["parent_or_owner"] in owners or not (owners or facts["parent_or_owner"] in run.paths)
+            if parents != {None} or not is_owner:
                 run.say("tellers differ", scope, "parent", others=parents, **{name: facts["parent_or_owner"]})
         retried = {each["retry_of"] for each in told.values() if each.get("retry_of")}
         if retried and not retried & set(facts["links"]):
@@ -262,8 +272,8 @@ def ends_are_as_they_were(run):
             if facts is None or (facts.get("status") is None and name not in EXITS):
                 continue
             if facts.get("status", line["status"]) != line["status"]:
-                is_behind = facts["status"] not in FINAL and (run.is_alive or name in ("sink", "memory"))
-                if not is_behind:
+                is_open = facts["status"] not in FINAL and (run.is_alive or name in ("sink", "memory"))
+                if not is_open and not _is_guess(facts):
                     run.say(
                         "status",
                         scope,
