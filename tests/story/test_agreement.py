@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import story_programs as programs
 
-PROGRAMS = 40
+PROGRAMS = 30
 SEED = 10_000  # Others than those of the long run.
 
 
