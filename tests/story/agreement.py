@@ -26,6 +26,8 @@ END = (
     "cause", "cause_path", "reason", "evidence",
 )  # fmt: skip
 LIVE = ("sink", "memory", "spans", "exit_event")  # They speak before anybody can know that another process has died.
+_LOST_FIELDS = ("status", "reason", "evidence", "ended_ns", "duration_ns", "ended_monotonic_ns")
+OURS = ("op", "key")  # The program's own name for a phase.
 DEATHS = ("BrokenProcessPool", "EOFError", "CalledProcessError", "ChildProcessError", "BrokenPipeError")
 SPANS = ("spans", "recovered_spans")
 EXITS = ("spans", "recovered_spans", "exit_event", "postmortem_ended")  # They tell of ended phases only.
@@ -54,6 +56,7 @@ def tell_the_same(run):
         for field in END:
             _same(run, scope, field, _without_live(ended) if _is_of_a_death(field, ended) else ended)
         _same_attributes(run, scope, told, ended)
+        _same_duration(run, scope, ended)
         _same_parent_and_links(run, scope, told)
 
 
@@ -91,25 +94,37 @@ def _same_attributes(run, scope, told, ended):
     lost = {name for name, facts in ended.items() if facts.get("status") == "lost"}
     if len({json.dumps(value, sort_keys=True) for name, value in said.items() if name not in lost}) > 1:
         run.say("tellers differ", scope, "attributes", **said)
+    key = run.names.get(scope)
+    if key not in run.oracle.entered:
+        return
+    given, late = run.oracle.entered[key]["attributes"], run.oracle.late[key]
     for name, facts in told.items():
-        key = key_of(facts)
-        if "attributes" not in facts or key not in run.oracle.entered:
-            continue
-        given, late = run.oracle.entered[key]["attributes"], run.oracle.late[key]
-        for attribute, value in {
-            **given,
-            **{each: facts["attributes"].get(each) for each in facts["attributes"]},
-        }.items():
-            known = [given[attribute]] if attribute in given else []
-            has = facts["attributes"].get(attribute)
-            if attribute in ("op", "key", "worker") or (has == "[redacted]" and run.program["tracker"].get("redact")):
-                continue
-            if (attribute in given and attribute not in facts["attributes"]) or has not in known + late[attribute]:
-                run.say("attributes", scope, attribute, program=known + late[attribute], **{name: has, "or": value})
+        for attribute, value in facts.get("attributes", {}).items():
+            known = [*([given[attribute]] if attribute in given else []), *late[attribute]]
+            if attribute not in OURS and value not in known and not _is_redacted(run, value):
+                run.say("attributes", scope, attribute, program=known, **{name: value})
+        if "attributes" in facts and given.keys() - facts["attributes"].keys():
+            run.say("attributes", scope, "given at enter", program=given, **{name: facts["attributes"]})
+
+
+def _is_redacted(run, value):
+    return value == "[redacted]" and bool(run.program["tracker"].get("redact"))
+
+
+def _same_duration(run, scope, ended):
+    """An exit event says in seconds what the others' times say."""
+    event = ended.get("exit_event", {})
+    for name, facts in ended.items():
+        if (
+            "entered_ns" in facts
+            and event
+            and round(event["duration_s"] * 1e9) != facts["ended_ns"] - facts["entered_ns"]
+        ):
+            run.say("tellers differ", scope, "duration", exit_event=event["duration_s"], **{name: facts})
 
 
 def _attributes(name, facts):
-    return {key: value for key, value in facts["attributes"].items() if key not in ("key", "op")}
+    return {key: value for key, value in facts["attributes"].items() if key not in OURS}
 
 
 def _same_parent_and_links(run, scope, told):
@@ -164,17 +179,19 @@ def owners_are_the_same(run):
     if run.journal is None or run.store is None:
         return
     for key in run.journal.owners.keys() & run.store.owners.keys():
-        for field, value in run.journal.owners[key].items():
-            other = run.store.owners[key][field]
-            if field != "output" and value != other and not (field == "traceback" and None in (value, other)):
-                run.say("owners differ", key, field, journal=value, store=other)
-    if not _is_alive_elsewhere(run):
+        said, other = run.journal.owners[key], run.store.owners[key]
+        for field, value in said.items():
+            is_less = field in ("output", "traceback") or (field in _LOST_FIELDS and _is_without_a_word(said))
+            if not is_less and value != other[field]:
+                run.say("owners differ", key, field, journal=value, store=other[field])
+    if run.store.teller != "memory":
         for key in run.journal.owners.keys() ^ run.store.owners.keys():
             run.say("owners differ", key, "record", journal=key in run.journal.owners, store=key in run.store.owners)
 
 
-def _is_alive_elsewhere(run):
-    return run.store.teller == "memory"
+def _is_without_a_word(owner):
+    """Whether a worker died with nothing open and no note of its end, which it may have given to the store before."""
+    return owner["kind"] == "process" and owner["status"] == "lost" and owner["error_type"] is None
 
 
 def open_ones_are_the_same(run):
@@ -220,7 +237,8 @@ def all_know_what_was_flushed(run):
     if run.oracle.is_over:
         confirmed[run.oracle.main_pid] = len(run.oracle.lines)
     for number, line in enumerate(run.oracle.lines):
-        is_due = number < confirmed.get(line["pid"], 0) and line["did"] in ("entered", "ended")
+        certain = {"entered": run.oracle.entered, "ended": run.oracle.ended}.get(line["did"], ())
+        is_due = number < confirmed.get(line["pid"], 0) and line.get("key") in certain
         if not is_due or line["key"] in run.oracle.quiet:
             continue
         for name in _who_must_know(run, line):
