@@ -1,7 +1,4 @@
-"""Reads the journals of a store's dead processes: how their phases ended, and of whom the store has not heard.
-
-Loaded only where there is such a journal.
-"""
+"""Reads the journals of a store's dead processes: how their phases ended, and of whom the store has not heard."""
 
 from __future__ import annotations
 

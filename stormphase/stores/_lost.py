@@ -18,6 +18,9 @@ from stormphase._owner_records import JOURNAL
 from stormphase._record import OutputLine, PhaseRecord, RecordKind
 from stormphase._said_lines import read_said
 from stormphase._status import TABLE
+
+# Not when it is needed: that is on a worker, and a fork beside an import leaves the child its lock.
+from stormphase.stores import _journals
 from stormphase.stores._launches import OWNERS, Court, Launch, launches_of
 from stormphase.stores._query import RecordQuery
 
@@ -116,8 +119,6 @@ def _by_journals(
     court: Court,
 ) -> list[PhaseRecord]:
     """Return what the journals of some launches say of dead processes, also of those that had written nothing yet."""
-    from stormphase.stores import _journals  # noqa: PLC0415 - only beside journals
-
     files = {header.process: (file, header) for launch in launches for file, header in _journals.journals_of(launch)}
     told: list[PhaseRecord] = []
     for each in dead:

@@ -18,6 +18,7 @@ from stormphase._record import MAX_SEQUENCE, OutputLine, PhaseRecord, RecordKind
 from stormphase._status import FAILURES
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
+from stormphase.stores._journals import remove_spares, spare_launches
 from stormphase.stores._launches import Launch, launches_of
 from stormphase.stores._lost import end_the_dead
 from stormphase.stores._query import RecordQuery, query_of
@@ -299,8 +300,6 @@ class SqliteStore(CopiesToItself):
         if bad:
             self._ask(lambda: self._in_transaction(self._connected(), lambda: blame_lost(self._connected(), bad)))
         if spare:
-            from stormphase.stores._journals import remove_spares  # noqa: PLC0415 - only beside journals
-
             remove_spares(spare, self, now_wall_ns=now_ns)
         return [record for record in bad if record.status is PhaseStatus.LOST]
 
@@ -308,8 +307,6 @@ class SqliteStore(CopiesToItself):
         """Return the launches whose workers have left journals that stand in for none."""
         if not os.path.isdir(self.journals):  # noqa: PTH112 - unlike Path.is_dir, it never raises
             return set()
-        from stormphase.stores._journals import spare_launches  # noqa: PLC0415 - only beside journals
-
         return spare_launches(self.journals)
 
     # Writing
