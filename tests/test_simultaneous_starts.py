@@ -10,7 +10,7 @@ import pytest
 
 from stormphase._model import RankIdentity
 from stormphase.exceptions import ConfigurationError
-from stormphase.journal._start_lock import LOCK_NAME, WAIT_S, StartLock
+from stormphase.journal._start_lock import WAIT_S, StartLock, lock_name
 
 PROGRAM = """
 import json, sys, time, stormphase
@@ -115,12 +115,13 @@ except ConfigurationError as error:
     assert "rank 3, is running already, as another process that is just" in run_python(source, str(tmp_path)).stdout
     lock.release()
     assert "" == run_python(source, str(tmp_path)).stdout
+    assert [] == list(tmp_path.iterdir())
     assert WAIT_S < 1
 
 
 def test_a_file_system_without_locks_keeps_nobody_from_starting(tmp_path):
     """Nor one in which no file can be made there."""
-    (tmp_path / LOCK_NAME).mkdir()
+    (tmp_path / lock_name(3)).mkdir()
     lock = StartLock(tmp_path, IDENTITY)
     lock.release()
     lock.release()

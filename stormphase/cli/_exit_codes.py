@@ -35,7 +35,7 @@ EXIT_CODES: Final[Mapping[str, Mapping[int, str]]] = {
     },
     "records": {
         WELL: "the records were written, also if there are none",
-        UNWELL: "they were, but for a journal that cannot be read",
+        UNWELL: "they were, but for a journal or a row of a database that cannot be read",
         USAGE: f"{_NOT_READ}, or no record has such a path or attribute",
         INTERRUPTED: _STOPPED,
     },

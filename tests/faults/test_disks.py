@@ -301,7 +301,7 @@ for child in children:
 
 def test_two_processes_of_one_session_and_rank_at_the_same_instant_have_a_file_each(run_python, tmp_path):
     """Where the file system has no locks neither can know of the other, and nothing is mixed."""
-    (tmp_path / "runs" / "s" / "start.lock").mkdir(parents=True)
+    (tmp_path / "runs" / "s" / "rank-00000.start.lock").mkdir(parents=True)
     run_python(BEGIN + TWICE, str(tmp_path / "runs"))
     images = list(read_directory(tmp_path / "runs"))
     assert [("process 0",), ("process 1",)] == sorted(image.open[0].path for image in images)
