@@ -12,6 +12,7 @@ SEPARATOR: Final = " / "
 MAX_NAME: Final = 60
 MAX_PATH: Final = 160
 MAX_MESSAGE: Final = 200
+_MAX_NAMES: Final = MAX_PATH // len(SEPARATOR) + 2
 MAX_RUNS: Final = 8
 _MAX_DEPTH: Final = 16
 _MAX_BITS: Final = 1_024
@@ -41,7 +42,7 @@ def shown(text: str, most: int = MAX_NAME) -> str:
 def path_text(path: Iterable[str]) -> str:
     """Return a path as people read it, `train / step / forward`; of a long one the end, which says most."""
     # Names may be empty, and still so many of them are more than is shown.
-    text = SEPARATOR.join(shown(name) for name in tuple(path)[-MAX_PATH:])
+    text = SEPARATOR.join(shown(name) for name in tuple(path)[-_MAX_NAMES:])
     return text if len(text) <= MAX_PATH else _ELLIPSIS + text[1 - MAX_PATH :]
 
 

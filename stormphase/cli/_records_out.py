@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PAGE_LINES: Final = 200
 _MAX_PATH: Final = 100
+_MAX_NAMES: Final = _MAX_PATH // len(" / ") + 2
 _MAX_MESSAGE: Final = 300
 _STYLES: Final = {
     PhaseStatus.FAILED: RED,
@@ -106,7 +107,7 @@ def _write_line(page: Page, record: PhaseRecord) -> None:
     duration = "" if record.duration_ns is None else span(record.duration_ns)
     rank = "" if record.rank is None else str(record.rank)
     # A path may have thousands of names, and as many as characters fit are more than is shown.
-    what = " / ".join(shown(name) for name in record.path[:_MAX_PATH]) or record.kind.value
+    what = " / ".join(shown(name) for name in record.path[:_MAX_NAMES]) or record.kind.value
     extras = [
         f"step {record.step}" if record.step is not None else "",
         f"attempt {record.attempt}" if record.attempt else "",

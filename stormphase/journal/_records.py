@@ -79,10 +79,11 @@ def _open_records(image: JournalImage) -> list[PhaseRecord]:
     said: dict[int, list[OutputLine]] = {}
     for line in read_said(image.file) if image.open else ():
         said.setdefault(line.sequence, []).append(OutputLine(line.time_ns, line.stream, line.text))
-    return [
-        attrs.evolve(_record(image, phase, {}), output=tuple(said[phase.sequence]) if phase.sequence in said else None)
-        for phase in image.open
-    ]
+    records = [_record(image, phase, {}) for phase in image.open]
+    for index, record in enumerate(records if said else ()):
+        if record.sequence in said:
+            records[index] = attrs.evolve(record, output=tuple(said[record.sequence]))
+    return records
 
 
 def _owners(image: JournalImage, paths: Mapping[str, tuple[str, ...]]) -> tuple[PhaseRecord, ...]:

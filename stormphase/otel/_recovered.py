@@ -33,8 +33,9 @@ from stormphase.otel._plain_span import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from stormphase._record import PhaseRecord
     from stormphase.journal._image import JournalImage, JournalPhase
 
 PROMOTED_ATTRIBUTE: Final = "stormphase.phase.promoted"
@@ -59,25 +60,27 @@ class Rebuilt:
     unplaced: int = 0
 
 
-def rebuild(image: JournalImage) -> Rebuilt:
+def rebuild(image: JournalImage, lost: Iterable[PhaseRecord] | None = None) -> Rebuilt:
     """Return the spans of a process that is known to be dead.
+
+    Args:
+        image: its journal.
+        lost: the records of what it left open, where the caller has them already.
 
     Raises:
         FactsError: if the journal does not say how its spans look, or what it says cannot be true.
     """
     facts = SessionFacts.from_json(image.facts.get("otel"))
-    return _Builder(image, facts).build()
+    return _Builder(image, facts, lost_records(image, LOST_MESSAGE) if lost is None else lost).build()
 
 
 class _Builder:
     """Builds the spans of one journal."""
 
-    def __init__(self, image: JournalImage, facts: SessionFacts) -> None:
+    def __init__(self, image: JournalImage, facts: SessionFacts, lost: Iterable[PhaseRecord]) -> None:
         self._image = image
         self._facts = facts
-        self._lost_causes = {
-            record.scope_id: record.root_cause_scope_id for record in lost_records(image, LOST_MESSAGE)
-        }
+        self._lost_causes = {record.scope_id: record.root_cause_scope_id for record in lost}
         self._to_send = (*lost_phases(image), *unsent_phases(image))
         self._places = Places(facts, (*image.ended, *self._to_send), self._to_send)
         identity = image.identity

@@ -225,7 +225,7 @@ class Recovery:
     def _recover(self, dead: Outcome, image: JournalImage) -> Outcome:
         try:
             facts = SessionFacts.from_json(image.facts.get("otel"))
-            rebuilt = rebuild(image)
+            rebuilt = rebuild(image, dead.lost if self._wants_records else None)
         except FactsError as error:
             problem = f"what it says of its trace is wrong: {error}"
             return attrs.evolve(dead, result=Result.FAILED, problem=problem)
