@@ -1,4 +1,4 @@
-"""Measures how long hostile journals and databases keep the commands that read them.
+"""Measures how long hostile journals keep the commands that read them.
 
     python tests/benchmarks/hostile.py            # some minutes; the seconds a MiB of each kind of journal, by command
     python tests/benchmarks/hostile.py --only circles --sizes 16 32 64 128
