@@ -474,6 +474,4 @@ def end_note_of(
     if outcome is not None and kind is not EndKind.CLEAN:
         error = describe(outcome)
         note.update(type=error.type, message=error.message, root=error.root_cause_scope_id)
-    elif isinstance(outcome, KeyboardInterrupt):
-        note["root"] = describe(outcome).root_cause_scope_id
     return note
