@@ -19,6 +19,7 @@ import anyio
 
 import stormphase
 
+_held = []
 _numbers = itertools.count()  # One for a process: workers of a pool make an interpreter for each piece of work.
 FLUSH_S = 20.0
 LOOP_ENDS = (StopIteration, StopAsyncIteration)
@@ -378,7 +379,8 @@ class Interpreter:
                     key = self.key(op)
                     left.append((key, self.tracker.enter(name, {"op": key})))
                     self.log("entered", key=key, scope=left[-1][1].scope_id, path=None, attributes={"op": key})
-                await self.body(op["in"])
+                with self.is_open(outer, None):
+                    await self.body(op["in"])
                 if op["fails"]:
                     raise Trouble(f"trouble {next(self.numbers)} of {os.getpid()}")
                 while left:
@@ -415,12 +417,15 @@ def has_loop():
 
 
 def lane_here():
-    """Return what tells this thread and task from others."""
-    return threading.get_ident(), anyio.get_current_task().id if has_loop() else None
+    """Return what tells this thread and task from others, those of other processes too."""
+    return os.getpid(), threading.get_ident(), anyio.get_current_task().id if has_loop() else None
 
 
 def _text(error):
-    return f"{type(error).__name__} {error.args!r} {id(error) if not error.args or _is_group(error) else ''}"
+    if type(error).__name__ in ERRORS and error.args and not _is_group(error):
+        return f"{type(error).__name__} {error.args!r}"
+    _held.append(error)  # So that no other one has its id.
+    return f"{type(error).__name__} {id(error)}"
 
 
 def _is_group(error):
