@@ -11,7 +11,10 @@ Ends with 1 if two tellers disagreed about one phase, or the program knew better
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import datetime as dt
+import functools
+import multiprocessing
 import os
 import platform
 import sys
@@ -28,8 +31,24 @@ import story_runner as runners
 PAGE = Path(__file__).with_name("RESULTS.md")
 
 
-def run_random(runner, seeds, *, shrinks):
+def run_parts(seeds, jobs, **options):
+    """Run the programs of these seeds in so many processes; returns figures and what disagrees."""
+    parts = [seeds[number::jobs] for number in range(jobs)]
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        told = list(pool.map(functools.partial(run_random, **options), parts))
+    sums = Counter()
+    for part, _ in told:
+        sums.update(part)
+    return sums, [each for _, wrong in told for each in wrong]
+
+
+def run_random(seeds, *, shrinks, kept):
     """Run the programs of these seeds; returns figures and what disagrees."""
+    with tempfile.TemporaryDirectory() as directory, runners.Runner(kept or directory, keeps=bool(kept)) as runner:
+        return _run_random(runner, seeds, shrinks=shrinks)
+
+
+def _run_random(runner, seeds, *, shrinks):
     sums, wrong = Counter(), []
     for seed in seeds:
         program = programs.generate(seed)
@@ -55,8 +74,13 @@ def _count(sums, program, run, found):
     sums["programs with a disagreement"] += bool(found)
 
 
-def run_array(runner):
+def run_array():
     """Run the rows of the covering array; returns figures and what disagrees."""
+    with tempfile.TemporaryDirectory() as directory, runners.Runner(directory) as runner:
+        return _run_array(runner)
+
+
+def _run_array(runner):
     sums, wrong = Counter(), []
     rows = options.rows()
     for number, row in enumerate(rows):
@@ -108,6 +132,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=500, help="random programs to run (default 500)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first one (default 0)")
+    parser.add_argument("--jobs", type=int, default=2, help="in so many processes (default 2)")
     parser.add_argument("--shrink", action="store_true", help="make programs small that disagree")
     parser.add_argument("--no-array", action="store_true", help="leave out the covering array")
     parser.add_argument("--no-page", action="store_true", help="leave RESULTS.md as it is")
