@@ -139,12 +139,10 @@ def main():
     parser.add_argument("--keep", metavar="DIR", help="leave what the runs wrote in DIR")
     asked = parser.parse_args()
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        runners.Runner(asked.keep or directory, keeps=bool(asked.keep)) as runner,
-    ):
-        told = run_random(runner, range(asked.seed, asked.seed + asked.programs), shrinks=asked.shrink)
-        array = (Counter(), []) if asked.no_array or asked.no_page else run_array(runner)
+    seeds = range(asked.seed, asked.seed + asked.programs)
+    jobs = 1 if asked.keep else min(asked.jobs, len(seeds))
+    told = run_parts(seeds, jobs, shrinks=asked.shrink, kept=asked.keep)
+    array = (Counter(), []) if asked.no_array or asked.no_page else run_array()
     command = " ".join(["python tests/story/run.py", *sys.argv[1:]])
     page = _page(command, time.monotonic() - began, told, array)
     print(page)
