@@ -223,7 +223,8 @@ def all_know_what_was_flushed(run):
     if run.oracle.is_over:
         confirmed[run.oracle.main_pid] = len(run.oracle.lines)
     for number, line in enumerate(run.oracle.lines):
-        is_due = number < confirmed.get(line["pid"], 0) and line["did"] in ("entered", "ended")
+        certain = {"entered": run.oracle.entered, "ended": run.oracle.ended}.get(line["did"], ())
+        is_due = number < confirmed.get(line["pid"], 0) and line.get("key") in certain
         if not is_due or line["key"] in run.oracle.quiet:
             continue
         for name in _who_must_know(run, line):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+ENDS = ("over", "raised")  # What the main thread says last, before the session stops.
 NOTHING = "0" * 16  # The scope id of what is no phase.
 
 
@@ -16,29 +17,29 @@ class Oracle:
         self.moved, self.quiet = set(), set()  # Moved to another lane; kept from sinks by a filter, unless they fail.
         self.flushed = {}  # By process: how many of the lines a flush has confirmed.
         flushing = {}
-        is_stopping = False
+        stopping = set()
         for number, line in enumerate(lines):
             key, did, pid = line.get("key"), line["did"], line["pid"]
-            is_stopping = is_stopping or (did, line.get("how")) == ("killing", "stop_on_sigterm")
+            if did in ENDS or (did, line.get("how")) == ("killing", "stop_on_sigterm"):
+                stopping.add(pid)
             if did == "flushing":
                 flushing[pid] = number
             elif did == "flushed" and line["ok"]:
                 self.flushed[pid] = max(self.flushed.get(pid, 0), flushing[pid])
-            elif key is not None and not is_stopping and line.get("scope") != NOTHING:
-                # Once a session is being stopped by a signal, nothing that threads do is certain.
-                self._note(key, did, line)
+            elif key is not None:
+                # Once a session stops, nothing that threads do is certain.
+                self._note(key, did, line, is_certain=pid not in stopping and line.get("scope") != NOTHING)
         self.moved.update(key for key, line in self.entered.items() if line.get("moves"))
         self.quiet.update(key for key, line in self.entered.items() if line.get("quiet"))
         # Programs of their own, which have neither this one's sinks nor its providers.
         self.workers = {line["pid"] for line in lines if line["did"] == "works"}
         self.main_pid = lines[0]["pid"] if lines else None
-        ends = ("over", "raised")
-        self.is_over = not is_killed and any(line["did"] in ends and line["pid"] == self.main_pid for line in lines)
+        self.is_over = not is_killed and any(line["did"] in ENDS and line["pid"] == self.main_pid for line in lines)
 
-    def _note(self, key, did, line):
-        if did == "entered":
+    def _note(self, key, did, line, *, is_certain):
+        if did == "entered" and is_certain:
             self.entered[key] = line
-        elif did == "ended":
+        elif did == "ended" and is_certain:
             self.ended[key] = line
         elif did == "moved":
             self.moved.add(key)
