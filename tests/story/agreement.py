@@ -27,6 +27,7 @@ END = (
 )  # fmt: skip
 LIVE = ("sink", "memory", "spans", "exit_event")  # They speak before anybody can know that another process has died.
 _LOST_FIELDS = ("status", "reason", "evidence", "ended_ns", "duration_ns", "ended_monotonic_ns")
+OURS = ("op", "key")  # The program's own name for a phase.
 DEATHS = ("BrokenProcessPool", "EOFError", "CalledProcessError", "ChildProcessError", "BrokenPipeError")
 SPANS = ("spans", "recovered_spans")
 EXITS = ("spans", "recovered_spans", "exit_event", "postmortem_ended")  # They tell of ended phases only.
@@ -55,6 +56,7 @@ def tell_the_same(run):
         for field in END:
             _same(run, scope, field, _without_live(ended) if _is_of_a_death(field, ended) else ended)
         _same_attributes(run, scope, told, ended)
+        _same_duration(run, scope, ended)
         _same_parent_and_links(run, scope, told)
 
 
@@ -92,25 +94,37 @@ def _same_attributes(run, scope, told, ended):
     lost = {name for name, facts in ended.items() if facts.get("status") == "lost"}
     if len({json.dumps(value, sort_keys=True) for name, value in said.items() if name not in lost}) > 1:
         run.say("tellers differ", scope, "attributes", **said)
+    key = run.names.get(scope)
+    if key not in run.oracle.entered:
+        return
+    given, late = run.oracle.entered[key]["attributes"], run.oracle.late[key]
     for name, facts in told.items():
-        key = key_of(facts)
-        if "attributes" not in facts or key not in run.oracle.entered:
-            continue
-        given, late = run.oracle.entered[key]["attributes"], run.oracle.late[key]
-        for attribute, value in {
-            **given,
-            **{each: facts["attributes"].get(each) for each in facts["attributes"]},
-        }.items():
-            known = [given[attribute]] if attribute in given else []
-            has = facts["attributes"].get(attribute)
-            if attribute in ("op", "key", "worker") or (has == "[redacted]" and run.program["tracker"].get("redact")):
-                continue
-            if (attribute in given and attribute not in facts["attributes"]) or has not in known + late[attribute]:
-                run.say("attributes", scope, attribute, program=known + late[attribute], **{name: has, "or": value})
+        for attribute, value in facts.get("attributes", {}).items():
+            known = [*([given[attribute]] if attribute in given else []), *late[attribute]]
+            if attribute not in OURS and value not in known and not _is_redacted(run, value):
+                run.say("attributes", scope, attribute, program=known, **{name: value})
+        if "attributes" in facts and given.keys() - facts["attributes"].keys():
+            run.say("attributes", scope, "given at enter", program=given, **{name: facts["attributes"]})
+
+
+def _is_redacted(run, value):
+    return value == "[redacted]" and bool(run.program["tracker"].get("redact"))
+
+
+def _same_duration(run, scope, ended):
+    """An exit event says in seconds what the others' times say."""
+    event = ended.get("exit_event", {})
+    for name, facts in ended.items():
+        if (
+            "entered_ns" in facts
+            and event
+            and round(event["duration_s"] * 1e9) != facts["ended_ns"] - facts["entered_ns"]
+        ):
+            run.say("tellers differ", scope, "duration", exit_event=event["duration_s"], **{name: facts})
 
 
 def _attributes(name, facts):
-    return {key: value for key, value in facts["attributes"].items() if key not in ("key", "op")}
+    return {key: value for key, value in facts["attributes"].items() if key not in OURS}
 
 
 def _same_parent_and_links(run, scope, told):

@@ -305,7 +305,7 @@ class Interpreter:
 
         @self.tracker.phase(op["name"], arguments=["key"])
         def items(key):
-            interpreter.entered(key, None, attributes={"key": key, "op": key}, moves=True)
+            interpreter.entered(key, None, attributes={"key": key}, moves=True)
             for number in range(op["items"]):
                 interpreter.sync_body(op["in"])
                 yield number
@@ -342,7 +342,7 @@ class Interpreter:
 
         @self.tracker.phase(op["name"], arguments=["key"])
         async def items(key):
-            interpreter.entered(key, None, attributes={"key": key, "op": key}, moves=True)
+            interpreter.entered(key, None, attributes={"key": key}, moves=True)
             for number in range(op["items"]):
                 await interpreter.body(op["in"])
                 yield number

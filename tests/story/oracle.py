@@ -31,8 +31,11 @@ class Oracle:
                 self._note(key, did, line, is_certain=pid not in stopping and line.get("scope") != NOTHING)
         self.moved.update(key for key, line in self.entered.items() if line.get("moves"))
         self.quiet.update(key for key, line in self.entered.items() if line.get("quiet"))
-        # Programs of their own, which have neither this one's sinks nor its providers.
-        self.workers = {line["pid"] for line in lines if line["did"] == "works"}
+        # Programs of their own and their children, which have neither this one's sinks nor its providers.
+        self.workers = set()
+        for line in lines:
+            if line["did"] == "works" or line["parent"] in self.workers:
+                self.workers.add(line["pid"])
         self.main_pid = lines[0]["pid"] if lines else None
         self.is_over = not is_killed and any(line["did"] in ENDS and line["pid"] == self.main_pid for line in lines)
 

@@ -39,7 +39,7 @@ class Log:
 
     def __call__(self, did, **facts):
         """Write a line."""
-        line = json.dumps({"did": did, "pid": os.getpid(), **facts}, default=str)
+        line = json.dumps({"did": did, "pid": os.getpid(), "parent": os.getppid(), **facts}, default=str)
         os.write(self._fd, line.encode() + b"\n")
 
 

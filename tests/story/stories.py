@@ -57,9 +57,11 @@ class Run:
         for story in self.stories.values():
             for scope, facts in story.phases.items():
                 self.paths.setdefault(scope, " / ".join(facts["path"]))
-        self.keys = {}
+        self.keys = {}  # By the program's own name: the scope id ...
         for story in self.stories.values():
             self.keys.update({key_of(facts): scope for scope, facts in story.phases.items() if key_of(facts)})
+
+        self.names = {scope: key for key, scope in self.keys.items()}  # ... and the other way round.
 
     def _add(self, story):
         self.stories[story.teller] = story
