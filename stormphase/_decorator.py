@@ -54,7 +54,8 @@ class LatePhase:
         A generator's phase is paused while it is suspended at a `yield`; the phase of a function that returns an
         awaitable ends when that does, or at the return if it was written in C. A method, static method or class method
         may be decorated above or below. Where it is pickled by value, as Ray and joblib do, its calls go to the tracker
-        that is ambient in the process where they are made, or nowhere.
+        that is ambient in the process where they are made, or nowhere. While the tracker does not run a call is no
+        phase; that is logged once a function.
 
         Raises:
             TypeError: if it is a class, a property or nothing that can be called; the message says what to decorate.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from stormphase._enter import QuietName
 from stormphase._noop import NOOP
 from stormphase._options import ArgumentReader, signature_of
-from stormphase.exceptions import ConfigurationError
+from stormphase.exceptions import ConfigurationError, Misuse, PhaseProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 AT_EXIT_ERRORS: Final = "at_exit_errors"
 CAPTURE_REFUSED: Final = "capture_refused"
+_NOT_RUNNING: Final = (Misuse.NOT_STARTED, Misuse.STOPPED)
+_log: Final = logging.getLogger("stormphase")
 
 
 class FunctionSite:
@@ -50,7 +53,7 @@ def function_name_of(phase: PhaseHandle) -> str | None:
 class Recipe:
     """All that is known before a phase is entered: its name, its options and, for a decorator, the function.
 
-    Thread- and task-safe: nothing in it changes.
+    Thread- and task-safe: nothing in it changes but whether a word was said.
     """
 
     __slots__ = (
@@ -60,6 +63,7 @@ class Recipe:
         "_code",
         "_error_policy",
         "_filter",
+        "_has_warned",
         "_name",
         "_quiet_name",
         "_reader",
@@ -97,6 +101,7 @@ class Recipe:
         self._signature = signature_of(function) if function is not None and options.at_exit is not None else None
         self._code = cast("CodeType | None", site)
         self._reader: ArgumentReader | None = None
+        self._has_warned = False
         if function is not None and options.arguments:
             label = f"{site.function_name}()" if site is not None else repr(function)
             self._reader = ArgumentReader(options.arguments, function, label)
@@ -129,7 +134,10 @@ class Recipe:
             if self._filter is not None:
                 threshold = getattr(source, "level", None) or 0
                 is_quiet = not self._filter.passes(name, attributes, threshold, lanes.counts)
-        phase = source.enter_phase(self._quiet_name if is_quiet else name, attributes, self._sync, self._timeout_s)
+        try:
+            phase = source.enter_phase(self._quiet_name if is_quiet else name, attributes, self._sync, self._timeout_s)
+        except PhaseProtocolError as problem:
+            phase = self.no_phase(problem)
         if phase is NOOP:
             return phase
         if is_quiet:
@@ -140,6 +148,21 @@ class Recipe:
             phase._code = self._code
             phase._instruction = 0
         return phase
+
+    def no_phase(self, problem: PhaseProtocolError) -> PhaseHandle:
+        """Return the no-op for a call of a decorated function while its tracker does not run, and log that once.
+
+        A model's methods are called before training and after it, too.
+
+        Raises:
+            PhaseProtocolError: `problem`, if it is another one or a with block's.
+        """
+        if self._code is None or problem.reason not in _NOT_RUNNING:
+            raise problem
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning("stormphase: a call of %s() was no phase. %s", self._code.function_name, problem)  # type: ignore[attr-defined]  # a FunctionSite
+        return NOOP
 
     @staticmethod
     def _switch_capture(phase: PhaseHandle, wish: bool | str) -> None:  # noqa: FBT001 - what the user wrote

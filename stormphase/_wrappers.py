@@ -16,6 +16,7 @@ from stormphase._awaitables import hand_over, is_awaitable
 from stormphase._noop import NOOP
 from stormphase._recipe import FunctionSite
 from stormphase._suspension import as_thrown, begin, carry_on, come_back, suspend
+from stormphase.exceptions import PhaseProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,10 @@ def _plain_function(recipe: Recipe, plainly: tuple[Any, ...], function: Callable
         source = holder.source
         if source is NOWHERE:
             return function(*args, **kwargs)
-        phase = source.enter_phase(name, attributes, sync)
+        try:
+            phase = source.enter_phase(name, attributes, sync)
+        except PhaseProtocolError as problem:
+            phase = recipe.no_phase(problem)
         if phase is not NOOP:
             phase._code = code
             phase._instruction = 0

@@ -466,8 +466,8 @@ def test_a_wrong_call(tracker: Any, ended: list[PhaseHandle]) -> None:
     assert [("f", FAILED)] == told(ended)
 
 
-def test_a_source_that_does_not_run(tracker: Any, source: Any) -> None:
-    """A decorator may be made before its tracker starts; what it says then comes at the call."""
+def test_a_source_that_does_not_run(tracker: Any, source: Any, caplog: Any) -> None:
+    """A decorated function works before its tracker starts and after it has stopped; that is logged once."""
     problem = PhaseProtocolError("not started", action="enter", reason=Misuse.NOT_STARTED, fix="start()")
 
     def refuse(*_: Any) -> None:
@@ -476,8 +476,9 @@ def test_a_source_that_does_not_run(tracker: Any, source: Any) -> None:
     f = tracker.phase("f", filter="*", arguments="a")(lambda a: a)
     lanes, enter = source.lane_set, source.enter_phase
     source.lane_set, source.enter_phase = None, refuse
-    with pytest.raises(PhaseProtocolError, match="not started"):
-        f(1)
+    assert [1, 2] == [f(1), f(2)]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "test_a_source_that_does_not_run.<locals>.<lambda>() was no phase. not started" in told
     source.lane_set, source.enter_phase = lanes, enter
     assert 1 == f(1)
 
@@ -1003,3 +1004,54 @@ def test_any_nesting_of_forms(plan: Any) -> None:  # noqa: C901 - one branch for
     assert [] == list(lanes.open_phases())
     assert {} == lanes.counts.to_dict()
     assert lanes.carrier.current_phase() is None
+
+
+@pytest.mark.parametrize("kind", ["plain", "result", "generator", "coroutine", "async generator"])
+def test_decorated_functions_work_while_their_tracker_does_not_run(make_tracker: Any, kind: str) -> None:
+    """A model is called before training and after it: each kind of function returns what it would without us."""
+    told: list[Any] = []
+    tracker = make_tracker(sinks=[told.append])
+
+    @tracker.phase("step")
+    def plain() -> int:
+        return 1
+
+    @tracker.phase("step", result=True, at_exit=lambda *_: None)
+    def result() -> int:
+        return 1
+
+    @tracker.phase("step")
+    def generator() -> Any:
+        yield 1
+
+    @tracker.phase("step")
+    async def coroutine() -> int:
+        return 1
+
+    @tracker.phase("step")
+    async def async_generator() -> Any:
+        yield 1
+
+    async def all_of_it() -> list[int]:
+        return [item async for item in async_generator()]
+
+    call: Any = {
+        "plain": plain,
+        "result": result,
+        "generator": lambda: next(generator()),
+        "coroutine": lambda: asyncio.run(coroutine()),
+        "async generator": lambda: asyncio.run(all_of_it())[0],
+    }[kind]
+    before = call()
+    with tracker:
+        within = call()
+    assert [1, 1, 1] == [before, within, call()]
+    assert ["phase_enter", "phase_exit"] == [boundary.event_type for boundary in told]
+
+
+def test_a_block_says_that_its_tracker_does_not_run(make_tracker: Any) -> None:
+    """Whoever writes `with tracker.phase(...)` around nothing that runs has made a mistake, and is told."""
+    tracker = make_tracker()
+    for block in (tracker.phase("step"), tracker.phase("step", errors={ValueError: "full"})):
+        with pytest.raises(PhaseProtocolError, match="has not started"), block:
+            pass
