@@ -280,7 +280,7 @@ def report(records: Sequence[PhaseRecord], in_journals: Mapping[RecordKey, Phase
     print(f"\n{sum(record.kind == 'phase' for record in records)} phases, {len(failures)} root causes:")
     for number, failure in enumerate(failures, 1):
         record = failure.record
-        why = record.evidence if record.error_type is None else f"{record.error_type}: {record.error_message}"
+        why = record.evidence or f"{record.error_type}: {record.error_message}"
         print(f"{number}. {record.path_text} {record.status}: {why}")
         # Of a process that was killed, what it was saying is only in its journal.
         output = record.output or in_journals[record.key].output

@@ -14,6 +14,7 @@ from stormphase._attributes import put
 from stormphase._copying import CopiesToItself
 from stormphase._ids import scope_id, scope_id_number
 from stormphase._model import PhaseStatus
+from stormphase._sites import is_told
 from stormphase._status import TABLE
 
 if TYPE_CHECKING:
@@ -289,8 +290,9 @@ class PhaseHandle(CopiesToItself):
         """Where the phase was entered, as `file.py:line`; in a small helper, `file.py:line, called at file.py:line`."""
         instruction = self._instruction
         if isinstance(instruction, tuple):
-            own, code, at = instruction
-            return f"{place_of(self._code, own)}, called at {place_of(code, at)}"
+            instruction, code, at = instruction
+            if is_told(self._code, code):
+                return f"{place_of(self._code, instruction)}, called at {place_of(code, at)}"
         return place_of(self._code, instruction)
 
     @property

@@ -21,6 +21,7 @@ MAX_HELPER_LINES: Final = 16
 """A function of more lines is no helper: its own line says enough."""
 
 _FUNCTION: Final = 0x3  # CO_OPTIMIZED | CO_NEWLOCALS
+_GIVEN_MORE: Final = 0xC  # CO_VARARGS | CO_VARKEYWORDS
 _CODE_UNIT: Final = 2
 _GROUPS: Final = (tuple, frozenset)
 
@@ -36,6 +37,8 @@ _PASSED: Final = bytes(
 _LEAVES: Final = [bytes([each]) for each in _operations("RETURN_VALUE", "STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR")]
 # Its frames stand between a generator that `contextlib.contextmanager` decorates and whoever enters it.
 CONTEXTLIB: Final[str] = contextlib.contextmanager.__code__.co_filename
+_STANDARD: Final = CONTEXTLIB.removesuffix("contextlib.py")
+_INSTALLED: Final = ("site-packages", "dist-packages")
 
 _getframe = sys._getframe
 
@@ -64,6 +67,18 @@ def through(frame: FrameType) -> Instruction:
     while caller is not None and caller.f_code.co_filename == CONTEXTLIB:
         caller = caller.f_back
     return frame.f_lasti if caller is None else (frame.f_lasti, caller.f_code, caller.f_lasti)
+
+
+def is_told(code: CodeType, caller: CodeType) -> bool:
+    """Return whether a helper's caller is named: it tells a user where in the program the helper was used.
+
+    The code of a module or of a notebook's cell is no helper, whoever runs it; and of a helper that is the whole work
+    of a thread, a task or a pool the caller is a line of the interpreter's own, which says nothing.
+    """
+    if code.co_flags & _FUNCTION != _FUNCTION or caller.co_filename.startswith("<frozen "):
+        return False
+    own = caller.co_filename.removeprefix(_STANDARD)
+    return own == caller.co_filename or own.startswith(_INSTALLED)
 
 
 def is_helper_s(name: object) -> bool:
@@ -97,7 +112,7 @@ def _is_given(name: object, frame: FrameType) -> bool:
     Locals are not looked at: CPython would keep a copy of them for as long as the function runs.
     """
     code = frame.f_code
-    if not isinstance(name, str) or code.co_argcount + code.co_kwonlyargcount == 0:
+    if not isinstance(name, str) or not _is_given_something(code):
         return False
     numbered = name.rstrip("0123456789")  # f"epoch {number}" is a constant of the code, too
     for constant in code.co_consts:
@@ -112,6 +127,11 @@ def _is_given(name: object, frame: FrameType) -> bool:
         elif _is_text(value, name):
             return False
     return True
+
+
+def _is_given_something(code: CodeType) -> bool:
+    """Return whether a function has arguments, or names of the function in which it stands, as a decorator's has."""
+    return bool(code.co_argcount or code.co_kwonlyargcount or code.co_flags & _GIVEN_MORE or code.co_freevars)
 
 
 def _is_text(value: object, text: str) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -200,3 +203,59 @@ def test_a_name_made_with_an_argument_is_a_helper_s(tracker):
 
     label, called = timed("load"), line()
     assert label.endswith(f"called at {HERE}:{called})")
+
+
+def test_a_decorator_s_phase_has_the_line_that_called_what_is_decorated(tracker):
+    """Its name comes from the function around it, whatever arguments it passes on."""
+
+    def timed(name):
+        def decorate(function):
+            def timed_function(*arguments):
+                with tracker.enter_phase(name) as phase:
+                    return function(phase, *arguments)
+
+            return timed_function
+
+        return decorate
+
+    @timed("load")
+    def label_of(phase):
+        return phase.label
+
+    label, called = label_of(), line()
+    assert label.endswith(f"called at {HERE}:{called})")
+
+
+@pytest.mark.parametrize("way", ["thread", "pool", "task"])
+def test_a_line_of_the_interpreter_s_own_is_no_caller(tracker, way):
+    """A helper that is all the work of a thread or a task was called by nobody whom the user would look for."""
+    labels = []
+
+    def work(name):
+        with tracker.enter_phase(name) as phase:
+            labels.append(phase.label)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.call_soon(work, "load")
+        await asyncio.sleep(0)
+
+    if way == "thread":
+        thread = threading.Thread(target=work, args=["load"])
+        thread.start()
+        thread.join()
+    elif way == "pool":
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(work, "load").result()
+    else:
+        asyncio.run(main())
+    assert (1, False) == (len(labels), "called at" in labels[0])
+
+
+def test_a_script_s_line_has_no_caller_though_a_helper_entered_that_name_first(tracker):
+    """What runs a module's code, or a notebook's cell, is not the user's."""
+    Helpers(tracker).handle("step").close()
+    names = {"tracker": tracker}
+    exec(compile("phase = tracker.enter_phase('step')", "script.py", "exec"), names)  # noqa: S102 - our own text
+    assert "'step' (script.py:1)" == names["phase"].label
+    names["phase"].close()

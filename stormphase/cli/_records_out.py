@@ -8,6 +8,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase._derived_ids import rank_span_id
+from stormphase._ids import to_hex
 from stormphase._model import PhaseStatus
 from stormphase._record import FIELDS, dumps_ascii
 from stormphase._table import printable
@@ -134,15 +136,23 @@ def _reasons(record: PhaseRecord) -> list[str]:
         message = f": {record.error_message}" if record.error_message else ""
         found.append(f"{record.error_type}{message}")
     if record.root_cause_scope_id not in (None, record.scope_id):
-        path = record.root_cause_path
-        where = " / ".join(path[:_MAX_MESSAGE]) if path else f"scope {record.root_cause_scope_id}"
-        found.append(f"first arose in {where}")
+        found.append(f"first arose in {_where(record)}")
     found += [text for text in (record.reason, record.evidence) if text]
     # The traceback says again what stands above.
     said = [line.text for line in record.output or () if line.stream != "traceback"]
     if record.status in (PhaseStatus.FAILED, PhaseStatus.LOST) and said:
         found.append(f"last said: {said[-1]}")
     return found
+
+
+def _where(record: PhaseRecord) -> str:
+    """Return where a failure first arose: in a phase, in none of its rank's, or in what has only an id here."""
+    if record.root_cause_path:
+        return " / ".join(record.root_cause_path[:_MAX_MESSAGE])
+    rank = record.rank or 0  # The session's record has none: it is told by rank 0.
+    if record.root_cause_scope_id == to_hex(rank_span_id(record.session_id, record.session_attempt, rank)):
+        return f"rank {rank}, in no phase"
+    return f"scope {record.root_cause_scope_id}"
 
 
 def _moment(wall_ns: int) -> str:

@@ -102,7 +102,7 @@ class FileSource:
 
 def unreadable(path: Any, error: Exception) -> JournalError:
     """Return the error that says what the system said, and what to do."""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         fix = "Check the path: it is the directory that was given as `journal`, or STORMPHASE_DIR."
     elif isinstance(error, PermissionError):
         fix = "Journals are readable by their owner only: run this as the user who ran the job, or as root."

@@ -83,6 +83,18 @@ def test_the_report_names_the_true_causes(ran: Ran) -> None:
         assert last.endswith(said[-1])
 
 
+def test_the_readme_shows_this_report(ran: Ran, repository: Path) -> None:
+    """Line for line, but for numbers and for which of two evaluations ended first."""
+    blocks = re.findall(r"```text\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (shown,) = [block for block in blocks if "root causes:" in block]
+    (printed,) = [block for block in ran.output.split("\n\n") if "root causes:" in block]
+    assert _without_numbers(printed) == _without_numbers(shown)
+
+
+def _without_numbers(text: str) -> list[str]:
+    return sorted(re.sub(r"\d+", "N", line) for line in text.splitlines())
+
+
 def test_sql_tells_the_same_story(ran: Ran) -> None:
     """Statuses, root causes, attempts and output in the views of the database, which is whole."""
     assert "the pipeline has failed: " in ran.output

@@ -133,6 +133,16 @@ def test_a_table_is_for_people(ask):
     assert "2027-01-15 08:00:00.000            active        0  evaluate" == lines[6]
 
 
+def test_what_arose_in_no_phase_arose_in_its_rank(make_tracker, tmp_path, capsys):
+    """The session failed by its rank, which has no path; an id would tell nobody anything."""
+    with pytest.raises(ValueError, match="outside"), make_tracker("job", journal=tmp_path / "runs"):
+        raise ValueError("outside")
+    assert 0 == main(["records", str(tmp_path / "runs")])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert ["ValueError: outside", "first arose in rank 0, in no phase"] == lines[2:4]
+    assert ["ValueError: outside"] == lines[5:]
+
+
 def test_a_long_table_is_shown_as_it_is_read(ask, database):
     """A page at a time; a time that no calendar has is shown as the number that it is."""
     store = SqliteStore(database)

@@ -1092,3 +1092,10 @@ def test_a_directory_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     (closed,) = read_directory(tmp_path)
     assert (tmp_path / "closed", "Permission denied.") == (closed.file, closed.error.problem)
+
+
+def test_a_file_in_a_directory_s_place_is_answered_with_what_belongs_there(tmp_path):
+    """As the database is, which lies beside the journals."""
+    (tmp_path / "runs.db").touch()
+    with pytest.raises(JournalError, match=r"Not a directory. Check the path: it is the directory"):
+        list(read_directory(tmp_path / "runs.db"))
