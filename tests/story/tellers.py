@@ -68,7 +68,8 @@ def lines_of(path):
 
 def _whole(line):
     """Return the JSON of a line; of one that a killed process has left torn, what another one wrote behind it."""
-    for begin in (0, *(line.rfind(start) for start in (b'{"event"', b'{"did"'))):
+    begins = {0, *(line.rfind(start) for start in (b'{"event"', b'{"did"'))} - {-1}
+    for begin in sorted(begins):
         with contextlib.suppress(ValueError):
             return [json.loads(line[begin:])]
     return []
