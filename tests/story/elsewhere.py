@@ -219,9 +219,9 @@ _WORK = {}
 
 
 def work(carrier, body):
-    """Do a piece of work in a worker process; what is raised stays here."""
+    """Do a piece of work in a worker process; what is raised stays here: a pool waits for ever for a dead worker."""
     interpreter = _WORK["interpreter"]
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, KeyboardInterrupt, SystemExit):
         if carrier is None:
             interpreter.sync_body(body)
         else:

@@ -18,6 +18,7 @@ from story_stories import Run
 _HERE = Path(__file__).parent
 _VARIABLES = ("STORMPHASE_", "OTEL_", "TRACE")
 SHRINKS = 200
+STACKS_CHARS = 10_000
 
 
 class Runner:
@@ -66,8 +67,8 @@ class Runner:
             answer = json.loads(zygote.stdout.readline())
         run = Run(directory, program, self._endpoint, answer["status"])
         if answer["problem"]:
-            run.say(answer["problem"], None, "process", status=answer["status"])
-            (self._directory / "stacks").write_text((directory / "stderr").read_text(errors="replace"))
+            stacks = (directory / "stderr").read_text(errors="replace")[-STACKS_CHARS:]
+            run.say(answer["problem"], None, "process", status=answer["status"], stacks=stacks)
         run.seconds = answer["seconds"]
         found = found_alive + agreement.compare(run)
         if not self._keeps:

@@ -29,7 +29,8 @@ class Disagreement:
 
     def __str__(self):
         """Say it on one line."""
-        said = "; ".join(f"{teller}: {str(value)[:160]!r}" for teller, value in self.said.items())
+        most = {"stacks": None}
+        said = "; ".join(f"{teller}: {str(value)[: most.get(teller, 160)]!r}" for teller, value in self.said.items())
         return f"{self.check}: {self.phase} [{self.scope}] {self.field}: {said}"
 
 

@@ -61,7 +61,17 @@ OURS = ("stormphase.", "thread.", "code.", "error.", "exception.")
 def lines_of(path):
     """Return the JSON of each whole line of a file; none if it is not there."""
     with contextlib.suppress(FileNotFoundError):
-        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [found for line in lines for found in _whole(line)]
+    return []
+
+
+def _whole(line):
+    """Return the JSON of a line; of one that a killed process has left torn, what another one wrote behind it."""
+    begins = {0, *(line.rfind(start) for start in (b'{"event"', b'{"did"'))} - {-1}
+    for begin in sorted(begins):
+        with contextlib.suppress(ValueError):
+            return [json.loads(line[begin:])]
     return []
 
 

@@ -11,6 +11,8 @@ import pytest
 import story_agreement as agreement
 import story_options as options
 import story_programs as programs
+from story_runner import shrunk
+from story_stories import Disagreement
 
 PROGRAMS = 30
 SEED = 10_000  # Others than those of the long run.
@@ -83,3 +85,22 @@ def test_a_phase_that_one_teller_lacks_is_seen(told):
         check(run)
         missing += [name] * (not run.found)
     assert [] == missing
+
+
+def test_a_program_that_disagrees_is_made_small():
+    """What is left is what is needed to disagree in the same way."""
+
+    class Runner:
+        def run(self, program):
+            kinds = [op["op"] for op in programs.operations(program["body"])]
+            is_wrong = "generator" in kinds and "thread" in kinds
+            return [agreement_of("status")] * is_wrong, None
+
+    def agreement_of(field):
+        return Disagreement("tellers differ", "train", "0f", field, {})
+
+    seed = next(seed for seed in range(100) if Runner().run(programs.generate(seed))[0])
+    small = shrunk(Runner(), programs.generate(seed), ("tellers differ", "status"), tries=2_000)
+    kinds = [op["op"] for op in programs.operations(small["body"])]
+    assert {"generator", "thread"} <= set(kinds)
+    assert len(kinds) <= 8
