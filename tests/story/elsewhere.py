@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import anyio
-from story_interpreter import Interpreter, drive, has_loop
+from story_interpreter import Interpreter, drive, may_wait
 
 import stormphase
 
@@ -47,7 +47,7 @@ class Everywhere(Interpreter):
             raise raised[0]
 
     async def _joined(self, thread):
-        while thread.is_alive() and has_loop():
+        while thread.is_alive() and may_wait():
             await anyio.sleep(0.001)
         thread.join()
 

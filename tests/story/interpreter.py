@@ -21,6 +21,7 @@ import stormphase
 
 _held = []
 _numbers = itertools.count()  # One for a process: workers of a pool make an interpreter for each piece of work.
+_driven = contextvars.ContextVar("driven", default=())  # The task, or None, that runs a coroutine by hand.
 FLUSH_S = 20.0
 LOOP_ENDS = (StopIteration, StopAsyncIteration)
 
@@ -55,10 +56,13 @@ ERRORS = {
 
 def drive(coroutine):
     """Run a coroutine that never waits, here and now, without a loop."""
+    token = _driven.set(_task_here())
     try:
         coroutine.send(None)
     except StopIteration as done:
         return done.value
+    finally:
+        _driven.reset(token)
     raise AssertionError("it waited")
 
 
@@ -208,7 +212,7 @@ class Interpreter:
 
     async def wait(self, seconds):
         """Wait, in a loop by letting others run."""
-        if has_loop():
+        if may_wait():
             await anyio.sleep(seconds)
         else:
             time.sleep(seconds)
@@ -407,18 +411,21 @@ class Interpreter:
             self.ended(key, error)
 
 
-def has_loop():
-    """Return whether the caller is a task."""
-    try:
-        anyio.get_current_task()
-    except RuntimeError:
-        return False
-    return True
+def may_wait():
+    """Return whether the caller is a task and can let others run: not so in a function beneath it, a generator say."""
+    return _task_here() not in (None, _driven.get())
 
 
 def lane_here():
     """Return what tells this thread and task from others, those of other processes too."""
-    return os.getpid(), threading.get_ident(), anyio.get_current_task().id if has_loop() else None
+    return os.getpid(), threading.get_ident(), _task_here()
+
+
+def _task_here():
+    try:
+        return anyio.get_current_task().id
+    except RuntimeError:
+        return None
 
 
 def _text(error):
