@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +35,7 @@ def render(report: SummaryReport, *, width: int, has_colour: bool) -> list[str]:
     if table.beside:
         lines.append(paint(cut(BESIDE, width), _DIM))
         lines += [_drawn(line, layout, paint) for line in table.beside]
-    lines += [paint(cut(note, width), _DIM) for note in table.notes]
+    lines += [paint(line, _DIM) for note in table.notes for line in textwrap.wrap(note, width)]
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from typing import TYPE_CHECKING, Final
 
 from stormphase._render import BESIDE, Layout, columns, cut, indented, padded
@@ -64,7 +65,7 @@ def draw(report: SummaryReport, *, width: int, has_colour: bool) -> str:
     if table.beside:
         lines.append(Text(cut(BESIDE, width), style="dim"))
         lines += [_drawn(Text(), line, guide, layout, bar_width) for line, guide in _guided(table.beside)]
-    lines += [Text(cut(note, width), style="dim") for note in table.notes]
+    lines += [Text(line, style="dim") for note in table.notes for line in textwrap.wrap(note, width)]
     for line in lines:
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
     return drawn.getvalue()

@@ -43,6 +43,11 @@ LETTERS: Final = {
     PhaseStatus.ABANDONED.value: "A",
     PhaseStatus.LOST.value: "L",
 }
+_UNTRACKED, _UNTRACKED_HERE, _ONLY_BESIDE = "(untracked)", "(untracked here)", "(only beside)"
+_EXPLAINED: Final = {
+    _UNTRACKED_HERE: "(untracked here): phases on other threads and tasks may have run then",
+    _ONLY_BESIDE: "phases ran side by side on other threads and tasks only: their times are no sum",
+}
 _UNITS: Final = ((1_000, "ns", 1), (1_000_000, "us", 1_000), (1_000_000_000, "ms", 1_000_000), (60e9, "s", 1e9))
 
 
@@ -91,9 +96,10 @@ def table_of(report: SummaryReport) -> Table:
     wall_ns = report.wall_ns
     main = _lines(report.main, wall_ns, MAIN_ROWS)
     notes = []
-    main.append(_sum(_untracked(report), report.untracked_ns, wall_ns))
-    if not report.tracked_ns and report.beside.rows:
-        notes.append("phases ran side by side on other threads and tasks only: their times are no sum")
+    untracked = _untracked(report)
+    main.append(_sum(untracked, report.untracked_ns, wall_ns))
+    if untracked in _EXPLAINED:
+        notes.append(_EXPLAINED[untracked])
     if report.starting_ns:
         main.append(_sum("(starting)", report.starting_ns, wall_ns))
     if report.unfolded_ns or report.dropped:
@@ -119,12 +125,12 @@ def table_of(report: SummaryReport) -> Table:
 def _untracked(report: SummaryReport) -> str:
     """Return what to call the time that no phase of the main lane covered: others may have used it."""
     if not report.beside.rows:
-        return "(untracked)"
+        return _UNTRACKED
     if not report.tracked_ns:
-        return "(only beside)"
+        return _ONLY_BESIDE
     # What hangs under a phase of the main lane ran while that was open, as a rule; what does not may have run any time.
     is_shared = any(row.depth == 1 and row.figures is not None for row in report.beside.rows)
-    return "(untracked here)" if is_shared else "(untracked)"
+    return _UNTRACKED_HERE if is_shared else _UNTRACKED
 
 
 def _title(report: SummaryReport) -> str:

@@ -398,7 +398,7 @@ class PhaseTracker(CopiesToItself):
     def stats(self) -> dict[str, Any]:
         """Return exact counts: per sink offered, handed_over, failed, queued, dropped; misuse; cut attributes.
 
-        With patterns of your own (`redact=`) also `redaction`: at how many texts they looked, and the ns that took.
+        And those of `bridge`, `journal`, `store`, `capture` and your own patterns (`redaction`: texts, and their ns).
         """
         if self._session is not None:
             return self._session.stats()

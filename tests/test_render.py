@@ -101,6 +101,13 @@ def test_no_line_is_too_long_and_all_numbers_stand_in_line(names, width, is_deep
     assert 1 == len({columns(line) for line in table})
 
 
+def test_what_a_reader_has_to_know_is_not_cut():
+    """A note that is too long for the terminal goes on in the next line."""
+    drawn = render(report([row("a", 1, 1, 60 * MS, 60 * MS)], [], dropped=3), width=50, has_colour=False)
+    assert "3 ended phases were dropped from a full queue: raise queue_bound" == " ".join(drawn[-2:])
+    assert all(columns(line) <= 50 for line in drawn)
+
+
 def test_deep_paths_keep_their_names_in_sight():
     """Where the indent would take half the room, the level stands for it."""
     main = [row(f"name {depth}", depth, 1, MS, MS) for depth in range(1, 40)]

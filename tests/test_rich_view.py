@@ -45,6 +45,7 @@ train                   1 10.0s 1.00s  62.5% 10.0s 10.0s 10.0s      █░░░
 wall time                       16.0s 100.0%                        ████████████████
 beside, on other threads and tasks:
 load                    1 30.0s 30.0s 187.5% 30.0s 30.0s 30.0s      ████████████████
+(untracked here): phases on other threads and tasks may have run then
 fail: F failed"""
 
 

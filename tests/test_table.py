@@ -201,7 +201,9 @@ def test_where_others_hang_under_nothing_here_it_is_said_whose_time_is_untracked
     row = SummaryRow("a", 1, figures(60, 60))
     own = SummaryTree(rows=(row,), other=None)
     under = SummaryTree(rows=(SummaryRow("a", 1, None), SummaryRow("b", 2, figures(60, 60))), other=None)
-    assert "(untracked here)" in labels(table_of(report(row, beside=own, wall_ns=100)).main)
+    table = table_of(report(row, beside=own, wall_ns=100))
+    assert "(untracked here)" in labels(table.main)
+    assert ("(untracked here): phases on other threads and tasks may have run then",) == table.notes
     assert "(untracked)" in labels(table_of(report(row, beside=under, wall_ns=100)).main)
 
 
