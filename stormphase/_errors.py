@@ -11,18 +11,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import sys
 import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from stormphase._caught import is_running, traceback_of, was_caught_before
 from stormphase._marks import attributes_of, carried_by, marks_for, marks_of, send_along, take_off
 from stormphase._model import PhaseError
 from stormphase._redaction import REACH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType, FrameType
+    from types import CodeType
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
@@ -39,7 +39,6 @@ _MAX_CAUSES: Final = 1_024
 _MAX_TRACKERS: Final = 4  # beside the one whose phase is being left
 _order: Final = itertools.count(1)  # Which failure came first; one C call, so no lock.
 # Past the class, as in `_marks`: a hostile one may raise from any attribute.
-_traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
 _cause_of: Final = BaseException.__dict__["__cause__"].__get__
 
 
@@ -73,31 +72,23 @@ class Statement(NamedTuple):
     @classmethod
     def that_raised(cls, exception: BaseException) -> Statement | None:
         """Return the statement at the inner end of the traceback; None without one."""
-        entry = _traceback_of(exception)
+        entry = traceback_of(exception)
         while entry is not None and entry.tb_next is not None:
             entry = entry.tb_next
         return None if entry is None else cls(id(entry.tb_frame), entry.tb_frame.f_code, entry.tb_lasti)
 
     def raises_again(self, exception: BaseException) -> bool:
         """Whether the traceback shows that this statement, or its call, which still runs, has raised it once more."""
-        entry = _traceback_of(exception)
+        entry = traceback_of(exception)
         while entry is not None:
             frame = entry.tb_frame
             is_same_call = id(frame) == self.frame_id
             is_same_place = frame.f_code is self.code and entry.tb_lasti == self.instruction
             is_first = is_same_call and entry.tb_next is None
-            if not is_first and (is_same_place or (is_same_call and _is_running(frame))):
+            if not is_first and (is_same_place or (is_same_call and is_running(frame))):
                 return True
             entry = entry.tb_next
         return False
-
-
-def _is_running(frame: FrameType) -> bool:
-    """Return whether a frame is one of the caller's."""
-    running: FrameType | None = sys._getframe()
-    while running is not None and running is not frame:
-        running = running.f_back
-    return running is not None
 
 
 class Mark:
@@ -196,7 +187,7 @@ class Mark:
             phase: the phase that is being left.
             exception: whose mark it is.
             is_itself: whether that is what leaves the phase, and not its cause or a member of it. A cause that did not
-                arise beneath the phase has come there from another lane, or is one that this lane had handled.
+                arise beneath the phase has come there from another lane, or is one that had been handled before.
         """
         last, origin, elsewhere = self.last, self.origin, self.elsewhere
         if last is not None and last.is_within(phase):  # First, as it is the next one up, whatever the depth.
@@ -207,7 +198,7 @@ class Mark:
                 return True
             if is_itself:
                 return self.raised_at is None or not self.raised_at.raises_again(exception)
-            return origin is not None and origin._lane is not phase._lane
+            return origin is not None and origin._lane is not phase._lane and not was_caught_before(exception, phase)
         return elsewhere is not None and elsewhere.process != lanes.id_base and phase.scope_id in elsewhere.above_ids
 
     def is_of(self, lanes: LaneSet, exception: BaseException) -> bool:
@@ -291,7 +282,7 @@ def text_of(exception: BaseException, redactor: Redactor | None = None) -> str:
 
 def format_traceback(exception: BaseException, redactor: Redactor | None = None) -> str:
     """Return the formatted traceback, its innermost frames kept, redacted; never raises."""
-    frames = _traceback_of(exception)
+    frames = traceback_of(exception)
     try:
         # Not by `traceback.format_exception`, which logfire replaces for the whole process.
         story = traceback.TracebackException(type(exception), exception, frames, limit=-MAX_TRACEBACK_FRAMES)
