@@ -15,6 +15,8 @@ import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import attrs
+
 from stormphase._caught import is_running, traceback_of, was_caught_before
 from stormphase._marks import attributes_of, carried_by, marks_for, marks_of, send_along, take_off
 from stormphase._model import PhaseError
@@ -33,6 +35,8 @@ REFERENCE: Final = "reference"
 NOT_A_FAILURE: Final = "not_a_failure"
 
 MAX_MESSAGE_CHARS: Final = 4_096
+MAX_MESSAGE_BYTES: Final = 8_192  # in UTF-8; a journal has room for so much of a phase's ...
+MAX_SESSION_MESSAGE_BYTES: Final = 3_000  # ... and for so much of what ended the session.
 MAX_TRACEBACK_CHARS: Final = 16_384
 MAX_TRACEBACK_FRAMES: Final = 64
 _MAX_CAUSES: Final = 1_024
@@ -247,7 +251,8 @@ def describe_for_session(exception: BaseException, lanes: LaneSet, scope_id: str
     is_origin = origin is None
     if origin is None:
         origin = Mark(scope_id)
-    return _error(exception, origin, lanes.redactor, with_traceback=is_origin and policy == FULL)
+    error = _error(exception, origin, lanes.redactor, with_traceback=is_origin and policy == FULL)
+    return attrs.evolve(error, message=_bounded(error.message, max_bytes=MAX_SESSION_MESSAGE_BYTES))
 
 
 def _error(exception: BaseException, origin: Mark, redactor: Redactor | None, *, with_traceback: bool) -> PhaseError:
@@ -277,7 +282,7 @@ def text_of(exception: BaseException, redactor: Redactor | None = None) -> str:
         raise
     except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, and the user's exception must win
         return f"<unprintable {type(exception).__name__}>"
-    return _bounded(text, MAX_MESSAGE_CHARS)
+    return _bounded(text)
 
 
 def format_traceback(exception: BaseException, redactor: Redactor | None = None) -> str:
@@ -396,7 +401,12 @@ def _marks_of(exception: BaseException) -> tuple[Mark, ...]:
     return () if carried is None else (carried,)
 
 
-def _bounded(text: str, limit: int) -> str:
-    if len(text) > limit:
-        text = text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _bounded(text: str, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
+    # Escaped before it is cut: a journal has room for so much, and no more.
+    found = text[: MAX_MESSAGE_CHARS + 1].encode("utf-8", "backslashreplace")
+    escaped = found.decode()
+    if len(escaped) <= MAX_MESSAGE_CHARS and len(found) <= max_bytes:
+        return escaped
+    room = max_bytes - len("\N{HORIZONTAL ELLIPSIS}".encode())
+    begin = escaped[: MAX_MESSAGE_CHARS - 1].encode()[:room].decode("utf-8", "ignore")
+    return begin + "\N{HORIZONTAL ELLIPSIS}"
