@@ -11,18 +11,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import sys
 import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import attrs
+
+from stormphase._caught import is_running, traceback_of, was_caught_before
 from stormphase._marks import attributes_of, carried_by, marks_for, marks_of, send_along, take_off
 from stormphase._model import PhaseError
 from stormphase._redaction import REACH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType, FrameType
+    from types import CodeType
 
     from stormphase._lanes import LaneSet
     from stormphase._phase import PhaseHandle
@@ -33,13 +35,14 @@ REFERENCE: Final = "reference"
 NOT_A_FAILURE: Final = "not_a_failure"
 
 MAX_MESSAGE_CHARS: Final = 4_096
+MAX_MESSAGE_BYTES: Final = 8_192  # in UTF-8; a journal has room for so much of a phase's ...
+MAX_SESSION_MESSAGE_BYTES: Final = 3_000  # ... and for so much of what ended the session.
 MAX_TRACEBACK_CHARS: Final = 16_384
 MAX_TRACEBACK_FRAMES: Final = 64
 _MAX_CAUSES: Final = 1_024
 _MAX_TRACKERS: Final = 4  # beside the one whose phase is being left
 _order: Final = itertools.count(1)  # Which failure came first; one C call, so no lock.
 # Past the class, as in `_marks`: a hostile one may raise from any attribute.
-_traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
 _cause_of: Final = BaseException.__dict__["__cause__"].__get__
 
 
@@ -73,31 +76,23 @@ class Statement(NamedTuple):
     @classmethod
     def that_raised(cls, exception: BaseException) -> Statement | None:
         """Return the statement at the inner end of the traceback; None without one."""
-        entry = _traceback_of(exception)
+        entry = traceback_of(exception)
         while entry is not None and entry.tb_next is not None:
             entry = entry.tb_next
         return None if entry is None else cls(id(entry.tb_frame), entry.tb_frame.f_code, entry.tb_lasti)
 
     def raises_again(self, exception: BaseException) -> bool:
         """Whether the traceback shows that this statement, or its call, which still runs, has raised it once more."""
-        entry = _traceback_of(exception)
+        entry = traceback_of(exception)
         while entry is not None:
             frame = entry.tb_frame
             is_same_call = id(frame) == self.frame_id
             is_same_place = frame.f_code is self.code and entry.tb_lasti == self.instruction
             is_first = is_same_call and entry.tb_next is None
-            if not is_first and (is_same_place or (is_same_call and _is_running(frame))):
+            if not is_first and (is_same_place or (is_same_call and is_running(frame))):
                 return True
             entry = entry.tb_next
         return False
-
-
-def _is_running(frame: FrameType) -> bool:
-    """Return whether a frame is one of the caller's."""
-    running: FrameType | None = sys._getframe()
-    while running is not None and running is not frame:
-        running = running.f_back
-    return running is not None
 
 
 class Mark:
@@ -196,7 +191,7 @@ class Mark:
             phase: the phase that is being left.
             exception: whose mark it is.
             is_itself: whether that is what leaves the phase, and not its cause or a member of it. A cause that did not
-                arise beneath the phase has come there from another lane, or is one that this lane had handled.
+                arise beneath the phase has come there from another lane, or is one that had been handled before.
         """
         last, origin, elsewhere = self.last, self.origin, self.elsewhere
         if last is not None and last.is_within(phase):  # First, as it is the next one up, whatever the depth.
@@ -207,7 +202,7 @@ class Mark:
                 return True
             if is_itself:
                 return self.raised_at is None or not self.raised_at.raises_again(exception)
-            return origin is not None and origin._lane is not phase._lane
+            return origin is not None and origin._lane is not phase._lane and not was_caught_before(exception, phase)
         return elsewhere is not None and elsewhere.process != lanes.id_base and phase.scope_id in elsewhere.above_ids
 
     def is_of(self, lanes: LaneSet, exception: BaseException) -> bool:
@@ -256,7 +251,8 @@ def describe_for_session(exception: BaseException, lanes: LaneSet, scope_id: str
     is_origin = origin is None
     if origin is None:
         origin = Mark(scope_id)
-    return _error(exception, origin, lanes.redactor, with_traceback=is_origin and policy == FULL)
+    error = _error(exception, origin, lanes.redactor, with_traceback=is_origin and policy == FULL)
+    return attrs.evolve(error, message=_bounded(error.message, max_bytes=MAX_SESSION_MESSAGE_BYTES))
 
 
 def _error(exception: BaseException, origin: Mark, redactor: Redactor | None, *, with_traceback: bool) -> PhaseError:
@@ -286,12 +282,12 @@ def text_of(exception: BaseException, redactor: Redactor | None = None) -> str:
         raise
     except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, and the user's exception must win
         return f"<unprintable {type(exception).__name__}>"
-    return _bounded(text, MAX_MESSAGE_CHARS)
+    return _bounded(text)
 
 
 def format_traceback(exception: BaseException, redactor: Redactor | None = None) -> str:
     """Return the formatted traceback, its innermost frames kept, redacted; never raises."""
-    frames = _traceback_of(exception)
+    frames = traceback_of(exception)
     try:
         # Not by `traceback.format_exception`, which logfire replaces for the whole process.
         story = traceback.TracebackException(type(exception), exception, frames, limit=-MAX_TRACEBACK_FRAMES)
@@ -405,7 +401,12 @@ def _marks_of(exception: BaseException) -> tuple[Mark, ...]:
     return () if carried is None else (carried,)
 
 
-def _bounded(text: str, limit: int) -> str:
-    if len(text) > limit:
-        text = text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _bounded(text: str, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
+    # Escaped before it is cut: a journal has room for so much, and no more.
+    found = text[: MAX_MESSAGE_CHARS + 1].encode("utf-8", "backslashreplace")
+    escaped = found.decode()
+    if len(escaped) <= MAX_MESSAGE_CHARS and len(found) <= max_bytes:
+        return escaped
+    room = max_bytes - len("\N{HORIZONTAL ELLIPSIS}".encode())
+    begin = escaped[: MAX_MESSAGE_CHARS - 1].encode()[:room].decode("utf-8", "ignore")
+    return begin + "\N{HORIZONTAL ELLIPSIS}"

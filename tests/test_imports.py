@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOMS = """
     _derived_ids, _speedups, _version, exceptions, typing
     _arrays, _attribute_counts, _clock, _copying, _histogram, _marks, _model, _said_lines, _secret_spans, _sites
-    _redaction
+    _caught, _redaction
     _attempts, _attributes + _plain_values, _bell, _counts, _ids, _liveness, _paths, _process, _status, _tasks, _totals
     _record + _record_fields + _recording + _attribution + _phase_boundary + _lost + _owner_records
     _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lane + _native + _lanes + _recorder

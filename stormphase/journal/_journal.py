@@ -433,7 +433,8 @@ def encoded_note(note: Mapping[str, Any]) -> bytes:
     data = b""
     for most in _NOTE_CHARS:
         short = {key: _cut(value, most) if isinstance(value, str) else value for key, value in note.items()}
-        data = json.dumps(short, sort_keys=True).encode()
+        # As it is, and not escaped: a text of any script has the same room. What is no character becomes JSON's escape.
+        data = json.dumps(short, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace")
         if len(data) <= _format.MAX_END_NOTE:
             break
     return data

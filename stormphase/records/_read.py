@@ -185,13 +185,16 @@ class _Journals:
         return found.values()
 
     def _records_of(self, launch: _Launch) -> list[PhaseRecord]:
-        """Return what is wanted of one launch, in order; what failed by the death of a process says so."""
+        """Return what is wanted of one launch, in order; what failed by another process says by what of that."""
         wanted: list[PhaseRecord] = []
         context: list[PhaseRecord] = []
+        paths: dict[str, tuple[str, ...]] = {}
         for file in launch.files:
             records = self._read(file)
             wanted += filter(self._filter.wants, records)
             context += _context_of(records)
+            paths.update((each.scope_id, each.path) for each in records if each.root_cause_scope_id == each.scope_id)
+        wanted = [_with_cause_path(record, paths) for record in wanted]
         if any(record.status is PhaseStatus.FAILED and is_of_the_gone(record) for record in context):
             found = corrections(context)
             wanted = [_corrected(record, found.get(record.key)) for record in wanted]
@@ -228,6 +231,12 @@ def _context_of(records: Sequence[PhaseRecord]) -> Iterable[PhaseRecord]:
                 above = known.get(above.parent_scope_id or "")
     needed.update((record.scope_id, record) for record in records[-1:])  # What was entered last.
     return needed.values()
+
+
+def _with_cause_path(record: PhaseRecord, paths: Mapping[str, tuple[str, ...]]) -> PhaseRecord:
+    """Return a record with the path of its root cause, which its own journal does not know of another process's."""
+    path = paths.get(record.root_cause_scope_id or "")
+    return record if not path or record.root_cause_path else attrs.evolve(record, root_cause_path=path)
 
 
 def _corrected(record: PhaseRecord, blame: Blame | None) -> PhaseRecord:
