@@ -7,6 +7,7 @@ bound for and tells us of what did not come from our own Python streams. One ses
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import mmap
 import os
@@ -23,7 +24,7 @@ from stormphase._clock import SystemClock
 from stormphase.capture import _system, _tee
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     Receive = Callable[[Any, int, int, bytes], object]
 
@@ -36,6 +37,7 @@ _LINGER_PAUSE_S: Final = 0.001
 _MOST_MARKS: Final = 8
 
 _lingering: Final[list[subprocess.Popen[bytes]]] = []
+_stray: Final[list[Any]] = []
 _guarded: Final[list[weakref.ref[Descriptors]]] = []
 
 
@@ -84,30 +86,14 @@ class Descriptors:
         self._saved = [-1, -1]
         self._reads: list[int] = []
         self._writes: list[int] = []
+        self._own: dict[int, tuple[int, int]] = {}
         opened: list[int] = []
+        for descriptor in (1, 2):
+            os.fstat(descriptor)  # Raises if it is closed.
         try:
             self.is_terminal = [os.isatty(1), os.isatty(2)]
-            for stream in (0, 1):
-                self._saved[stream] = _system.high(os.dup(stream + 1))
-                opened.append(self._saved[stream])
-                read, write = os.pipe()
-                self._reads.append(_system.high(read))
-                self._writes.append(_system.high(write))
-                opened += [self._reads[-1], self._writes[-1]]
-            back_read, back_write = os.pipe()
-            self._back = _system.high(back_read)
-            opened += [self._back, back_write]
-            page = _system.page(_tee.PAGE_BYTES)
-            opened.append(page)
-            self._page = memoryview(mmap.mmap(page, _tee.PAGE_BYTES)).cast("Q")
-            self._tee = self._spawn([*self._reads, *self._saved, back_write, page])
-            os.close(page)
-            opened.remove(page)
-            os.close(back_write)
-            opened.remove(back_write)
-            self._ready, self._close_ready, self._epoll = _system.readiness(self._reads)
-            self._reader = threading.Thread(target=self._read, name="stormphase-capture", daemon=True)
-            self._reader.start()
+            with _system.above_standard():
+                self._open(opened)
             self._flush_c()
             if self.is_terminal[0]:
                 _system.buffer_c_by_lines()
@@ -124,6 +110,30 @@ class Descriptors:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
             raise
+
+    def _open(self, opened: list[int]) -> None:
+        """Make pipes, shared page and process; `opened` has at any time what is to be closed if that fails."""
+        for stream in (0, 1):
+            self._saved[stream] = os.dup(stream + 1)
+            opened.append(self._saved[stream])
+            read, write = os.pipe()
+            self._reads.append(read)
+            self._writes.append(write)
+            opened += [read, write]
+        self._back, back_write = os.pipe()
+        opened += [self._back, back_write]
+        page = _system.page(_tee.PAGE_BYTES)
+        opened.append(page)
+        self._page = memoryview(mmap.mmap(page, _tee.PAGE_BYTES)).cast("Q")
+        self._tee = self._spawn([*self._reads, *self._saved, back_write, page])
+        for descriptor in (page, back_write):
+            os.close(descriptor)
+            opened.remove(descriptor)
+        self._ready, self._close_ready, self._epoll = _system.readiness(self._reads)
+        own = (*self._reads, *self._writes, *self._saved, self._back)
+        self._own = {descriptor: _system.identity(descriptor) for descriptor in own}
+        self._reader = threading.Thread(target=self._read, name="stormphase-capture", daemon=True)
+        self._reader.start()
 
     def _spawn(self, descriptors: list[int]) -> subprocess.Popen[bytes]:
         script = os.path.abspath(_tee.__file__)  # noqa: PTH100 - a string is what is wanted
@@ -145,7 +155,7 @@ class Descriptors:
         ends: set[int] = set()
         while len(ends) < 2:  # noqa: PLR2004 - both pipes
             try:
-                got = os.read(back, _tee.READ_BYTES)
+                got = os.read(back, _tee.READ_BYTES) if self._is_ours(back) else b""
             except OSError:
                 got = b""
             if not got:
@@ -189,8 +199,9 @@ class Descriptors:
             event.set()
         with self._lock:
             writes, self._writes = self._writes, []
-            for write in writes:
-                os.close(write)
+            self._close_ours(writes)
+        if not all(map(self._is_ours, (*self._reads, *self._saved))):
+            return  # The tee lives: the program has closed what is ours, and what it prints goes through it yet.
         self._on_lost()
         # Children may have the pipes yet: in the tee's place, until they end or the session does.
         ready, close, _ = _system.readiness(self._reads, LOST_WAIT_S)
@@ -274,10 +285,10 @@ class Descriptors:
             try:
                 for start in range(0, size, most):
                     self._put(pipe, _tee.TEXT, data=bytes(view[start : start + most]), target=stream)
-            except (IndexError, OSError):
-                if not self._is_over:
+            except (IndexError, OSError) as error:
+                if not self._is_over and getattr(error, "errno", None) != errno.EBADF:
                     raise
-                return None  # A signal handler stopped it in between.
+                return None  # A signal handler stopped it in between, or the program has closed what is ours.
         return size
 
     def _is_second_busy(self) -> bool:
@@ -287,12 +298,15 @@ class Descriptors:
     def _put(self, stream: int, kind: int, *, number: int = 0, data: bytes = b"", target: int = 0) -> None:
         header = _tee.HEADER.pack(kind, target, self._now(), number, len(data))
         frame = self._word + header + data
+        write = self._writes[stream]
+        if not self._is_ours(write):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self._page[_tee.FRAMES_PUT] += 1
         while True:
             try:
-                os.write(self._writes[stream], frame)
+                os.write(write, frame)
             except BlockingIOError:  # Some child made the shared pipe non-blocking.
-                _tee._wait_for(self._writes[stream], select.POLLOUT)
+                _tee._wait_for(write, select.POLLOUT)
             else:
                 return
 
@@ -367,33 +381,43 @@ class Descriptors:
         """Lead all descriptors where they led before; copies that the program has made of them, too."""
         own = {*self._writes, *self._reads}
         for stream, write in enumerate(self._writes):
-            if self._saved[stream] < 0:
+            if not self._is_ours(self._saved[stream]):
                 continue
-            pipe = _system.identity(write)
+            pipe = self._own[write]
             for descriptor in _system.descriptors():
                 # Unless the program has led it elsewhere for good.
                 if descriptor not in own and _system.leads_to(descriptor, pipe):
                     with contextlib.suppress(OSError):  # Another thread has just closed it.
                         os.dup2(self._saved[stream], descriptor, os.get_inheritable(descriptor))
 
+    def _is_ours(self, descriptor: int) -> bool:
+        """Whether a descriptor leads where it did when we made it: a program may close all, and open others."""
+        made = self._own.get(descriptor)
+        return made is not None and _system.leads_to(descriptor, made)
+
+    def _close_ours(self, descriptors: Iterable[int]) -> None:
+        for descriptor in descriptors:
+            if self._is_ours(descriptor):
+                with contextlib.suppress(OSError):  # Another thread has just closed it.
+                    os.close(descriptor)
+            self._own.pop(descriptor, None)
+
     def _close(self) -> None:
         self._is_begun = False
+        if not all(map(self._is_ours, self._own)):
+            # They have numbers that may be others' by now, and would close these when they go.
+            _stray.append((self._page, self._close_ready))
+            self._close_ready = _nothing
         with self._lock:  # Nobody is about to write to a descriptor that somebody else may have by then.
             writes, self._writes = self._writes, []
-            for descriptor in writes:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
+            self._close_ours(writes)
         self._close_ready()
         if threading.current_thread() is not self._reader:
             self._reader.join(END_S)
         self._forget_page()
-        closing = (*self._reads, *self._saved)
+        closing = (*self._reads, *self._saved, self._back)
         self._reads, self._saved = [], [-1, -1]
-        for descriptor in closing:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        with contextlib.suppress(OSError):
-            os.close(self._back)
+        self._close_ours(closing)
         if not _has_ended(self._tee, _LINGER_S):
             _lingering.append(self._tee)  # Some child still writes through it.
 
@@ -416,10 +440,12 @@ class Descriptors:
         self._restore()
         self._forget_page()
         self._close_ready()
-        for descriptor in (*self._writes, *self._reads, *self._saved, self._back):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        self._close_ours((*self._writes, *self._reads, *self._saved, self._back))
         self._tee.returncode = 0  # Not this process's child: nothing to wait for, nothing to warn of.
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _guard_forks(descriptors: Descriptors) -> None:

@@ -12,7 +12,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def c_flush() -> Callable[[], object]:
@@ -63,15 +63,21 @@ def readiness(
     return ready, lambda: None, -1
 
 
-def high(descriptor: int) -> int:
-    """Return the descriptor, moved out of the way of 0 to 2 if some of these are closed."""
-    if descriptor > 2:  # noqa: PLR2004 - stderr
-        return descriptor
-    import fcntl  # noqa: PLC0415 - POSIX only
+@contextlib.contextmanager
+def above_standard() -> Iterator[None]:
+    """Have every descriptor that is made inside lie above 0 to 2, though some of these are closed.
 
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
-    os.close(descriptor)
-    return moved
+    A program started later is given something else as its 0, and would find that in the place of ours.
+    """
+    placeholders = []
+    try:
+        while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:  # noqa: PLR2004 - stderr
+            placeholders.append(descriptor)
+        os.close(descriptor)
+        yield
+    finally:
+        for placeholder in placeholders:
+            os.close(placeholder)
 
 
 def page(size_bytes: int) -> int:

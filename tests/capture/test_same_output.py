@@ -311,6 +311,12 @@ print("a"); t.stop(); print("b")
 del sys.stdout.write
 print("c")
 """,
+    "a closed stdin": """
+os.close(0)
+with tracker() as t:
+    with t.enter_phase("a"): print("a", flush=True); subprocess.run(["echo", "b"], stdin=subprocess.DEVNULL)
+print(os.open(os.devnull, os.O_RDONLY))
+""",
     "a failure": """
 with tracker() as t:
     with t.enter_phase("a"):
@@ -396,6 +402,22 @@ def test_the_programs_own_errors_look_the_same(tmp_path: Path, name: str) -> Non
     """What a stream raises is shown without a frame of ours."""
     environ, source = TRACEBACKS[name]
     _check(IN_A_PHASE.format(source), tmp_path, **environ)
+
+
+def test_a_program_may_close_every_descriptor_above_stderr(tmp_path: Path) -> None:
+    """As daemons do: what it prints arrives, nothing goes to files that have our numbers since, and these stay open."""
+    source = """
+with tracker() as t:
+    with t.enter_phase("a"):
+        print("a", flush=True); os.write(2, b"b\\n")
+        os.closerange(3, 256)
+        files = [open(f"{number}", "w+") for number in range(30)]
+        print("c", flush=True); os.write(1, b"d\\n")
+    with t.enter_phase("b"): print("e")
+print("f")
+for file in files: file.write("x"); file.flush(); file.seek(0); assert file.read() == "x"
+"""
+    _check(source, tmp_path)
 
 
 def test_a_program_is_told_that_nobody_reads(tmp_path: Path) -> None:
