@@ -1,4 +1,4 @@
-"""Records as JSON in ASCII, in which no terminal finds a command; a long path is spelt out once for all who share it."""
+"""Records as JSON in ASCII, which no terminal obeys; a long path is spelt out once for all who share it."""
 
 from __future__ import annotations
 

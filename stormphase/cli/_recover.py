@@ -220,8 +220,7 @@ def _write_journal(stream: TextIO, outcome: Outcome, texts: RecordTexts) -> None
     """Write one journal's object, its LOST records one at a time: no text in it can have the quotes of a key."""
     before, key, after = dumps_ascii(_to_dict(outcome), sort_keys=True).partition('"lost": [')
     stream.write(f"{before}{key}")
-    for index, record in enumerate(outcome.lost):
-        stream.write(f"{', ' * bool(index)}{texts.text(record)}")
+    stream.writelines(f"{', ' * bool(index)}{texts.text(record)}" for index, record in enumerate(outcome.lost))
     stream.write(after)
 
 
