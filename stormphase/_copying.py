@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
@@ -34,8 +34,9 @@ def changed(value: _Frozen, **changes: Any) -> _Frozen:
 
     For values all of whose fields are arguments of the same names.
     """
-    names, values_of = _fields_of(type(value))
-    return type(value)(**{**dict(zip(names, values_of(value), strict=True)), **changes})
+    kind: Any = type(value)
+    names, values_of = _fields_of(kind)
+    return cast("_Frozen", kind(**{**dict(zip(names, values_of(value), strict=True)), **changes}))
 
 
 @functools.cache
