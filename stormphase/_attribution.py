@@ -28,6 +28,10 @@ from stormphase._status import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import TypeAlias
+
+    # The cause of what went wrong, if its record is known, and the record that names it.
+    _Found: TypeAlias = tuple[PhaseRecord | None, PhaseRecord]
 
 # Errors by which one process learns that another one has gone, by the last part of their names.
 GONE_ERRORS: Final = frozenset(
@@ -71,6 +75,15 @@ class Failure:
 
 
 @attrs.frozen
+class Cause:
+    """Where that first arose by which one record went wrong; the attributes are those of `Blame`."""
+
+    scope_id: str
+    path: tuple[str, ...] | None
+    record: PhaseRecord | None
+
+
+@attrs.frozen
 class Blame:
     """Why one record went wrong.
 
@@ -108,7 +121,8 @@ def attribute(records: Iterable[PhaseRecord]) -> Attribution:
     """Return where each failure among `records` first arose, what it reached, and what else failed beneath.
 
     A session is to blame for what its ranks failed by, also if rank 0, which writes its record, went well. Where one
-    key comes twice, the later record counts. Pure; takes time and memory in proportion to the records.
+    key comes twice, the later record counts. Pure; takes time and memory in proportion to the records, and to the
+    `others` that all blames have together.
     """
     forest = _Forest(records)
     causes = _causes(forest)
@@ -119,17 +133,27 @@ def attribute(records: Iterable[PhaseRecord]) -> Attribution:
     for key, (cause, named) in causes.items():
         record = forest.records[key]
         others = [other for other in beneath.get(key, ()) if cause is None or other.key != cause.key]
-        blames[key] = Blame(
-            scope_id=named.root_cause_scope_id or named.scope_id if cause is None else cause.scope_id,
-            path=named.root_cause_path if cause is None else cause.path,
-            record=cause,
-            others=tuple(sorted(others, key=_end_order)),
-        )
+        found = _cause(cause, named)
+        blames[key] = Blame(found.scope_id, found.path, cause, tuple(sorted(others, key=_end_order)))
         if cause is not None and cause.key != key:
             reached[cause.key].append(record)
     failures = [Failure(record, tuple(sorted(reached[key], key=_end_order))) for key, record in origins.items()]
     failures.sort(key=lambda failure: _end_order(failure.record))
     return Attribution(tuple(failures), MappingProxyType(blames))
+
+
+def causes_of(records: Iterable[PhaseRecord]) -> dict[RecordKey, Cause]:
+    """Return where that first arose by which each of `records` went wrong, by key, as `attribute` says.
+
+    Takes time and memory in proportion to the records, however they hang together.
+    """
+    return {key: _cause(cause, named) for key, (cause, named) in _causes(_Forest(records)).items()}
+
+
+def _cause(cause: PhaseRecord | None, named: PhaseRecord) -> Cause:
+    if cause is None:
+        return Cause(named.root_cause_scope_id or named.scope_id, named.root_cause_path, None)
+    return Cause(cause.scope_id, cause.path, cause)
 
 
 class _Forest:
@@ -202,9 +226,9 @@ class _Forest:
         return self._last_entered_ns[record.session_id, record.session_attempt, record.process] <= record.ended_ns
 
 
-def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]]:
+def _causes(forest: _Forest) -> dict[RecordKey, _Found]:
     """Return for each record that went wrong its cause, if known, and the record that names it."""
-    causes: dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]] = {}
+    causes: dict[RecordKey, _Found] = {}
     lost: dict[RecordKey, PhaseRecord] = {}  # the LOST leaf beneath each in its own process, itself included
     dead: dict[RecordKey, _Dead] = {}  # those beneath each in all processes
     ended: dict[RecordKey, PhaseRecord] = {}  # what a process beneath each failed by, of several the last
@@ -231,7 +255,7 @@ def _causes(forest: _Forest) -> dict[RecordKey, tuple[PhaseRecord | None, PhaseR
         if record.kind is RecordKind.RANK and key in causes:
             ranks = failed_ranks.get(parent, key), key
             failed_ranks[parent] = min(ranks, key=lambda rank: _end_order(forest.records[rank]))
-    return {key: _followed(found, causes) for key, found in causes.items()}
+    return _followed(causes)
 
 
 @attrs.frozen
@@ -273,21 +297,32 @@ def _is_clearly_later(record: PhaseRecord, other: PhaseRecord) -> bool:
     return (record.ended_ns or 0) - (other.ended_ns or 0) > SEEN_EVERY_NS
 
 
-def _followed(
-    found: tuple[PhaseRecord | None, PhaseRecord],
-    causes: dict[RecordKey, tuple[PhaseRecord | None, PhaseRecord]],
-) -> tuple[PhaseRecord | None, PhaseRecord]:
-    """Follow a cause that has one itself, as where it stands beside what it is the cause of, and came later."""
-    seen: set[RecordKey] = set()
-    while found[0] is not None and found[0].key not in seen and found[0].key in causes:
-        seen.add(found[0].key)
-        found = causes[found[0].key]
-    return found
+def _followed(causes: dict[RecordKey, _Found]) -> dict[RecordKey, _Found]:
+    """Follow causes that have one themselves, as where it stands beside what it is the cause of, and came later.
+
+    Of a circle, which only damage makes, each keeps its own.
+    """
+    ends: dict[RecordKey, _Found] = {}
+    for key in causes:
+        way: dict[RecordKey, None] = {}
+        at = key
+        while at not in ends and at not in way:
+            way[at] = None
+            cause, _ = causes[at]
+            if cause is None or cause.key == at or cause.key not in causes:
+                ends[at] = causes[at]
+            else:
+                at = cause.key
+        if at in ends:
+            ends.update(dict.fromkeys(way, ends[at]))
+        else:
+            ends.update((each, causes[each]) for each in way)
+    return ends
 
 
 def _cause_of(
     record: PhaseRecord, forest: _Forest, lost: PhaseRecord | None, dead: _Dead | None, ended: PhaseRecord | None
-) -> tuple[PhaseRecord | None, PhaseRecord]:
+) -> _Found:
     named = record.root_cause_scope_id
     known = None
     if named is not None and named != record.scope_id:
@@ -349,7 +384,7 @@ def _lost_order(record: PhaseRecord) -> tuple[bool, int, int, int]:
     return (_is_idle(record), record.ended_ns or 0, -record.entered_ns, -record.sequence)
 
 
-def corrections(records: Iterable[PhaseRecord]) -> dict[RecordKey, Blame]:
+def corrections(records: Iterable[PhaseRecord]) -> dict[RecordKey, Cause]:
     """Return why those records FAILED that have a root cause in another process, which they could not see themselves.
 
     Stores and readers of journals put it into what they tell, so that both name the same root cause.
@@ -360,9 +395,9 @@ def corrections(records: Iterable[PhaseRecord]) -> dict[RecordKey, Blame]:
     """
     known = {record.key: record for record in records}
     return {
-        key: blame
-        for key, blame in attribute(known.values()).blames.items()
+        key: cause
+        for key, cause in causes_of(known.values()).items()
         if known[key].status is PhaseStatus.FAILED
-        and blame.record is not None
-        and blame.scope_id != known[key].root_cause_scope_id
+        and cause.record is not None
+        and cause.scope_id != known[key].root_cause_scope_id
     }

@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Final
 
-import attrs
-
-from stormphase._attribution import attribute
+from stormphase._attribution import causes_of
+from stormphase._copying import changed
 from stormphase._model import PhaseStatus
 from stormphase._record import RecordKind
 from stormphase._status import TABLE
@@ -15,8 +14,10 @@ from stormphase._status import TABLE
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stormphase._attribution import Blame
+    from stormphase._attribution import Cause
+    from stormphase._model import ProcessIdentity
     from stormphase._record import PhaseRecord
+    from stormphase._status import StatusChange
 
 LOST_ERROR_TYPE: Final = "stormphase.Lost"
 LOST_MESSAGE: Final = "the process died while this was open"
@@ -41,15 +42,18 @@ def as_lost(records: Iterable[PhaseRecord], *, evidence: str, ended_ns: int, rea
         reason: why they are LOST, as far as that is known; see `lost_reason`.
     """
     given = list(records)
-    lost = [_ended(record, evidence, ended_ns, reason) for record in given]
     paused = {record.key for record in given if record.status is PhaseStatus.PAUSED}
+    ends = _Ends(evidence, ended_ns, reason)
+    lost = [ends.ended(record) for record in given]
     at_work = [record for record in lost if record.key not in paused]
-    blames = attribute(at_work)
+    causes = causes_of(at_work)
     phases = [record for record in at_work if record.kind is RecordKind.PHASE]
     if not phases:
-        blames, paused = attribute(lost), set()
+        causes, paused = causes_of(lost), set()
     last = max(phases, key=lambda record: (record.entered_ns, record.sequence), default=None)
-    return [_blamed(record, blames.blame_of(last if record.key in paused and last else record)) for record in lost]
+    for record in lost:
+        _blame(record, causes.get((last if record.key in paused and last else record).key))
+    return lost
 
 
 def lost_reason(stop_signal: int | None) -> str:
@@ -63,35 +67,52 @@ def lost_reason(stop_signal: int | None) -> str:
     return f"{DIED} after {name} had asked it to stop"
 
 
-def _ended(record: PhaseRecord, evidence: str, ended_ns: int, reason: str) -> PhaseRecord:
-    change = TABLE.change(
-        record.status,
-        PhaseStatus.LOST,
-        owner=None if record.process is None else f"process {record.process.pid}",
-        actor=ACTOR,
-        at_ns=max(0, min(ended_ns, _LAST_NS)),
-        evidence=evidence,
-    )
-    open_ns = max(ended_ns, record.entered_ns) - record.entered_ns
-    entered_ns = record.entered_monotonic_ns
-    return attrs.evolve(
-        record,
-        status=change.to_status,
-        reason=reason,
-        evidence=change.evidence,
-        ended_ns=record.entered_ns + open_ns,
-        ended_monotonic_ns=None if entered_ns is None else entered_ns + open_ns,
-        output=record.output or (None if record.kind is RecordKind.PHASE else ()),
-    )
+class _Ends:
+    """Ends the open records of one dead process; what the table of statuses says is asked once, not for each."""
+
+    def __init__(self, evidence: str, ended_ns: int, reason: str) -> None:
+        self._evidence = evidence
+        self._ended_ns = ended_ns
+        self._reason = reason
+        self._changes: dict[tuple[PhaseStatus, ProcessIdentity | None], StatusChange] = {}
+
+    def ended(self, record: PhaseRecord) -> PhaseRecord:
+        """Return a record as LOST, and nothing said yet of what is to blame."""
+        change = self._change_of(record)
+        open_ns = max(self._ended_ns, record.entered_ns) - record.entered_ns
+        entered_ns = record.entered_monotonic_ns
+        return changed(
+            record,
+            status=change.to_status,
+            reason=self._reason,
+            evidence=change.evidence,
+            ended_ns=record.entered_ns + open_ns,
+            ended_monotonic_ns=None if entered_ns is None else entered_ns + open_ns,
+            output=record.output or (None if record.kind is RecordKind.PHASE else ()),
+        )
+
+    def _change_of(self, record: PhaseRecord) -> StatusChange:
+        place = (record.status, record.process)
+        if place not in self._changes:
+            self._changes[place] = TABLE.change(
+                record.status,
+                PhaseStatus.LOST,
+                owner=None if record.process is None else f"process {record.process.pid}",
+                actor=ACTOR,
+                at_ns=max(0, min(self._ended_ns, _LAST_NS)),
+                evidence=self._evidence,
+            )
+        return self._changes[place]
 
 
-def _blamed(record: PhaseRecord, blame: Blame | None) -> PhaseRecord:
-    if blame is None:
-        return record
-    return attrs.evolve(
-        record,
-        error_type=LOST_ERROR_TYPE,
-        error_message=LOST_MESSAGE,
-        root_cause_scope_id=blame.scope_id,
-        root_cause_path=blame.path,
-    )
+def _blame(record: PhaseRecord, cause: Cause | None) -> None:
+    """Say in a record that was made here, and that nobody else has yet, what it is LOST by."""
+    if cause is None:
+        return
+    for name, value in (
+        ("error_type", LOST_ERROR_TYPE),
+        ("error_message", LOST_MESSAGE),
+        ("root_cause_scope_id", cause.scope_id),
+        ("root_cause_path", cause.path),
+    ):
+        object.__setattr__(record, name, value)

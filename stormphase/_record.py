@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -148,9 +149,7 @@ class PhaseRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, all `FIELDS` in their order; numbers may still be NaN."""
-        found: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
-        for field in FIELDS[1:]:
-            found[field] = getattr(self, field)
+        found: dict[str, Any] = dict(zip(FIELDS, (SCHEMA_VERSION, *_values_of(self)), strict=True))
         found["kind"] = self.kind.value
         found["status"] = self.status.value
         found["path"] = list(self.path)
@@ -256,9 +255,12 @@ FIELDS: Final[tuple[str, ...]] = (
     "output",
 )
 
+_values_of: Final = operator.attrgetter(*FIELDS[1:])
 
 # Made once: `json.dumps` with options makes one for each call, which costs as much again.
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_encode_ascii: Final = json.JSONEncoder(allow_nan=False).encode
+_encode_sorted: Final = json.JSONEncoder(allow_nan=False, sort_keys=True).encode
 
 
 def dumps(value: Any) -> str:
@@ -271,10 +273,11 @@ def dumps(value: Any) -> str:
 
 def dumps_ascii(value: Any, *, sort_keys: bool = False) -> str:
     """Return plain values as JSON with spaces in which no terminal finds a command; numbers as `dumps` has them."""
+    encode = _encode_sorted if sort_keys else _encode_ascii
     try:
-        return json.dumps(value, sort_keys=sort_keys, allow_nan=False)
+        return encode(value)
     except ValueError:
-        return json.dumps(finite(value), sort_keys=sort_keys, allow_nan=False)
+        return encode(finite(value))
 
 
 def finite(value: Any) -> Any:

@@ -28,15 +28,18 @@ print("ready", flush=True)
 began_s = float(sys.stdin.readline()) + at_s
 while time.monotonic() < began_s:
     pass
+begins_s = time.monotonic()
 try:
     tracker.start()
 except ConfigurationError as error:
-    print(json.dumps([False, str(error)]), flush=True)
+    print(json.dumps([False, str(error), time.monotonic() - begins_s]), flush=True)
 else:
-    print(json.dumps([True, tracker.identity.session_id]), flush=True)
+    print(json.dumps([True, tracker.identity.session_id, time.monotonic() - begins_s]), flush=True)
     sys.stdin.readline()
     tracker.stop()
 """
+# On an idle machine it is under 0.1 s, and 1 s is what is promised; this is for one that is busy with other tests.
+MOST_S = 10
 IDENTITY = RankIdentity(
     session_id="s",
     attempt=0,
@@ -51,7 +54,7 @@ IDENTITY = RankIdentity(
 
 
 def start_together(directory, *, session_id, keeps, gap_s, count=4):
-    """Start so many processes with a gap between each two; return whether each began, and what it said."""
+    """Start so many processes with a gap between each two; return whether each began, its words, and the seconds."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps([str(directory), session_id, gap_s * number, keeps])],
@@ -80,18 +83,19 @@ def start_together(directory, *, session_id, keeps, gap_s, count=4):
 def test_of_one_explicit_session_one_begins(tmp_path, keeps, gap_s):
     """Whatever they keep it by; the others fail with the sentence that says what to do."""
     said = start_together(tmp_path, session_id="s", keeps=keeps, gap_s=gap_s)
-    assert [False, False, False, True] == sorted(began for began, _ in said)
-    for began, text in said:
+    assert [False, False, False, True] == sorted(began for began, *_ in said)
+    for began, text, took_s in said:
+        assert took_s < MOST_S
         assert began or "Session 's', rank 0, is running already, as " in text
         assert began or "Give each launch a session id of its own" in text
 
 
-@pytest.mark.parametrize("keeps", [[], ["journal"], ["store"]])
+@pytest.mark.parametrize("keeps", [[], ["journal"], ["store"], ["journal", "store"]])
 def test_of_derived_sessions_all_begin(tmp_path, keeps):
     """Each is a session of its own."""
     said = start_together(tmp_path, session_id=None, keeps=keeps, gap_s=0)
-    assert [True] * 4 == [began for began, _ in said]
-    assert 4 == len({session_id for _, session_id in said})
+    assert [True] * 4 == [began for began, *_ in said]
+    assert 4 == len({session_id for _, session_id, _ in said})
 
 
 def test_a_start_waits_less_than_a_second_for_another(tmp_path, run_python):

@@ -16,6 +16,7 @@ from stormphase._table import printable
 from stormphase._terminal import StreamFacts
 from stormphase.analysis._words import shown, span
 from stormphase.cli._output import DIM, GREEN, RED, YELLOW, Page
+from stormphase.cli._record_texts import RecordTexts
 from stormphase.exceptions import ConfigurationError
 from stormphase.records import to_arrow
 
@@ -45,8 +46,9 @@ _FORMULA: Final = ("=", "+", "-", "@")
 def write_json(records: Iterable[PhaseRecord], stream: TextIO) -> None:
     """Write a list of objects with `PhaseRecord`'s names, one a line; ASCII, so that no terminal obeys a name."""
     opening = "["
+    texts = RecordTexts()
     for record in records:
-        stream.write(f"{opening}\n{dumps_ascii(record.to_dict())}")
+        stream.write(f"{opening}\n{texts.text(record)}")
         opening = ","
     stream.write("[]\n" if opening == "[" else "\n]\n")
 

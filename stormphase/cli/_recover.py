@@ -16,6 +16,7 @@ from stormphase.analysis._words import span as duration
 from stormphase.cli._exit_codes import UNWELL, WELL, told
 from stormphase.cli._journals import NoJournalsError
 from stormphase.cli._output import BOLD, DIM, GREEN, RED, YELLOW, Page, seconds
+from stormphase.cli._record_texts import RecordTexts
 from stormphase.otel._otlp_http import Endpoint, OtlpSender, checked_header
 from stormphase.otel._recovery import Outcome, Recovery, Result
 
@@ -208,13 +209,23 @@ def write_json(stream: TextIO, outcomes: Iterable[Outcome], endpoint: Endpoint |
     }
     before, after = json.dumps(facts, sort_keys=True, separators=(",\n", ": ")).split("[]")
     stream.write(f"{before}[")
+    texts = RecordTexts(sort_keys=True)
     for index, outcome in enumerate(outcomes):
-        journal = dumps_ascii(_to_dict(outcome), sort_keys=True)
-        stream.write(f"{',' * bool(index)}\n  {journal}")
+        stream.write(f"{',' * bool(index)}\n  ")
+        _write_journal(stream, outcome, texts)
     stream.write(f"\n]{after}\n")
 
 
+def _write_journal(stream: TextIO, outcome: Outcome, texts: RecordTexts) -> None:
+    """Write one journal's object, its LOST records one at a time: no text in it can have the quotes of a key."""
+    before, key, after = dumps_ascii(_to_dict(outcome), sort_keys=True).partition('"lost": [')
+    stream.write(f"{before}{key}")
+    stream.writelines(f"{', ' * bool(index)}{texts.text(record)}" for index, record in enumerate(outcome.lost))
+    stream.write(after)
+
+
 def _to_dict(outcome: Outcome) -> dict[str, Any]:
+    """Return what is known of one journal, all but the records."""
     identity, process = outcome.identity, outcome.process
     return {
         "attempt": None if identity is None else identity.attempt,
@@ -223,7 +234,7 @@ def _to_dict(outcome: Outcome) -> dict[str, Any]:
         "evidence": outcome.evidence,
         "file": str(outcome.file),
         "host": None if process is None else process.host,
-        "lost": [record.to_dict() for record in outcome.lost],
+        "lost": [],
         "pid": None if process is None else process.pid,
         "problem": outcome.problem,
         "rank": None if identity is None else identity.rank,

@@ -27,7 +27,7 @@ if sys.platform != "win32":
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from stormphase._clock import ClockAnchor
@@ -39,6 +39,7 @@ _MASK: Final = 0xFFFFFFFFFFFFFFFF
 _PAGE: Final = 4_096
 _PAGES_AT_ONCE: Final = 64
 _MODE: Final = 0o600
+_ID_BASE_WORD: Final = 3
 _MAGIC_WORD: Final = int.from_bytes(_format.MAGIC, "little")
 _RESIZE_WAIT_S: Final = 2.0
 _NO_FALLOCATE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -84,6 +85,7 @@ class JournalFile:
         self.words: memoryview | Gone = memoryview(self._map).cast("Q")
         self.is_lost = False
         self._beats = 0
+        self._id_base = 0
         self._resizing = threading.Lock()
         self._is_closing = False
         self._touch(0, CHUNK_SEGMENTS)
@@ -101,6 +103,7 @@ class JournalFile:
             facts: the facts object, as JSON of at most `MAX_FACTS` bytes.
             now: monotonic and wall time, for the first heartbeat.
         """
+        self._id_base = id_base
         self.put_bytes(_format.FACTS_AT, facts)
         header = _format.HEADER.pack(
             _format.MAGIC,
@@ -171,14 +174,16 @@ class JournalFile:
         if mapped.has_faulted:
             return True
         mapped.guard_again()
-        with self._resizing:  # Or `close` might give the descriptor back just now, and another file get it.
-            if self._fd < 0:
+        with self._descriptor() as fd:
+            if fd < 0:
                 return False
-            size = os.fstat(self._fd).st_size
+            size = os.fstat(fd).st_size
         if size < self._max_segments * _format.SEGMENT:
             return True
-        # Cut and made long again: then it has zeros. Whoever cuts it at this moment may be noticed by a fault.
-        return self.words[0] != _MAGIC_WORD or mapped.has_faulted
+        # Cut and made long again: then it has zeros, or is another journal. Whoever cuts it at this moment may be
+        # noticed by a fault.
+        is_own = self.words[0] == _MAGIC_WORD and self.words[_ID_BASE_WORD] == self._id_base
+        return not is_own or mapped.has_faulted
 
     def leave_lost(self, now_ns: int) -> None:
         """Say in what is left of the header that nothing is written since `now_ns`, and touch the mapping no more.
@@ -204,13 +209,30 @@ class JournalFile:
 
     def _write_left(self, offset: int, data: bytes) -> None:
         """Write into the header of a lost file, where that is left."""
-        if self._fd >= 0 and offset < _format.SEGMENT and self._has_header():
-            with contextlib.suppress(OSError):
-                os.pwrite(self._fd, data, offset)
+        with self._descriptor() as fd, contextlib.suppress(OSError):
+            if fd >= 0 and offset < _format.SEGMENT and self._has_header(fd):
+                os.pwrite(fd, data, offset)
 
-    def _has_header(self) -> bool:
-        is_whole = os.fstat(self._fd).st_size >= _format.SEGMENT
-        return is_whole and os.pread(self._fd, len(_format.MAGIC), 0) == _format.MAGIC
+    def _has_header(self, fd: int) -> bool:
+        if os.fstat(fd).st_size < _format.SEGMENT:
+            return False
+        head = os.pread(fd, 8 * (_ID_BASE_WORD + 1), 0)
+        return head[:8] == _format.MAGIC and int.from_bytes(head[-8:], "little") == self._id_base
+
+    @contextlib.contextmanager
+    def _descriptor(self) -> Iterator[int]:
+        """Give the descriptor, which nobody gives back meanwhile, so that no other file gets its number.
+
+        It is -1 where the file is closed, or just growing or being closed: nobody waits for that, neither a stop for a
+        disk that hangs nor a signal handler for the thread that it interrupts.
+        """
+        if not self._resizing.acquire(blocking=False):
+            yield -1
+            return
+        try:
+            yield self._fd
+        finally:
+            self._resizing.release()
 
     def word(self, offset: int) -> int:
         """Return the u64 at an offset."""

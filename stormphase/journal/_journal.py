@@ -24,7 +24,7 @@ from stormphase.journal._totals import Totals
 from stormphase.journal._writer import SCRATCH_SLOT, LostWriter, SegmentWriter, write_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from stormphase._lane import Lane
@@ -158,6 +158,11 @@ class OpenJournal:
         """Return a clean segment for `writer`, whose last one is full; None if there is none."""
         if self._is_over:
             return None
+        with self._unless_cut():
+            return self._next_segment(writer, thread)
+        return None
+
+    def _next_segment(self, writer: SegmentWriter, thread: tuple[int, int, int]) -> int | None:
         is_for_moving = thread[2] == _format.MOVED
         segment = self._segments.take(_format.PHASES, writer, thread=thread, is_for_moving=is_for_moving)
         # Once may not do: another thread, or what had to move, may take it.
@@ -322,13 +327,14 @@ class OpenJournal:
         self._look_at_file()
         if self.file.is_lost:
             return
-        self._make_room()
-        self._fold(segment)
-        # Where room is short, a little more of the GIL rather than phases that nobody adds up.
-        for _ in range(_FOLDS_IN_NEED):
-            if len(self._segments) >= _LOW or (full := self._worker.take_back()) is None:
-                break
-            self._fold(full)
+        with self._unless_cut():
+            self._make_room()
+            self._fold(segment)
+            # Where room is short, a little more of the GIL rather than phases that nobody adds up.
+            for _ in range(_FOLDS_IN_NEED):
+                if len(self._segments) >= _LOW or (full := self._worker.take_back()) is None:
+                    break
+                self._fold(full)
 
     def _fold(self, segment: int) -> None:
         # Who waits for the end of it has more of that than of a worker that is polite.
@@ -342,7 +348,8 @@ class OpenJournal:
         clock = self.lanes.clock
         self.file.beat(clock.monotonic_ns(), clock.wall_ns())
         if not self.file.is_lost:
-            self._keep_room()
+            with self._unless_cut():
+                self._keep_room()
         self.lanes.lanes()  # Looks for threads that have ended.
         for look in self._watches:
             look()
@@ -362,6 +369,16 @@ class OpenJournal:
         if not self._worker.stats()["queued"]:
             # Those whose writer was interrupted just when it had left them.
             self._put_off.extend(set(filter(self._segments.is_left, tuple(self._segments.in_use))) - set(self._put_off))
+
+    @contextlib.contextmanager
+    def _unless_cut(self) -> Iterator[None]:
+        """Let an error pass that came of a file that somebody was cutting short: what is gone reads as zeros."""
+        try:
+            yield
+        except Exception:
+            self._look_at_file()
+            if not self.file.is_lost:
+                raise
 
     def _look_at_file(self) -> None:
         """Have nobody touch the file any more if somebody has cut it short."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
-
+from stormphase._copying import changed
 from stormphase._model import PhaseStatus
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ def lost_phases(image: JournalImage) -> tuple[JournalPhase, ...]:
     The caller has proof that it is dead.
     """
     return tuple(
-        attrs.evolve(phase, status=PhaseStatus.LOST, ended_ns=max(image.heartbeat_ns, phase.entered_ns))
+        changed(phase, status=PhaseStatus.LOST, ended_ns=max(image.heartbeat_ns, phase.entered_ns))
         for phase in image.open
     )
 

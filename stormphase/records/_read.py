@@ -26,7 +26,7 @@ from stormphase.stores import MAX_ATTRIBUTE_COLUMNS, RecordQuery, SqliteStore, n
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
-    from stormphase._attribution import Blame
+    from stormphase._attribution import Cause
     from stormphase._record import PhaseRecord
     from stormphase.stores import UnreadableRows
     from stormphase.typing import RecordStore
@@ -239,10 +239,10 @@ def _with_cause_path(record: PhaseRecord, paths: Mapping[str, tuple[str, ...]]) 
     return record if not path or record.root_cause_path else attrs.evolve(record, root_cause_path=path)
 
 
-def _corrected(record: PhaseRecord, blame: Blame | None) -> PhaseRecord:
-    if blame is None:
+def _corrected(record: PhaseRecord, cause: Cause | None) -> PhaseRecord:
+    if cause is None:
         return record
-    return attrs.evolve(record, root_cause_scope_id=blame.scope_id, root_cause_path=blame.path)
+    return attrs.evolve(record, root_cause_scope_id=cause.scope_id, root_cause_path=cause.path)
 
 
 def _push(

@@ -14,7 +14,7 @@ from stormphase._clock import SystemClock
 from stormphase._copying import CopiesToItself
 from stormphase._liveness import Liveness, judge, own_process
 from stormphase._model import PhaseStatus
-from stormphase._record import MAX_SEQUENCE, OutputLine, PhaseRecord, RecordKind
+from stormphase._record import PhaseRecord, RecordKind
 from stormphase._status import FAILURES
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
@@ -26,6 +26,7 @@ from stormphase.stores._sqlite_blame import blame_known, blame_lost
 from stormphase.stores._sqlite_file import check, connect, file_id, make_file, prepare, trouble
 from stormphase.stores._sqlite_fork import ForkGate
 from stormphase.stores._sqlite_guard import LEAST_S_OF_WRITES, TimeLimit
+from stormphase.stores._sqlite_query import output_of, select
 from stormphase.stores._sqlite_schema import MIGRATIONS, SEQUENCE_BITS
 from stormphase.stores._sqlite_writer import ON_BEGIN, ON_END, RowWriter
 
@@ -41,9 +42,6 @@ _READ_ROWS: Final = 256
 
 _SAME_PROCESS: Final = "host IS ? AND boot_id IS ? AND pid IS ? AND pid_started IS ? AND pid_namespace IS ?"
 
-# As `entering_order` sorts.
-_KINDS: Final = " ".join(f"WHEN '{kind.value}' THEN {number}" for number, kind in enumerate(RecordKind))
-_ENTERING_ORDER: Final = f"r.entered_ns, CASE r.kind {_KINDS} END, o.rank, r.id & {MAX_SEQUENCE}, r.id"
 _BEGIN_TIMEOUT_S: Final = 0.5
 # An owner's own record is the first of its rows; one that has only just begun has none yet.
 _BEGUN_SQL: Final = f"""
@@ -355,14 +353,12 @@ class SqliteStore(CopiesToItself):
             gate = self._gate.reading
             limit = TimeLimit(connection, self.path)
             with gate:
-                conditions, values = self._conditions(connection, asked)
-                sql = f"{rows.SELECT} WHERE {' AND '.join(conditions)} ORDER BY {_ENTERING_ORDER}"
-                cursor = connection.execute(sql, values)
+                cursor = select(connection, asked)
             while True:
                 with gate:
                     limit.renew()
                     found = cursor.fetchmany(_READ_ROWS)
-                    lines = self._lines(connection, [row[0] for row in found])
+                    lines = output_of(connection, [row[0] for row in found])
                 if not found:
                     break
                 for row in found:
@@ -376,55 +372,6 @@ class SqliteStore(CopiesToItself):
                         yield record
         if first is not None:
             on_unreadable(rows.UnreadableRows.of(self.path, wrong, first))
-
-    def _conditions(self, connection: sqlite3.Connection, asked: RecordQuery) -> tuple[list[str], list[Any]]:
-        """Return what SQL can say of the question; what it cannot, `RecordQuery.matches` says of each record."""
-        conditions, values = ["1"], []
-        for column, value, operator in (
-            ("o.session_id", rows.sound(asked.session_id), "="),
-            ("o.session_attempt", asked.session_attempt, "="),
-            ("o.rank", asked.rank, "="),
-            ("r.scope_id", asked.scope_id, "="),
-            ("r.entered_ns", asked.since_ns, ">="),
-            ("r.entered_ns", asked.until_ns, "<"),
-        ):
-            if value is not None:
-                conditions.append(f"{column} {operator} ?")
-                values.append(value)
-        for column, members in (("r.status", asked.status), ("r.kind", asked.kind)):
-            if members is not None:
-                conditions.append(f"{column} IN ({', '.join('?' * len(members))})")
-                values += [member.value for member in members]
-        if asked.status is not None and "succeeded" not in asked.status:
-            conditions.append("r.status <> 'succeeded'")  # So that the partial index serves.
-        if asked.path is not None:
-            known = connection.execute("SELECT id, names FROM stored_path").fetchall()
-            ids = []
-            for number, names in known:
-                with contextlib.suppress(rows.WrongRowError):
-                    if asked.matches_path(rows.names_of(names)):
-                        ids.append(str(int(number)))
-            conditions.append(f"r.path_id IN ({', '.join(ids)})")
-        return conditions, values
-
-    @staticmethod
-    def _lines(
-        connection: sqlite3.Connection, ids: list[int]
-    ) -> dict[int, tuple[OutputLine, ...] | rows.WrongRowError]:
-        """Return the output of records, by the ids of their rows; an error for one with a line that is none."""
-        marks = ", ".join("?" * len(ids))
-        sql = (
-            "SELECT record_id, time_ns, stream, text FROM stored_output"
-            f" WHERE record_id IN ({marks}) ORDER BY record_id, line"
-        )
-        lines: dict[int, list[OutputLine]] = {}
-        wrong: dict[int, tuple[OutputLine, ...] | rows.WrongRowError] = {}
-        for record_id, time_ns, stream, text in connection.execute(sql, ids):
-            if (type(time_ns), type(stream), type(text)) != (int, str, str):
-                wrong[record_id] = rows.WrongRowError("a line of output in it is none")
-            else:
-                lines.setdefault(record_id, []).append(OutputLine(time_ns, stream, text))
-        return {**{record_id: tuple(found) for record_id, found in lines.items()}, **wrong}
 
     def _read(self, sql: str, values: Iterable[Any] = ()) -> list[Any]:
         with self._reading() as connection:

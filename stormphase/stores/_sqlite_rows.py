@@ -29,10 +29,10 @@ SELECT: Final = (
     + ", ".join("p.names" if column == "path_id" else f"r.{column}" for column in RECORD_COLUMNS)
     + ", "
     + ", ".join(f"o.{column}" for column in OWNER_COLUMNS)
-    + f" FROM stored_record r JOIN stored_owner o ON o.id = r.id >> {SEQUENCE_BITS}"
-    " JOIN stored_path p ON p.id = r.path_id"
+    # A row whose process or path has gone is one too, that is no record.
+    + f" FROM stored_record r LEFT JOIN stored_owner o ON o.id = r.id >> {SEQUENCE_BITS}"
+    " LEFT JOIN stored_path p ON p.id = r.path_id"
 )
-
 
 # What SQLite must have found in the columns that `SELECT` gives, so that a row makes a record; a crafted or damaged
 # file may have anything anywhere, as its columns' types bind nobody.
@@ -82,6 +82,8 @@ def _types_of(column: str) -> frozenset[type]:
 
 
 _ALLOWED: Final = tuple(map(_types_of, ("attempt", *RECORD_COLUMNS, *OWNER_COLUMNS)))  # a row's id is a number, too
+# Columns that come from other tables, where they are never null.
+_ELSEWHERE: Final = {"path_id": "the path", "session_id": "the process"}
 _known_types: Final[set[tuple[type, ...]]] = set()
 _MAX_KNOWN: Final = 4_096
 
@@ -249,6 +251,8 @@ def record_of_row(row: Sequence[Any], output: tuple[OutputLine, ...] | WrongRowE
 def _check_types(types: tuple[type, ...]) -> None:
     for column, found, allowed in zip(("id", *RECORD_COLUMNS, *OWNER_COLUMNS), types, _ALLOWED, strict=True):
         if found not in allowed:
+            if column in _ELSEWHERE and found is type(None):
+                raise WrongRowError(f"{_ELSEWHERE[column]} that a row in it refers to is missing")
             raise WrongRowError(f"the column {column} of a row in it holds {found.__name__}")
     if len(_known_types) < _MAX_KNOWN:
         _known_types.add(types)

@@ -6,7 +6,9 @@ worker has looked is safe; that part holds in both halves.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -179,6 +181,53 @@ def cut(tmp_path):
     os.truncate(writing.path, writing.path.stat().st_size // 4)
     writing.tick()
     yield writing
+    writing.close()
+
+
+@pytest.fixture
+def being_cut(tmp_path, monkeypatch):
+    """Return lanes with a full segment of failures, cut behind its first page just after somebody has looked."""
+    writing = Writing(tmp_path / "rank-0.journal")
+    while not writing.journal._worker.stats()["queued"]:
+        with contextlib.suppress(ValueError), writing.lanes.enter_phase("fails"):
+            raise ValueError
+    segment = writing.journal._worker.take_back()
+    assert segment is not None
+    os.truncate(writing.path, segment + mmap.PAGESIZE)
+    has_been_cut, looks = writing.file.has_been_cut, iter([False])
+    monkeypatch.setattr(writing.file, "has_been_cut", lambda: next(looks, None) is None and has_been_cut())
+    yield writing, segment
+    writing.close()
+
+
+@compiled
+def test_a_cut_while_the_worker_adds_up_is_told_once(being_cut, caplog):
+    """It reads zeros where details of failures stood."""
+    writing, segment = being_cut
+    writing.journal._take(segment)
+    assert writing.file.is_lost
+    assert ["has cut the journal"] == [text for text in ("has cut the journal", "raised") if text in caplog.text]
+
+
+@compiled
+def test_a_cut_while_training_looks_for_room_costs_it_nothing(being_cut, monkeypatch):
+    """It gets none, and the phase is counted as not written."""
+    writing, segment = being_cut
+    assert not writing.file.has_been_cut()
+    monkeypatch.setattr(writing.segments, "take", lambda *_, **__: None)
+    monkeypatch.setattr(writing.folder, "make_room", lambda _: writing.folder.fold(segment))
+    writing.fill(count=2 * SLOTS)
+    assert writing.file.is_lost
+    assert writing.journal.stats()["unwritten"] > 0
+
+
+def test_another_journal_that_is_copied_over_it_is_noticed(tmp_path):
+    """Though it is as long, and begins as journals do."""
+    writing, other = Writing(tmp_path / "rank-0.journal"), Writing(tmp_path / "rank-1.journal")
+    assert not writing.file.has_been_cut()
+    writing.path.write_bytes(other.path.read_bytes())
+    assert writing.file.has_been_cut()
+    other.close()
     writing.close()
 
 

@@ -271,3 +271,15 @@ def test_a_file_whose_growth_hangs_is_closed_by_whoever_grows_it(writing, growin
     monkeypatch.undo()
     go_on()
     assert (range(64, 128), 128 * SEGMENT) == (growth.result(10), writing.path.stat().st_size)
+
+
+def test_nobody_waits_for_a_file_whose_growth_hangs_to_look_at_it(writing, growing, step_thread):
+    """A stop looks, and it would wait for a disk that hangs."""
+    assert step_thread("looks").begin(writing.file.has_been_cut).result(5) is False
+
+
+def test_nobody_waits_to_write_what_is_left_of_a_lost_file(writing, growing, step_thread):
+    """A signal handler may, on the very thread that is about to close the file."""
+    writing.file.is_lost = True
+    step_thread("writes").begin(writing.file.beat, 1, 2).result(5)
+    writing.file.is_lost = False

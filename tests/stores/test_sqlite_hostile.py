@@ -105,6 +105,8 @@ BAD_ROWS = {
     "a time": "UPDATE stored_record SET entered_ns = 'soon' WHERE id = (SELECT id FROM {second})",
     "no number": "UPDATE stored_record SET ended_ns = 1e999 WHERE id = (SELECT id FROM {second})",
     "a blob": "UPDATE stored_record SET scope_id = zeroblob(1000000) WHERE id = (SELECT id FROM {second})",
+    "no path": "DELETE FROM stored_path WHERE name = 'second'",
+    "no process": "UPDATE stored_record SET id = id + (77 << 40) WHERE id = (SELECT id FROM {second})",
     "a line": "INSERT INTO stored_output SELECT id, 1, 2, 'stdout', x'ff' FROM {second}",
 }
 SECOND = "(SELECT r.id FROM stored_record r JOIN stored_path p ON p.id = r.path_id WHERE p.name = 'second')"
@@ -129,6 +131,17 @@ def test_text_that_is_none_is_shown_by_its_bytes(store):
     change(store, "UPDATE stored_record SET reason = CAST(x'61ff' AS TEXT)")
     assert {"a\\xff"} == {record.reason for record in store.query()}
     assert 0 == ask(store)[0]
+
+
+def test_a_row_whose_path_has_gone_is_counted_in_what_is_asked_for(store):
+    """In its session, and not in another one."""
+    change(store, "DELETE FROM stored_path WHERE name = 'second'")
+    told = []
+    session_id = next(store.query()).session_id
+    assert 2 == len(list(store.query(session_id=session_id, on_unreadable=told.append)))
+    assert [] == list(store.query(session_id="another", on_unreadable=told.append))
+    assert [1] == [each.count for each in told]
+    assert "the path that a row in it refers to is missing" in str(told[0].error)
 
 
 def test_bad_rows_are_logged_once(store, caplog):
