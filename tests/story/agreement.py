@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 
+from story_figures import owners_are_spans, spans_look_right, summary_adds_up, usual_is_what_records_say
 from story_oracle import key_of
 from story_tellers import FINAL
 
@@ -223,7 +224,8 @@ def journal_knows_all(run):
         if key not in known:
             run.say("unknown", run.keys.get(key, line["scope"]), "phase", program=line, journal=None)
     if run.store is not None and run.store.teller == "store":
-        for scope in run.journal.phases.keys() - run.store.phases.keys() - _quiet(run):
+        unsure = {run.keys.get(key) for key in run.oracle.unsure}
+        for scope in run.journal.phases.keys() - run.store.phases.keys() - _quiet(run) - unsure:
             run.say("unknown to the store", scope, "phase", journal=run.journal.phases[scope]["status"], store=None)
 
 
@@ -400,7 +402,7 @@ def summary_counts(run):
     for row in filter(None, map(_ROW.match, text.splitlines())):
         counted[row["name"].strip().rpartition(" / ")[2]] += int(row["count"].replace(",", ""))
     ended = Counter(facts["path"][-1] for facts in run.sink.exits.values() if _is_main(run, facts))
-    if "more)" in text:
+    if "more)" in text or any(key_of(facts) in run.oracle.unsure for facts in run.sink.exits.values()):
         return
     if "\u2026" in text:  # Long names are cut.
         counted, ended = (Counter({"all": sum(each.values())}) for each in (counted, ended))
@@ -437,9 +439,11 @@ WHILE_ALIVE = (
     ends_are_as_they_were,
     starts_are_as_they_were,
     times_add_up,
+    usual_is_what_records_say,
 )
 CHECKS = (
     tell_the_same, tell_once, commands_say_what_python_says, owners_are_the_same, open_ones_are_the_same,
     journal_knows_all, all_know_what_was_flushed, events_are_out_when_flushed, ends_are_as_they_were,
     starts_are_as_they_were, times_add_up, counts_add_up, summary_counts, spans_arrive,
+    summary_adds_up, usual_is_what_records_say, spans_look_right, owners_are_spans,
 )  # fmt: skip

@@ -228,6 +228,7 @@ class Interpreter:
             return
         self.log("setting", key=key, attributes=op["attributes"] if op["way"] != "event" else {})
         if op["way"] == "event":
+            self.log("saying", key=key, attributes=op["attributes"])
             handle.add_event("checked", op["attributes"])
         elif op["way"] == "attributes":
             handle.set_attributes(op["attributes"])
@@ -297,7 +298,12 @@ class Interpreter:
                 phase = self.tracker.retry(previous, attributes)
             last = previous
             previous = phase
-            inside = {"in": op["in"] if attempt == op["tries"] else [{"op": "raise", "n": op["n"], "error": "OSError"}]}
+            raises = [{"op": "raise", "n": op["n"], "error": "OSError"}]
+            if attempt:  # A try after the first one fails by what is inside it.
+                raises = [
+                    {**op, "op": "phase", "how": "with", "name": "write", "attributes": {}, "sync": False, "in": raises}
+                ]
+            inside = {"in": op["in"] if attempt == op["tries"] else raises}
             retried = None if last is None else last.scope_id
             with contextlib.suppress(OSError) if attempt < op["tries"] else contextlib.nullcontext():
                 await self.within(key, phase, inside, attributes, attempt=attempt, retry_of=retried)

@@ -9,7 +9,8 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 # Each after those that it needs.
 _SHARED = (
-    "programs", "interpreter", "elsewhere", "play", "oracle", "tellers", "stories", "agreement", "options", "runner",
+    "programs", "interpreter", "elsewhere", "play", "oracle", "tellers", "stories", "figures", "agreement", "options",
+    "runner",
 )  # fmt: skip
 
 for _name in _SHARED:

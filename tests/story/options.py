@@ -7,6 +7,7 @@ with threads, tasks, generators, moves, failures, a fork and an end.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 
@@ -46,6 +47,30 @@ def _variable(name, *choices):
     return Factor((UNSET, *choices), environ=(name,))
 
 
+# What a launcher sets, for the ranks that `place` has, or for others, which then are the caller's own word.
+LAUNCHERS = {
+    "torchrun": {
+        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "0b6b3e0c-51f0-4dd6-a5be-6ba4ab1b3f4d",
+        "TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3",
+        "TORCHELASTIC_ERROR_FILE": "logs/none_y/attempt_1/0/error.json",
+    },
+    "srun": {
+        "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_JOB_ID": "77",
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_CLUSTER_NAME": "c", "SLURM_RESTART_COUNT": "0",
+    },
+    "mpirun": {
+        "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-host-77@1", "PMIX_RANK": "0",
+        "PMIX_SERVER_URI21": "prterun-host-77@0.0;tcp4://127.0.0.1:40001",
+        "PMIX_SERVER_URI3": "prterun-host-77@0.0;tcp4://127.0.0.1:40001",
+    },
+    "mpiexec": {
+        "PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1", "PALS_LOCAL_RANKID": "0",
+        "PALS_APID": "a-7",
+    },
+}  # fmt: skip
+
 FACTORS = {
     "half": Factor(("compiled", "python"), environ=("STORMPHASE_PURE",)),
     "start": Factor(("with", "start_stop", "start")),
@@ -78,6 +103,9 @@ FACTORS = {
     "metrics": _of_bridge("metrics", False, True),
     "span_budget": _of_bridge("span_budget", 5_000, None),
     "recover": _of_bridge("recover", True, False),
+    "launcher": Factor(
+        (UNSET, *LAUNCHERS), environ=tuple(sorted({name for each in LAUNCHERS.values() for name in each}))
+    ),
     "directory": _variable("STORMPHASE_DIR", "runs"),
     "wants_summary": _variable("STORMPHASE_SUMMARY", "1", "all"),
     "session_variable": _variable("STORMPHASE_SESSION_ID", "given"),
@@ -114,6 +142,15 @@ ELSEWHERE = {
         ),
         "of the user's exporters: tests/otel/test_settings.py, tests/otel/test_otlp_http.py",
     ),
+    **dict.fromkeys(
+        (
+            "NODE_RANK", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "PALS_NODEID", "PMIX_SERVER_URI2", "PMIX_SERVER_URI4",
+            "PMIX_SERVER_URI41", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE", "PRTE_LAUNCHED", "RAY_JOB_ID", "RAY_RAYLET_PID",
+            "SLURM_JOBID", "SLURM_NPROCS", "SLURM_PTY_PORT", "SLURM_STEPID", "SLURM_STEP_TASKS_PER_NODE",
+            "SLURM_TASKS_PER_NODE",
+        ),
+        "what launchers set beside those in LAUNCHERS: tests/test_rank.py",
+    ),
 }  # fmt: skip
 
 
@@ -143,6 +180,7 @@ def _covered(row):
     }
 
 
+@functools.cache
 def rows(*, tries=30, seed=1):
     """Return rows that together cover every pair: of random candidates that begin with a missing pair, the best."""
     chance = random.Random(seed)
@@ -158,7 +196,9 @@ def rows(*, tries=30, seed=1):
                 row[name] = choice
                 if FACTORS[name].bridge:
                     row["bridge"] = "own"
-            if row["place"][1] == 2 and not (row["session_id"] or row["session_variable"]):
+            if 2 in (row["place"][1], 2 * (row["launcher"] in ("srun", "mpirun"))) and not (
+                row["session_id"] or row["session_variable"]
+            ):
                 pinned = "session_variable" in dict(pair)
                 row["session_id" if pinned else "session_variable"] = "given"  # Ranks must agree on the session.
             covered = _covered(row) & missing
@@ -195,7 +235,7 @@ def _op(kind, **more):
 def _body(end):
     """Return a program with something of everything."""
     failing = _op("try", then="handle", catches="Exception", **{"in": [_phase("load", _op("raise", error="OSError"))]})
-    again = _op("retry", name="save", tries=1, **{"in": [_op("late", way="attribute", attributes={"loss": 0.5})]})
+    again = _op("retry", name="save", tries=2, **{"in": [_op("late", way="attribute", attributes={"loss": 0.5})]})
     bodies = [[_phase("forward", _op("sleep", ms=1))], [_phase("backward", how="decorated")]]
     loop = _op("loop", backend="asyncio", **{"in": [_phase("gather", _op("tasks", how="group", bodies=bodies))]})
     batches = _op(
@@ -218,7 +258,10 @@ def program_of(row, number):
     for name, factor in FACTORS.items():
         if factor.environ and name != "half" and row[name] is not UNSET:
             values = row[name] if isinstance(row[name], tuple) else (row[name],)
-            environ.update(zip(factor.environ, values, strict=True))
+            set_by_one = (
+                LAUNCHERS.get(values[0], {}) if name == "launcher" else zip(factor.environ, values, strict=True)
+            )
+            environ.update(set_by_one)
     tracker = {
         name: row[name]
         for name in ("name", "session_id", "correlation_id", "on_misuse", "level", "summary", "stop_on_sigterm",

@@ -14,6 +14,8 @@ class Oracle:
     def __init__(self, lines, *, is_killed):
         self.lines = lines
         self.entered, self.ended, self.late = {}, {}, defaultdict(lambda: defaultdict(list))
+        self.said = defaultdict(list)  # The events that a phase was given.
+        self.unsure = set()  # What began or ended while the session stopped: a sink may have dropped it, and said so.
         self.moved, self.quiet = set(), set()  # Moved to another lane; kept from sinks by a filter, unless they fail.
         self.flushed = {}  # By process: how many of the lines a flush has confirmed.
         flushing = {}
@@ -40,15 +42,23 @@ class Oracle:
         self.is_over = not is_killed and any(line["did"] in ENDS and line["pid"] == self.main_pid for line in lines)
 
     def _note(self, key, did, line, *, is_certain):
+        if did in ("entered", "ended") and not is_certain:
+            self.unsure.add(key)
         if did == "entered" and is_certain:
             self.entered[key] = line
         elif did == "ended" and is_certain:
             self.ended[key] = line
+        elif did == "saying" and str(line["pid"]) in key.split(":"):  # A forked child's word is not its parent's.
+            self.said[key].append(line["attributes"])
         elif did == "moved":
             self.moved.add(key)
         elif did == "setting":
             for name, value in line["attributes"].items():
                 self.late[key][name].append(value)
+
+    def pid_of(self, key):
+        """Return the process that entered a phase, None if that is not known."""
+        return self.entered[key]["pid"] if key in self.entered else None
 
 
 def key_of(facts):

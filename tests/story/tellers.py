@@ -286,6 +286,7 @@ def _of_span(span, owners):
         "reason": attributes.get("stormphase.phase.reason"),
         "is_error": span.get("status", {}).get("code") == 2,
         "name": span["name"],
+        "checked": [otlp_attributes(event) for event in span.get("events", ()) if event["name"] == "checked"],
     }
     if "stormphase.phase.self_time" in attributes:
         facts["self_ns"] = round(attributes["stormphase.phase.self_time"] * 1e9)
@@ -311,6 +312,7 @@ def spans_of(documents):
 def span_story(teller, spans):
     """Return what spans tell; `owners` are those of sessions, ranks and processes."""
     story = Story(teller)
+    story.looks = {}
     spans = list(spans)
     phases = [span for span in spans if "stormphase.phase.path" in otlp_attributes(span)]
     owners = {span["spanId"]: span for span in spans if "stormphase.phase.path" not in otlp_attributes(span)}
@@ -321,6 +323,7 @@ def span_story(teller, spans):
         is_known = span.get("parentSpanId") in ids
         story.add(span["spanId"], facts)
         story.phases[span["spanId"]]["links"] = facts["links"]
+        story.looks[span["spanId"]] = {name: facts[name] for name in ("name", "is_error", "checked")}
         if not is_known and facts["parent"] is not None:
             story.phases[span["spanId"]]["parent_or_owner"] = story.phases[span["spanId"]].pop("parent")
     return story

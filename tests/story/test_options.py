@@ -17,6 +17,7 @@ from stormphase.otel import OTelBridge
 _VARIABLE = re.compile(
     r"[\"']((?:STORMPHASE|OTEL)_[A-Z0-9_]+|TRACEPARENT|TRACESTATE|TERM|NO_COLOR|FORCE_COLOR|COLUMNS)[\"']"
 )
+_OF_LAUNCHERS = re.compile(r"[\"']([A-Z][A-Z0-9]*_[A-Z0-9_]+|RANK)[\"']")
 
 
 def _arguments(kind):
@@ -44,6 +45,20 @@ def test_every_variable_that_the_source_names_is_an_option_or_tested_elsewhere(r
     known = _given("environ") | options.ELSEWHERE.keys()
     assert set() == named - known
     assert named >= {name for name in _given("environ") if name.startswith("STORMPHASE_")}
+
+
+def test_every_variable_of_a_launcher_is_an_option_or_tested_elsewhere(repository):
+    """Who this rank is, a launcher says by variables, which must go together with all options."""
+    sources = [repository / "stormphase" / name for name in ("_launchers.py", "_rank.py", "_session_id.py")]
+    named = {name for source in sources for name in _OF_LAUNCHERS.findall(source.read_text(encoding="utf-8"))}
+    assert {"MAX_SESSION_ID_CHARS"} == named - _given("environ") - options.ELSEWHERE.keys()  # which is none
+
+
+def test_variables_that_are_tested_elsewhere_are_named_there(repository):
+    """Some other test file has each of them, those of exporters without what all of these begin with."""
+    files = [path for path in (repository / "tests").rglob("test_*.py") if path.parent.name != "story"]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    assert [] == [name for name in options.ELSEWHERE if name.removeprefix("OTEL_EXPORTER_OTLP_") not in text]
 
 
 def test_the_rows_cover_all_pairs():

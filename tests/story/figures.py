@@ -1,0 +1,156 @@
+"""Compares the figures and looks that only one teller has with what follows from the phases that all know.
+
+Those are the cells of the summary, what `postmortem` calls usual, names, codes and events of spans, and the spans of
+session and rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+
+from story_oracle import key_of
+from story_tellers import FINAL
+
+from stormphase._histogram import bucket_of, quantile_between
+from stormphase._table import LETTERS, duration
+
+_BESIDE = "beside, on other threads and tasks:"
+_FAILURES = ("failed", "lost")
+
+
+def _of_sketch(durations, fraction):
+    """Return a quantile of durations, as everybody has to give it: from the one sketch, between the extremes."""
+    return quantile_between(Counter(map(bucket_of, durations)), fraction, min(durations), max(durations))
+
+
+def _active_ns(facts):
+    return facts["ended_ns"] - facts["entered_ns"] - facts["paused_ns"]
+
+
+# --- the summary ------------------------------------------------------------------------------------------------------
+
+
+def summary_adds_up(run):
+    """Each row of the summary has in its cells what follows from the ends that the sink was told."""
+    if "wall time" not in run.stdout or run.program.get("sinks", "one") == "none":
+        return
+    text = run.stdout[run.stdout.rindex("stormphase: ") :]
+    if "\u2026" in text.partition("without a count")[0]:
+        return  # Long names are cut.
+    told = defaultdict(list)
+    for facts in run.sink.exits.values():
+        if run.oracle.pid_of(key_of(facts)) in (None, run.oracle.main_pid):
+            told[facts["path"]].append(facts)
+    for path, rows in _rows(text).items():
+        phases = told.get(path, [])
+        is_whole = len(rows) == 1 and not any(key_of(each) in run.oracle.moved | run.oracle.unsure for each in phases)
+        if is_whole and phases and rows[0].get("count") == str(len(phases)):
+            expected = _cells(phases)
+            wrong = {name: (cell, expected[name]) for name, cell in rows[0].items() if expected.get(name, cell) != cell}
+            if wrong:
+                run.say("summary", None, " / ".join(path), summary_and_sink=wrong)
+
+
+def _rows(text):
+    """Return the rows of a table by path: their cells, by column."""
+    lines = text.splitlines()
+    header = next((line for line in lines if line.startswith("phase ")), "phase")
+    columns = [(name, header.index(f" {name}") + 1 + len(name)) for name in header.split()[1:]]
+    found, above = defaultdict(list), []
+    for line in lines[lines.index(header) + 1 :] if header in lines else ():
+        if line == _BESIDE:
+            above = []
+        if line.startswith(("(", "wall time", "without", "fail", _BESIDE)) or not columns:
+            continue
+        cells, left = {}, columns[0][1] - len(columns[0][0])
+        label = line[:left]
+        for name, right in columns:
+            cells[name] = line[left:right].strip()
+            left = right
+        level = (len(label) - len(label.lstrip())) // 2
+        del above[level:]
+        if label.strip():
+            above.append(label.strip().split(" / "))
+            found[tuple(name for names in above for name in names)].append(cells)
+    return found
+
+
+def _cells(phases):
+    """Return what has to stand in the row of some phases."""
+    active = [_active_ns(each) for each in phases]
+    paused = sum(each["paused_ns"] for each in phases)
+    unwell = Counter(each["status"] for each in phases)
+    return {
+        "total": duration(sum(active)),
+        "own": duration(sum(each["self_ns"] for each in phases)),
+        "p50": duration(_of_sketch(active, 0.5)),
+        "p95": duration(_of_sketch(active, 0.95)),
+        "max": duration(max(active)),
+        "paused": duration(paused) if paused else "",
+        "fail": " ".join(f"{unwell[status]}{letter}" for status, letter in LETTERS.items() if unwell[status]),
+    }
+
+
+# --- postmortem -------------------------------------------------------------------------------------------------------
+
+
+def usual_is_what_records_say(run):
+    """How long an open phase's path took before, pauses included, is what the records give, from the one sketch."""
+    if run.journal is None:
+        return
+    before = defaultdict(list)
+    for facts in run.journal.phases.values():
+        if facts["status"] in FINAL - {"lost"}:
+            before[facts["pid"], facts["path"]].append(facts["ended_ns"] - facts["entered_ns"])
+    for rank in run.postmortem["ranks"]:
+        for phase in rank["open"]:
+            durations, said = before[phase["pid"], tuple(phase["path"])], phase["usual"]
+            expected = None
+            if durations:
+                expected = {"count": len(durations), "max_ns": max(durations)}
+                expected |= {"median_ns": _of_sketch(durations, 0.5), "p99_ns": _of_sketch(durations, 0.99)}
+            if said != expected:
+                run.say("postmortem", phase["scope_id"], "usual", records=expected, postmortem=said)
+            status = run.journal.phases.get(phase["scope_id"], {}).get("status")
+            if run.is_alive and phase["is_paused"] != (status == "paused") and status not in FINAL:
+                run.say("postmortem", phase["scope_id"], "is_paused", records=status, postmortem=phase["is_paused"])
+
+
+# --- spans ------------------------------------------------------------------------------------------------------------
+
+
+def spans_look_right(run):
+    """A span has the phase's name, the code ERROR if it failed, and the events that the program gave the phase."""
+    for story in filter(None, (run.spans, run.resent)):
+        for scope, look in story.looks.items():
+            facts = story.phases[scope]
+            if look["name"] != facts["path"][-1]:
+                run.say("span", scope, "name", path=facts["path"], **{story.teller: look["name"]})
+            if look["is_error"] != (facts["status"] in _FAILURES):
+                run.say("span", scope, "code", status=facts["status"], **{story.teller: look["is_error"]})
+            key = run.names.get(scope)
+            if story is run.spans and key in run.oracle.ended and key not in run.oracle.moved:
+                given, told = (
+                    sorted(json.dumps(each) for each in some) for some in (run.oracle.said[key], look["checked"])
+                )
+                if given != told:
+                    run.say("span", scope, "events", program=given, **{story.teller: told})
+
+
+def owners_are_spans(run):
+    """The span of a session, rank or process has the times of its record."""
+    for story in filter(None, (run.spans, run.resent)):
+        for teller in filter(None, (run.journal, run.store)):
+            for (kind, scope), record in teller.owners.items():
+                span = story.owners.get(("span", scope))
+                if span is None or record["status"] not in FINAL:
+                    continue
+                for field, name in (("entered_ns", "startTimeUnixNano"), ("ended_ns", "endTimeUnixNano")):
+                    if int(span[name]) != record[field]:
+                        run.say(
+                            "owner's span",
+                            f"{kind} {scope}",
+                            field,
+                            **{teller.teller: record[field], story.teller: span[name]},
+                        )
