@@ -158,9 +158,10 @@ class OpenJournal:
         """Return a clean segment for `writer`, whose last one is full; None if there is none."""
         if self._is_over:
             return None
+        segment = None
         with self._unless_cut():
-            return self._next_segment(writer, thread)
-        return None
+            segment = self._next_segment(writer, thread)
+        return segment
 
     def _next_segment(self, writer: SegmentWriter, thread: tuple[int, int, int]) -> int | None:
         is_for_moving = thread[2] == _format.MOVED
