@@ -14,7 +14,7 @@ from stormphase._attributes import put
 from stormphase._copying import CopiesToItself
 from stormphase._ids import scope_id, scope_id_number
 from stormphase._model import PhaseStatus
-from stormphase._sites import is_told
+from stormphase._sites import file_named, is_told
 from stormphase._status import TABLE
 
 if TYPE_CHECKING:
@@ -409,8 +409,8 @@ def _twin(scope_id: str, session_id: str, rank: int, thread_id: int, name: str) 
 
 
 def place_of(code: CodeType, instruction: int) -> str:
-    """Return the file, without its folder, and the line of an instruction, as `file.py:line`."""
-    return f"{code.co_filename.rpartition('/')[2]}:{line_of(code, instruction)}"
+    """Return the file, without its folder, and the line of an instruction: `file.py:41`, or in a cell `In[3]:1`."""
+    return f"{file_named(code.co_filename)}:{line_of(code, instruction)}"
 
 
 def frame_above(levels: int) -> FrameType:

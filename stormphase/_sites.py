@@ -10,7 +10,7 @@ import contextlib
 import opcode
 import sys
 import types
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -79,6 +79,15 @@ def is_told(code: CodeType, caller: CodeType) -> bool:
         return False
     own = caller.co_filename.removeprefix(_STANDARD)
     return own == caller.co_filename or own.startswith(_INSTALLED)
+
+
+def file_named(path: str) -> str:
+    """Return a file's name without its folder, or what IPython calls that cell of a notebook."""
+    get_shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    if get_shell is not None:
+        with contextlib.suppress(Exception):  # No shell runs here, it is no cell, or IPython is one of another kind.
+            return str(get_shell().compile.format_code_name(path)[1])
+    return path.rpartition("/")[2]
 
 
 def is_helper_s(name: object) -> bool:

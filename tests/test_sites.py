@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -259,3 +260,33 @@ def test_a_script_s_line_has_no_caller_though_a_helper_entered_that_name_first(t
     exec(compile("phase = tracker.enter_phase('step')", "script.py", "exec"), names)  # noqa: S102 - our own text
     assert "'step' (script.py:1)" == names["phase"].label
     names["phase"].close()
+
+
+CELLS = """
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+for cell in (
+    "import stormphase\\n"
+    "tracker = stormphase.PhaseTracker('nb', session_id='s', bridge=None).start()",
+    "def region(name):\\n"
+    "    return tracker.enter_phase(name)",
+    "phase = region('load')",
+    "print(phase.label)",
+    "tracker.stop()",
+):
+    assert shell.run_cell(cell, store_history=True).success, cell
+"""
+
+
+def test_a_place_in_a_notebook_is_named_by_its_cell(run_python):
+    """As IPython's own tracebacks name it: a file's name would be a number that nobody has seen."""
+    assert "'load' (In[2]:2, called at In[3]:1)" == run_python(CELLS).stdout.strip()
+
+
+def test_where_ipython_runs_nothing_a_place_is_a_file(tracker, monkeypatch):
+    """Whatever else a program has put at that name."""
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
+    phase, own = tracker.enter_phase("step"), line()
+    assert f"'step' ({HERE}:{own})" == phase.label
+    phase.close()
