@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from stormphase._derived_ids import rank_span_id
 from stormphase._ids import to_hex
 from stormphase._model import PhaseStatus
-from stormphase._record import FIELDS, dumps_ascii
+from stormphase._record import FIELDS, RecordKind, dumps_ascii
 from stormphase._table import printable
 from stormphase._terminal import StreamFacts
 from stormphase.analysis._words import shown, span
@@ -140,6 +140,8 @@ def _reasons(record: PhaseRecord) -> list[str]:
     if record.root_cause_scope_id not in (None, record.scope_id):
         found.append(f"first arose in {_where(record)}")
     found += [text for text in (record.reason, record.evidence) if text]
+    if record.kind is RecordKind.PROCESS and record.status is PhaseStatus.LOST and record.root_cause_scope_id is None:
+        found.append("nothing is known to have been open in it: pools end their workers like that")
     # The traceback says again what stands above.
     said = [line.text for line in record.output or () if line.stream != "traceback"]
     if record.status in (PhaseStatus.FAILED, PhaseStatus.LOST) and said:

@@ -11,7 +11,7 @@ import pytest
 
 from stormphase._liveness import own_process
 from stormphase._model import PhaseStatus
-from stormphase._record import FIELDS, OutputLine, PhaseRecord
+from stormphase._record import FIELDS, OutputLine, PhaseRecord, RecordKind
 from stormphase._store_conformance import as_ended, example_record
 from stormphase.cli import _records, main
 from stormphase.stores import SqliteStore
@@ -141,6 +141,18 @@ def test_what_arose_in_no_phase_arose_in_its_rank(make_tracker, tmp_path, capsys
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert ["ValueError: outside", "first arose in rank 0, in no phase"] == lines[2:4]
     assert ["ValueError: outside"] == lines[5:]
+
+
+@pytest.mark.parametrize(("cause", "is_said"), [(None, True), ("00000000000000ab", False)])
+def test_a_worker_that_its_pool_ended_is_told_from_one_that_died_at_work(tmp_path, capsys, cause, is_said):
+    """Both are LOST, and only the second has lost something."""
+    store = SqliteStore(tmp_path / "pool.db")
+    process = example_record(kind=RecordKind.PROCESS, path=(), entered_ns=NOW_NS)
+    store.end([as_ended(process, status=PhaseStatus.LOST, reason="its process died", root_cause_scope_id=cause)])
+    store.close()
+    assert 0 == main(["records", str(store.path)])
+    said = "nothing is known to have been open in it: pools end their workers like that"
+    assert is_said == (said in capsys.readouterr().out)
 
 
 def test_a_long_table_is_shown_as_it_is_read(ask, database):
