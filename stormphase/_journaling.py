@@ -229,9 +229,14 @@ class SessionJournal:
             self._open.note_stop_signal(number)
 
     def note_end(self, outcome: BaseException | None, ended_ns: int, *, is_known: bool = True) -> None:
-        """Take note of how the session ended; written once the bridge has the rank's span, else at `finish`."""
+        """Write how the session ended, before any store is told of it: one looks here if the process is killed.
+
+        A rank with a bridge waits for `finish`, or until that has the rank's span: without the note recovery sends it.
+        """
         # Its text, since an exception holds its frames.
         self._end_note = end_note_of(outcome, ended_ns, self._described, is_known=is_known)
+        if self._bridge is None or self._forked_from is not None:
+            self._write_end_note()
 
     def _described(self, error: BaseException) -> PhaseError:
         assert self._lanes is not None  # noqa: S101 - `open` has put them there

@@ -7,6 +7,8 @@ To hold an exception would hold its frames, and with them whatever they hold (GP
   way (`dict.pop`), so no signal handler runs in it, and no lock is taken.
 - One of a builtin type, or of slots alone, cannot be weakly referenced. Its marks stand in its `__dict__` under one
   key, and are pickled as a tuple of numbers and strings, so that a pickle loads where stormphase is not installed.
+- A class with a `__setstate__`, `__setattr__` or the like of its own may make anything of a key that it does not know
+  (a frozen dataclass of slots takes it for a field), so it gets none, and without a weak reference no marks.
 
 Nothing here asks an exception's own class for anything, since that may be hostile.
 """
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 KEY: Final = "__stormphase__"
 # Past the class: a frozen exception refuses setattr, and one may have an attribute of its own of that name.
 attributes_of: Final[Callable[[BaseException], dict[str, Any]]] = BaseException.__dict__["__dict__"].__get__
+
+
+_OWN_WAYS: Final = frozenset({"__getstate__", "__reduce__", "__reduce_ex__", "__setattr__", "__setstate__"})
+_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that was written in Python
+_flags_of: Final[Callable[[type], int]] = type.__dict__["__flags__"].__get__
+_names_of: Final[Callable[[type], Any]] = type.__dict__["__dict__"].__get__
+_classes_of: Final[Callable[[type], tuple[type, ...]]] = type.__dict__["__mro__"].__get__
 
 
 class Marks:
@@ -78,8 +87,9 @@ def marks_for(exception: BaseException) -> Marks:
         try:
             entry = _Entry(exception, functools.partial(_table.pop, key))
         except TypeError:
-            marks.owner = key
-            dict.__setitem__(attributes_of(exception), KEY, marks)
+            if _takes_a_key(exception):
+                marks.owner = key
+                dict.__setitem__(attributes_of(exception), KEY, marks)
         else:
             entry.marks = marks
             _table[key] = entry
@@ -94,7 +104,7 @@ def carried_by(exception: BaseException) -> object:
 def send_along(exception: BaseException) -> None:
     """Have the marks of an exception that leaves its process pickled with it, as others are that stand in it."""
     marks = marks_of(exception)
-    if marks is not None and marks.origins and id(exception) in _table:
+    if marks is not None and marks.origins and id(exception) in _table and _takes_a_key(exception):
         dict.__setitem__(attributes_of(exception), KEY, marks.origins[0].to_tuple())
 
 
@@ -102,3 +112,11 @@ def take_off(exception: BaseException) -> None:
     """Leave an exception that came from another process as it was made, now that the table has its marks."""
     if id(exception) in _table:
         dict.pop(attributes_of(exception), KEY, None)
+
+
+def _takes_a_key(exception: BaseException) -> bool:
+    """Whether a key more in its `__dict__` changes nothing else, also when it is copied or pickled."""
+    for each in _classes_of(type(exception)):
+        if _flags_of(each) & _HEAP_TYPE and not _OWN_WAYS.isdisjoint(_names_of(each)):
+            return False
+    return True

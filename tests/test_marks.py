@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import pickle
 import subprocess
@@ -229,3 +230,17 @@ def test_what_else_stands_under_the_key_is_ignored(forged):
             raise error
     (step,) = store.query(kind="phase")
     assert (step.path, forged) == (step.root_cause_path, error.__stormphase__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenSlots(Exception):
+    """Whose state is its fields, by their order."""
+
+    code: int
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
+def test_a_class_that_has_its_own_way_to_be_copied_gets_no_key(way):
+    """It would take the key for one of its fields."""
+    error = crossed(FrozenSlots(3))
+    assert (3, {}) == (way(error).code, _marks.attributes_of(error))
