@@ -1329,6 +1329,7 @@ enter_phase_of(PyObject *Py_UNUSED(module), PyObject *owner)
     return PyDescr_NewMethod((PyTypeObject *)owner, &enter_phase_method);
 }
 
+#include "_c/frames.h"
 #include "_c/capture.h"
 #include "_c/redaction.h"
 
@@ -1380,6 +1381,7 @@ PyInit__speedups(void)
     INTERN(s_resumed_ns, "resumed_ns")
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL && (PyModule_AddStringConstant(module, "SOURCE", STORMPHASE_SOURCE) < 0 ||
+                           PyModule_AddIntConstant(module, "WRITES_FRAMES", WRITES_FRAMES) < 0 ||
                            PyModule_AddIntConstant(module, "ABI", 3) < 0)) /* See `_native`. */
         Py_CLEAR(module);
     return module;

@@ -5,6 +5,7 @@ from contextvars import ContextVar, Token
 from typing import Any
 
 ABI: int  # What it and `_native` expect of each other.
+WRITES_FRAMES: int  # Whether a hook takes what `Descriptors.write_text` returns and writes by it.
 SOURCE: str  # The SHA-256 of what it was built from, as hex digits.
 
 def bind(

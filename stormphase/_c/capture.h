@@ -154,7 +154,8 @@ static int
 keep_by_cell(HookObject *hook, PyObject *text, Py_ssize_t size)
 {
     PyObject *cell = hook->cell;
-    if (cell == NULL || hook->cell_thread != PyThread_get_thread_ident())
+    unsigned long thread = PyThread_get_thread_ident();
+    if (cell == NULL || hook->cell_thread != thread)
         return 0;
     if (!is_holder_open(PyTuple_GET_ITEM(cell, CELL_HOLDER)))
         return 0;
@@ -180,7 +181,7 @@ keep_by_cell(HookObject *hook, PyObject *text, Py_ssize_t size)
     if (line != old_line) {
         Py_INCREF(line);
         hook->line = line;
-        hook->line_thread = hook->cell_thread;
+        hook->line_thread = thread;
         Py_XDECREF(old_line);
     }
     kept = 1;
@@ -305,9 +306,17 @@ hook_call(PyObject *self, PyObject *const *args, size_t flags, PyObject *keyword
         result = PyObject_Vectorcall(hook->before, args, (size_t)(count > 0), NULL);
         if (result == NULL && let_go() < 0)
             goto done;
-        if (result != NULL && result != Py_None)
+        if (result != NULL && PyTuple_CheckExact(result) && count > 0) {
+            PyObject *plan = result;
+            result = write_planned(plan, args[0]);
+            Py_DECREF(plan);
+            if (result != NULL || PyErr_Occurred())
+                goto done;
+        } else if (result != NULL && result != Py_None) {
             goto done;
-        Py_XDECREF(result);
+        } else {
+            Py_XDECREF(result);
+        }
     }
     unsigned long noted_before = noted_count;
     int is_begun = hook->kind != HOOK_OTHER && begin_group(hook->group);

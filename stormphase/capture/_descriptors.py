@@ -19,6 +19,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
+from stormphase import _native
 from stormphase._bell import Bell
 from stormphase._clock import SystemClock
 from stormphase.capture import _system, _tee
@@ -36,6 +37,7 @@ _LINGER_S: Final = 0.5
 _LINGER_PAUSE_S: Final = 0.001
 _MOST_MARKS: Final = 8
 
+_PLANS: Final[bool] = getattr(_native.speedups, "WRITES_FRAMES", 0) == 1
 _lingering: Final[list[subprocess.Popen[bytes]]] = []
 _stray: Final[list[Any]] = []
 _guarded: Final[list[weakref.ref[Descriptors]]] = []
@@ -263,10 +265,12 @@ class Descriptors:
         except (OSError, ValueError):
             return None
 
-    def write_text(self, stream: int, data: Any) -> int | None:
+    def write_text(self, stream: int, data: Any) -> int | tuple[Any, ...] | None:
         """Write what a Python stream has for the descriptor: shown by the tee, and not told of; None if it is not on.
 
-        Where both lead to one place, the text of both goes through the first pipe, so that its order is kept.
+        Where both lead to one place, the text of both goes through the first pipe, so that its order is kept. Where
+        compiled code writes, this returns by what: no handler of a signal may run between the write and the buffer
+        above, which would write the same text again.
         """
         view = memoryview(data).cast("B")
         size = len(view)
@@ -283,9 +287,12 @@ class Descriptors:
                 self.settle(SETTLE_S)
             pipe = 0 if self._is_one_place else stream
             try:
+                if _PLANS:
+                    write = self._writes[pipe]
+                    return write, *self._own[write], self._word, stream, self._now(), self._page
                 for start in range(0, size, most):
                     self._put(pipe, _tee.TEXT, data=bytes(view[start : start + most]), target=stream)
-            except (IndexError, OSError) as error:
+            except (LookupError, OSError) as error:
                 if not self._is_over and getattr(error, "errno", None) != errno.EBADF:
                     raise
                 return None  # A signal handler stopped it in between, or the program has closed what is ours.

@@ -58,7 +58,8 @@ def stream_hook(
         kind: one of the above.
         group: what a stream and its buffer have in common.
         wrapped: what stood there before, if that is not the original.
-        before: called first with what is to be written; if it returns anything but None, that is the answer.
+        before: called first with what is to be written; if it returns anything but None, that is the answer, or by what
+            the compiled one finds it: see `Descriptors.write_text`.
         note: called with what was written and what the original returned, and if that is foreign, whether it wrote to
             streams that are hooked; returns how the calling thread may keep its next text by itself.
         after: called without arguments after the original.
@@ -304,10 +305,10 @@ def _with(hook: Any, forget: Callable[..., None], retire: Callable[[], None]) ->
     return hook
 
 
-def framed(descriptors: Descriptors, leads_to: Callable[[], int | None]) -> Callable[[Any], int | None]:
+def framed(descriptors: Descriptors, leads_to: Callable[[], int | None]) -> Callable[[Any], Any]:
     """Return what a raw file's `write` does first: tell the tee that this text is known, as long as it leads there."""
 
-    def write(data: Any, /) -> int | None:
+    def write(data: Any, /) -> Any:
         stream = leads_to()  # Now: the program may have led its descriptor elsewhere for a while.
         return None if stream is None else descriptors.write_text(stream, data)
 

@@ -420,6 +420,30 @@ for file in files: file.write("x"); file.flush(); file.seek(0); assert file.read
     _check(source, tmp_path)
 
 
+@pytest.mark.skipif(_native.speedups is None, reason="in Python alone, a handler may run in between")
+def test_nothing_is_written_twice_where_a_handler_raises(tmp_path: Path) -> None:
+    """An error that a signal handler raises while a buffer is flushed leaves in it what was not written, no more."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        SETUP
+        + """
+import signal, time
+class Stop(Exception): pass
+def stop(*_): raise Stop
+with tracker() as t, t.enter_phase("a"):
+    signal.signal(signal.SIGALRM, stop)
+    for number in range(500):
+        with contextlib.suppress(Stop):
+            signal.setitimer(signal.ITIMER_REAL, 0.000_05 + number % 40 * 0.000_01)
+            sys.stdout.write(f"{number} {'x' * 7_000}\\n"); sys.stdout.flush(); time.sleep(0.01)
+""",
+        encoding="utf-8",
+    )
+    out, _ = _start(str(script), "fd", tmp_path).communicate(timeout=60)
+    numbers = [line.split()[0] for line in out.splitlines() if line]
+    assert len(set(numbers)) == len(numbers)
+
+
 def test_a_program_is_told_that_nobody_reads(tmp_path: Path) -> None:
     """As under `| head`: it ends by the error by which it ends without capture, and does not print for ever."""
     source = """
