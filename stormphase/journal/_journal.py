@@ -161,7 +161,7 @@ class OpenJournal:
         segment = None
         with self._unless_cut():
             segment = self._next_segment(writer, thread)
-        return segment
+        return segment  # noqa: RET504 - None where an error passed
 
     def _next_segment(self, writer: SegmentWriter, thread: tuple[int, int, int]) -> int | None:
         is_for_moving = thread[2] == _format.MOVED
