@@ -110,7 +110,7 @@ class RankIdentity:
     launcher: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, cache_hash=True)  # Records are told apart by it, thousands by the same one.
 class ProcessIdentity:
     """Which process on which machine, told apart also from one that was given the same pid later.
 

@@ -150,8 +150,8 @@ class PhaseRecord:
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, all `FIELDS` in their order; numbers may still be NaN."""
         found: dict[str, Any] = dict(zip(FIELDS, (SCHEMA_VERSION, *_values_of(self)), strict=True))
-        found["kind"] = self.kind.value
-        found["status"] = self.status.value
+        found["kind"] = self.kind._value_  # As `value`, which is a Python function.
+        found["status"] = self.status._value_
         found["path"] = list(self.path)
         found["attributes"] = dict(self.attributes)
         found["root_cause_path"] = None if self.root_cause_path is None else list(self.root_cause_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -14,8 +15,9 @@ from stormphase.cli._exit_codes import INTERRUPTED, USAGE
 from stormphase.exceptions import StormphaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+_NEW_OBJECTS: Final = 50_000
 COMMANDS: Final = (_postmortem, _recover, _top, _records)
 
 
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # closed by the shell: the exit code still tells
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
     try:
-        code: int = parsed.run(parsed)
+        with _collecting_seldom():
+            code: int = parsed.run(parsed)
         sys.stdout.flush()
     except StormphaseError as error:
         _complain(str(error))
@@ -51,6 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(f"{error}. Check that there is room, and that the output can be written.")
         return USAGE
     return code
+
+
+@contextlib.contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Have the garbage collector look at many new objects at a time: a journal makes a hundred thousand, all kept."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], _NEW_OBJECTS) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _complain(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase._record import dumps_ascii
+from stormphase._record import FIELDS, dumps_ascii
 
 if TYPE_CHECKING:
     from stormphase._record import PhaseRecord
@@ -25,7 +25,11 @@ class RecordTexts:
     def __init__(self, *, sort_keys: bool = False) -> None:
         """Know no path yet."""
         self._sort_keys = sort_keys
+        keys = sorted(FIELDS) if sort_keys else list(FIELDS)
+        first, second = map(keys.index, _PATHS)  # In both orders this one is first.
+        self._keys = keys[:first], keys[first + 1 : second], keys[second + 1 :]
         self._texts: dict[tuple[str, ...], str] = {}
+        self._last: tuple[tuple[str, ...], str] = ((), "[]")
         self._chars = 0
 
     def text(self, record: PhaseRecord) -> str:
@@ -33,16 +37,12 @@ class RecordTexts:
         fields = record.to_dict()
         if max(record.depth, len(record.root_cause_path or ())) < _MANY_NAMES:
             return dumps_ascii(fields, sort_keys=self._sort_keys)
-        pieces: list[str] = []
-        between: dict[str, Any] = {}
-        for key in sorted(fields) if self._sort_keys else fields:
-            if key in _PATHS:
-                pieces += (self._inside(between), f'"{key}": {self._path(getattr(record, key))}')
-                between = {}
-            else:
-                between[key] = fields[key]
-        pieces.append(self._inside(between))
-        return f"{{{', '.join(filter(None, pieces))}}}"
+        before, between, after = ({key: fields[key] for key in keys} for keys in self._keys)
+        path, cause = self._path(record.path), self._path(record.root_cause_path)
+        return (
+            f'{{{self._inside(before)}, "path": {path}, {self._inside(between)}, "root_cause_path": {cause}, '
+            f"{self._inside(after)}}}"
+        )
 
     def _inside(self, fields: dict[str, Any]) -> str:
         return dumps_ascii(fields, sort_keys=self._sort_keys)[1:-1]
@@ -50,6 +50,8 @@ class RecordTexts:
     def _path(self, path: tuple[str, ...] | None) -> str:
         if path is None:
             return "null"
+        if path is self._last[0]:
+            return self._last[1]
         text = self._texts.get(path)
         if text is None:
             text = dumps_ascii(path)
@@ -58,4 +60,5 @@ class RecordTexts:
                 self._texts.clear()
                 self._chars = len(text)
             self._texts[path] = text
+        self._last = (path, text)
         return text

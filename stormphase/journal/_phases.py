@@ -53,8 +53,10 @@ class Phases:
 
     def make(self, slots: Slots, row: int, *, unseen_end_ns: int | None = None) -> JournalPhase:
         """Return the phase in a slot; `unseen_end_ns` for an open one that is known to be over."""
-        (entered_ns, parent, step, number, lane, _, _, flags, sequence, ended_ns, on_top_ns, word) = slots.fields(row)
-        envelope = slots.envelope(row)
+        (entered_ns, parent, step, number, lane, _, blob_bytes, flags, sequence, ended_ns, on_top_ns, word) = (
+            slots.fields(row)
+        )
+        envelope = slots.envelope(row) if blob_bytes else {}
         attributes = _object(envelope.get("attributes"))
         late = _object(envelope.get("late"))
         _, _, thread_id, thread_name, thread_flags, *_ = _format.SEGMENT_HEADER.unpack_from(slots.segment.data)

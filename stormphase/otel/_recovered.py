@@ -92,6 +92,7 @@ class _Builder:
             "stormphase.world_size": identity.world_size,
         }
         self._reason = lost_reason(image.stop_signal)
+        self._last_path: tuple[tuple[str, ...], str] = ((), "")
         self._stacks = {
             (dump.sequence, thread["thread_id"]): (dump.at_ns, thread["frames"])
             for dump in image.stacks
@@ -150,7 +151,7 @@ class _Builder:
     def _attributes(self, phase: JournalPhase) -> dict[str, Any]:
         own: dict[str, Any] = {
             **self._common,
-            "stormphase.phase.path": " / ".join(phase.path),
+            "stormphase.phase.path": self._path_text(phase.path),
             "stormphase.phase.status": phase.status.value,
             "stormphase.phase.depth": len(phase.path),
             "stormphase.phase.sequence": phase.sequence,
@@ -178,6 +179,12 @@ class _Builder:
                     own["stormphase.phase.root_cause_scope_id"] = phase.error.root_cause_scope_id
         counts = AttributeCounts()
         return {**to_otel(take(dict(phase.attributes), counts), counts), **own}
+
+    def _path_text(self, path: tuple[str, ...]) -> str:
+        """Return a path as people read it; many phases may share one of a thousand names."""
+        if path is not self._last_path[0]:
+            self._last_path = (path, " / ".join(path))
+        return self._last_path[1]
 
     def _error(self, phase: JournalPhase) -> str | None:
         if phase.status is PhaseStatus.LOST:

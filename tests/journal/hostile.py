@@ -479,6 +479,32 @@ def all_open_at_the_deepest_path(segments: int) -> list[bytearray]:
 
 
 @kind
+def open_on_many_lanes_under_a_deep_one(segments: int) -> list[bytearray]:
+    """Half of it open in a chain, and half open on lanes of their own under its end, so that all are above each."""
+    half = segments * SLOTS // 2
+
+    def change(each: dict[str, int]) -> None:
+        is_of_chain = each["sequence"] <= half
+        each.update(parent=each["sequence"] - 1 if is_of_chain else half, lane=1 if is_of_chain else each["sequence"])
+
+    return made(segments, None, change)
+
+
+@kind
+def failures_by_one_another(segments: int) -> list[bytearray]:
+    """Each failed by the next one, as it says."""
+
+    def blob(serial: int) -> dict[str, Any]:
+        return {"error": {"type": "BrokenProcessPool", "message": "", "root": scope_id(serial)}}
+
+    return made(
+        segments,
+        blob,
+        lambda each: each.update(ended=5_000 + each["sequence"], word=each["sequence"] | FAILED << 56),
+    )
+
+
+@kind
 def stacks_of_open_phases(segments: int) -> list[bytearray]:
     """Half of it dumps, all of one phase, and half phases that are open on its thread."""
     threads = [{"thread_id": 77, "name": "t", "frames": ["f" * 50] * 200}]

@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 from journal_hostile import KINDS, hostile
 
+from stormphase._attribution import corrections
+from stormphase._liveness import Liveness, Verdict
+from stormphase._model import PhaseStatus
+from stormphase.journal._records import records_of_image
 from stormphase.journal._source import BytesSource
 from stormphase.journal._story import read_source
+from stormphase.otel._recovered import rebuild
 
 SEGMENTS = (12, 48)
 
 
-def work(data):
-    """Return how many calls it takes to read a journal, and how many names are in the paths that come of it."""
+def work(data, use=lambda image: None):
+    """Return how many calls it takes to read a journal, and use it, and how many names are in its paths."""
     calls = 0
 
     def count(_frame, event, _argument):
@@ -26,6 +31,7 @@ def work(data):
     sys.setprofile(count)
     try:
         image = read_source(BytesSource(data), Path("x"))
+        use(image)
     finally:
         sys.setprofile(before)
     return calls, sum(len(path) for path in {phase.path for phase in (*image.open, *image.ended)})
@@ -38,3 +44,25 @@ def test_twice_the_journal_is_twice_the_work(kind):
     growth = SEGMENTS[-1] / SEGMENTS[0]
     assert more_calls <= 1.25 * growth * calls
     assert more_names <= max(1.25 * growth * names, 1_100_000)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "all_open_at_the_deepest_path",
+        "failures_by_one_another",
+        "open_on_many_lanes_under_a_deep_one",
+        "parents_in_envelopes",
+    ],
+)
+def test_telling_of_a_dead_process_is_twice_the_work_as_well(kind):
+    """Its records, where they failed, and the spans that are made of them."""
+    dead = Verdict(Liveness.DEAD, "it is known")
+
+    def tell(image):
+        records = records_of_image(image, dead)
+        corrections(records)
+        rebuild(image, [record for record in records if record.status is PhaseStatus.LOST])
+
+    (calls, _), (more_calls, _) = (work(hostile(kind, segments), tell) for segments in (4, 16))
+    assert more_calls <= 1.25 * 4 * calls

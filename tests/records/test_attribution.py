@@ -468,3 +468,15 @@ def test_a_rank_that_was_lost_with_its_workers_was_lost_where_it_was_itself():
     work = record("fit/work", fit, status=LOST, process=process_of(2), ended_ns=50 * SECOND)
     found = attribute([rank, fit, wait, work])
     assert ["wait", "wait", "wait", "work"] == [blamed(found, each) for each in (rank, fit, wait, work)]
+
+
+def test_a_circle_of_causes_leaves_each_its_own():
+    """Only damage makes one; what leads into it ends there."""
+    first, second, third = (record(f"train/{name}", status=FAILED) for name in ("first", "second", "third"))
+    first = attrs.evolve(first, root_cause_scope_id=second.scope_id)
+    second = attrs.evolve(second, root_cause_scope_id=first.scope_id)
+    third = attrs.evolve(third, root_cause_scope_id=first.scope_id)
+    found = attribute([third, first, second])
+    assert second.scope_id == found.blame_of(first).scope_id
+    assert first.scope_id == found.blame_of(second).scope_id
+    assert found.blame_of(third).scope_id in {first.scope_id, second.scope_id}
