@@ -18,7 +18,7 @@ typedef struct {
     Py_ssize_t count, room;
     int is_unsorted; /* Whether one began before the end of another. */
     Py_ssize_t last_end;
-    Py_ssize_t named_count, last_named; /* Values of names, and where the last one of them ended. */
+    Py_ssize_t named_count, until; /* Values of names, and where the last one that goes on ended. */
     Py_ssize_t name_from, scheme_from, url_from, shape_from, key_from; /* Where each rule looks on. */
 } Scan;
 
@@ -52,6 +52,7 @@ enum {
 };
 static unsigned int class_of[256];
 static unsigned char low_of[256];
+static unsigned char firsts[KINDS_OF_BYTES], thirds[KINDS_OF_BYTES]; /* Which letters may stand third in a name. */
 static unsigned char begins[KINDS_OF_BYTES][KINDS_OF_BYTES]; /* Which rules may find something at two characters. */
 
 static inline int
@@ -82,7 +83,8 @@ is_class_at(const Scan *scan, Py_ssize_t at, int class)
     Py_UCS4 own = PyUnicode_READ(scan->kind, scan->data, at);
     if (class & (SPACE | BARE_END | USER_END))
         return Py_UNICODE_ISSPACE(own);
-    return class & (WORD | NAMES) ? Py_UNICODE_ISALNUM(own) : 0;
+    /* Four questions, so first the one that is answered for the spaces between words. */
+    return class & (WORD | NAMES) && !Py_UNICODE_ISSPACE(own) ? Py_UNICODE_ISALNUM(own) : 0;
 }
 
 static inline int
