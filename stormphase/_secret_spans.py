@@ -58,7 +58,7 @@ _WORDS: Final = (
 _CREDENTIAL_NAME: Final = re.compile(_WORDS)
 
 # The whole name that such a word stands in (`my_api_key_2`, "api key"), at once: no part of it is looked at again.
-_NAME: Final = rf"(?:{_WORDS})(?:(?=[\w. -])(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?)?"
+_NAME: Final = rf"(?:{_WORDS})(?:(?=[\w-]|[. ][ktsp])(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?)?"
 _LONGER_NAME: Final = r"(?(1)|(?(2)|(?!)))"
 _IN_QUOTES: Final = r""""([^"\\]*(?:\\[\s\S][^"\\]*)*)(?=")|'([^'\\]*(?:\\[\s\S][^'\\]*)*)(?=')"""
 # password=..., "token": "...", b'...', what has no end quote, and \"token\": \"...\" in a string within a string.

@@ -130,9 +130,10 @@ find_shape(Scan *scan, Py_ssize_t at)
     };
     const Shape *last = &shapes[sizeof shapes / sizeof *shapes - 1], *shape = shapes;
     Py_ssize_t start, end, second;
+    int first = char_at(scan, at);
     if (is_class_at(scan, at - 1, WORD))
         return 0;
-    while (!is_begin_of(scan, at, shape))
+    while (shape->begin.text[0] != first || !is_begin_of(scan, at, shape))
         if (shape++ == last)
             return 0;
     start = at + shape->begin.length;
@@ -199,7 +200,7 @@ prepare_redaction(void)
     for (int each = 0; each < 256; each++) {
         int letter = (each >= 'A' && each <= 'Z') || is_letter(each), upper = letter && !is_letter(each);
         int word = letter || is_digit(each) || each == '_';
-        int space = (each >= '\t' && each <= '\r') || (each >= 0x1C && each <= ' ');
+        int space = (each >= '\t' && each <= '\r') || (each >= 0x1C && each <= ' ') || each == OTHER_SPACE;
         int hex = is_digit(each) || (each >= 'a' && each <= 'f');
         low_of[each] = (unsigned char)(upper ? each + 32 : each);
         class_of[each] = (unsigned int)(letter * LETTER + is_digit(each) * DIGIT + upper * UPPER + word * WORD +
@@ -209,7 +210,8 @@ prepare_redaction(void)
                                         (letter || is_digit(each) || is_of(each, "._~+/=:-")) * IN_TOKEN +
                                         (is_digit(each) || is_of(each, "+/=")) * ENCODED +
                                         (space || is_of(each, ":/@\"'")) * USER_END +
-                                        is_of(each, "ktsp") * FIRST_OF_LAST);
+                                        is_of(each, "ktsp") * FIRST_OF_LAST + is_of(each, "([{") * OPEN +
+                                        is_of(each, ")]}") * CLOSE);
     }
     begin_with("ap ac au cl cr co en pr pa pw se sa si st to ", NAME);
     third_of(1, 'a', "ipct"), third_of(2, 'c', "ieon"), third_of(4, 'e', "c"), third_of(8, 'p', "isd");
@@ -268,11 +270,21 @@ unite(Scan *scan)
     scan->count = last + 1;
 }
 
+/* The spaces of Unicode beyond ASCII; by hand, since each text of other letters asks of each character. */
+static inline unsigned char
+byte_of_other(Py_UCS4 character)
+{
+    int is_space = (character >= 0x2000 && character <= 0x200A) || character == 0x85 || character == 0xA0 ||
+                   character == 0x1680 || character == 0x2028 || character == 0x2029 || character == 0x202F ||
+                   character == 0x205F || character == 0x3000;
+    return is_space ? OTHER_SPACE : OTHER;
+}
+
 /* Of what is not ASCII, two characters come to it in lower case. */
 static inline unsigned char
 low_of_other(Py_UCS4 character)
 {
-    return character == 0x212A ? 'k' : character == 0x130 ? 'i' : OTHER;
+    return character == 0x212A ? 'k' : character == 0x130 ? 'i' : byte_of_other(character);
 }
 
 /* Write a text's characters as bytes, and those in lower case. */
@@ -282,7 +294,7 @@ low_of_other(Py_UCS4 character)
         for (Py_ssize_t at = 0; at < scan->length; at++) {                                                             \
             Py_UCS4 character = characters[at];                                                                        \
             int is_ascii = character < 128;                                                                            \
-            raw[at] = is_ascii ? (unsigned char)character : OTHER;                                                     \
+            raw[at] = is_ascii ? (unsigned char)character : byte_of_other(character);                                  \
             low[at] = is_ascii ? low_of[character & 127] : low_of_other(character);                                    \
         }                                                                                                              \
     } while (0)

@@ -278,9 +278,9 @@ brackets_end(const Scan *scan, Py_ssize_t at)
 {
     int each, is_deeper = 0;
     for (; (each = char_at(scan, at)) != NOTHING && each != '\n'; at++)
-        if (is_of(each, "([{"))
+        if (is_class(each, OPEN))
             is_deeper = 1;
-        else if (is_of(each, ")]}")) {
+        else if (is_class(each, CLOSE)) {
             if (!is_deeper)
                 return at + 1;
             is_deeper = 0;
@@ -295,7 +295,7 @@ whole_end(const Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end)
     Py_ssize_t at;
     int each;
     for (at = start; at < end; at++)
-        if (is_of(char_at(scan, at), "([{"))
+        if (is_class(char_at(scan, at), OPEN))
             return (at = brackets_end(scan, at + 1)) > end ? at : end;
     if (has_word(scan, name, end, (Word)W("cookie"))) {
         if (char_at(scan, at) == ';')

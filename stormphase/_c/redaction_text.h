@@ -1,7 +1,7 @@
 /* A text as the rules of redaction look at it: bytes, classes of characters, words, and the spans that are found. */
 
-enum { NOTHING = -1, OTHER = 128, KINDS_OF_BYTES };
-/* A text's characters as bytes: ASCII as it is, all others alike. NOTHING is beyond either end. */
+enum { NOTHING = -1, OTHER = 128, OTHER_SPACE, KINDS_OF_BYTES };
+/* A text's characters as bytes: ASCII as it is, of all others spaces alike and the rest. NOTHING is beyond either end. */
 
 enum { ON_STACK = 8192, SPANS_ON_STACK = 64 };
 
@@ -49,6 +49,8 @@ enum {
     ENCODED = 4096,    /* digits and +/= */
     USER_END = 8192,   /* :/@"' and spaces */
     FIRST_OF_LAST = 16384, /* ktsp: what `_LAST_WORD` begins with */
+    OPEN = 32768,          /* ([{ */
+    CLOSE = 65536,         /* )]} */
 };
 static unsigned int class_of[256];
 static unsigned char low_of[256];
@@ -81,10 +83,7 @@ is_class_at(const Scan *scan, Py_ssize_t at, int class)
     if (character != OTHER)
         return is_class(character, class);
     Py_UCS4 own = PyUnicode_READ(scan->kind, scan->data, at);
-    if (class & (SPACE | BARE_END | USER_END))
-        return Py_UNICODE_ISSPACE(own);
-    /* Four questions, so first the one that is answered for the spaces between words. */
-    return class & (WORD | NAMES) && !Py_UNICODE_ISSPACE(own) ? Py_UNICODE_ISALNUM(own) : 0;
+    return class & (WORD | NAMES) ? Py_UNICODE_ISALNUM(own) : 0;
 }
 
 static inline int

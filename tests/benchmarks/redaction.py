@@ -102,6 +102,7 @@ PIECES = {
     "authorization": "authorization:a ",
     "tokens of accounts": "refreshtoken",
     "tokens of none": "xtoken",
+    "tokens, options and digits": "token --pwd 6",
     "JSON in JSON": 'pwd=\\"a\\" ',
     "signatures": "-signature",
     "JSON": '{"api_key": "zzz", "a":1}, ',
