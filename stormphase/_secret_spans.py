@@ -74,15 +74,14 @@ _ASSIGNED: Final = (
 _FOLLOWS: Final = rf"""(?=(?:["'],?|)\s{{1,8}}(?:{_IN_QUOTES}|([^\s"'-][^\s"']*)))"""
 _FIRST_VALUE: Final = 3
 _MANY: Final = 64
-_SPARSE: Final = 16
+_SPARSE: Final = 18
 _BARE_VALUE: Final = 7
 _FIRST_OF_OPTION: Final = 8
 _NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
 # A value without quotes goes on: in brackets, to where those end, but for the deepest, and on this line; in a header.
 _MORE: Final = ("(", "[", "{", "cookie", "authorization")
-_OPEN: Final = re.compile(r"[(\[{]")
-_IN_BRACKETS: Final = re.compile(r"(?:[^()\[\]{}\n]+|[(\[{][^()\[\]{}\n]*[)\]}]?)*[)\]}]?")
+_IN_BRACKETS: Final = re.compile(r"[^(\[{]*[(\[{][^()\[\]{}\n]*(?:[(\[{][^()\[\]{}\n]*[)\]}]?[^()\[\]{}\n]*)*[)\]}]?")
 _MORE_COOKIES: Final = re.compile(r"""(?:;[^\n"']*)?""")
 _AFTER_SCHEME: Final = re.compile(r"""(?: {1,8}[^\s,;&"')\]}]+)?""")
 _OPTION: Final = re.compile(r"(-(?<![\w-]-)-[\w-]*)")
@@ -158,7 +157,7 @@ def folded(text: str) -> str:
     return low if len(low) == len(text) else text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
 
 
-def _named(low: str) -> Spans:
+def _named(low: str) -> Spans:  # noqa: C901 - one piece, since each call more is paid by each match
     """Return where the values stand of what has a credential's name: after `=` or `:`, or as an option in a command."""
     options: set[int] = set()
     pattern = _NAMED
@@ -181,7 +180,11 @@ def _named(low: str) -> Spans:
             continue
         start, end = found.span(group)
         if may_go_on and group == _BARE_VALUE and start >= until:
-            end = until = _whole_end(low, found[0], start, end)
+            if "(" in secret or "[" in secret or "{" in secret:
+                end = max(end, _IN_BRACKETS.match(low, start).end())  # type: ignore[union-attr]  # one is there
+            else:
+                end = _end_of_header(low, found[0], end)
+            until = end
         count += 1
         if count > most:  # It is made of nothing else, and costs as much as it can.
             end = len(low)
@@ -196,18 +199,13 @@ def _named(low: str) -> Spans:
     return spans
 
 
-def _whole_end(low: str, found: str, start: int, end: int) -> int:
-    """Return where a value without quotes ends with all that belongs to it."""
-    opened = _OPEN.search(low, start, end)
-    if opened is not None:
-        more = _IN_BRACKETS.match(low, opened.end())
-    elif "cookie" in found:
-        more = _MORE_COOKIES.match(low, end)
-    elif "authorization" in found:
-        more = _AFTER_SCHEME.match(low, end)
-    else:
-        return end
-    return max(end, more.end())  # type: ignore[union-attr]  # each of them matches the empty text
+def _end_of_header(low: str, found: str, end: int) -> int:
+    """Return where a header's value ends, of which `found` is the begin; `end` if it is none."""
+    if "cookie" in found:
+        return _MORE_COOKIES.match(low, end).end()  # type: ignore[union-attr]  # it matches the empty text, too
+    if "authorization" in found:
+        return _AFTER_SCHEME.match(low, end).end()  # type: ignore[union-attr]  # as that does
+    return end
 
 
 def _is_of_tokenizer(found: str, value: str) -> bool:

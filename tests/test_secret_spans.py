@@ -108,9 +108,9 @@ def test_where_a_secret_ends(text: str, expected: str | None) -> None:
 
 @pytest.mark.parametrize("half", ["Python", "loaded"])
 def test_a_text_made_of_credentials_is_hidden_from_where_that_shows(half: str) -> None:
-    """More than 64 values, and more than one in 16 characters, are nothing that anybody reads; fewer stay apart."""
+    """More than 64 values, and more than one in 18 characters, are nothing that anybody reads; fewer stay apart."""
     replace = _secret_spans.without_secrets if half == "Python" else _secret_spans.replace_secrets
-    dense, rare = "pwd=a,", "password=abcdef "
+    dense, rare = "pwd=a,", "password=abcdefgh "
     assert f"pwd={MARKER}," * 64 == replace(dense * 64, MARKER)
     assert f"pwd={MARKER}," * 64 + f"pwd={MARKER}" == replace(dense * 100, MARKER)
     assert f"password={MARKER} " * 500 == replace(rare * 500, MARKER)

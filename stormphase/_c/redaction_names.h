@@ -346,7 +346,7 @@ is_number(const Scan *scan, Py_ssize_t at, Py_ssize_t end)
 static int
 take_value(Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssize_t matched, int kind)
 {
-    Py_ssize_t most = scan->length / 16 > 64 ? scan->length / 16 : 64;
+    Py_ssize_t most = scan->length / 18 > 64 ? scan->length / 18 : 64;
     if (is_not_secret(scan, start, end) ||
         (is_number(scan, start, end) && has_word(scan, name, matched, (Word)W("token"))))
         return 0;

@@ -1,7 +1,7 @@
 /* A text as the rules of redaction look at it: bytes, classes of characters, words, and the spans that are found. */
 
 enum { NOTHING = -1, OTHER = 128, OTHER_SPACE, KINDS_OF_BYTES };
-/* A text's characters as bytes: ASCII as it is, of all others spaces alike and the rest. NOTHING is beyond either end. */
+/* A text as bytes: ASCII as it is, of all others spaces alike and the rest. NOTHING is beyond either end. */
 
 enum { ON_STACK = 8192, SPANS_ON_STACK = 64 };
 
