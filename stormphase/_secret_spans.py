@@ -23,21 +23,25 @@ Spans: TypeAlias = "list[tuple[int, int]]"
 # times as long.
 _HINTS: Final = re.compile(
     r"key|token|secret|p(?:wd|ass[wp]|ypi-)|c(?:redential|ookie|onnection)|auth|b(?:earer|asic)|digest|negotiate|sas|://"
-    r"|g(?:h[pousr]_|ithub_|lpat-)|hf_|sk-|xox|npm_|dop_v1_|eyj|a(?:kia|sia|iza)"
+    r"|g(?:h[pousr]_|ithub_|lpat-|sk_)|hf_|sk[-_]|x(?:ox|app-|ai-)|n(?:pm_|vapi-)|d(?:op_v1_|api)|eyj"
+    r"|a(?:kia|sia|iza)|ya29\.|hvs\.|r(?:8|k)_|\?sig=|&sig=|-signature="
 )
 
 # Most tokens of a training run are pieces of text: `eos_token`, `time_to_first_token`, `token_type`.
 _OF_TEXT: Final = (
     "pad eos bos unk sep cls mask stop start end special image audio video text word first next last prev previous "
     "current new each every per one top best max min num input output prompt target source predicted generated sampled "
-    "decoded draft vocab"
+    "decoded draft vocab n total"
 )
+_OF_ACCOUNT: Final = "hf bot jwt csrf xsrf bearer github gitlab refresh"  # refreshToken, in lower case
 _NO_TEXTS: Final = "".join(
     rf"(?<!(?<![a-z])(?:{'|'.join(word for word in _OF_TEXT.split() if len(word) == length)})[_\-. ]token)"
     for length in sorted({*map(len, _OF_TEXT.split())})
 )
+_OF_ACCOUNTS: Final = "|".join(rf"(?<={word}token)" for word in _OF_ACCOUNT.split())
 _TOKEN: Final = (
-    r"token(?<![a-z]token)(?![a-z0-9]|[_\-.](?!(?:value|string|secret|key|hash)(?![a-z]))[a-z0-9])"
+    rf"token(?:(?<![a-z]token)|{_OF_ACCOUNTS})"
+    r"(?![a-z0-9]|[_\-.](?!(?:value|string|secret|key|hash)(?![a-z]))[a-z0-9])"
     rf"(?:(?<![_\-. ]token)|{_NO_TEXTS})"
 )
 _LAST_WORD: Final = r"(?:key|token|secret|pwd|password)s?(?![a-z])"
@@ -47,33 +51,39 @@ _WORDS: Final = (
     rf"a(?:(?:pi|ccess|ccount|pp|uth){_AND_KEY}|uth(?<![a-z]auth)(?:orization)?(?![a-z]))"
     rf"|c(?:lient{_AND_KEY}|redential|ookie(?<![a-z]cookie)(?![a-z])|onnection_?string)"
     rf"|encryption{_AND_KEY}"
-    rf"|p(?:rivate{_AND_KEY}|ass(?:w(?:or)?d|phrase)|wd(?<![a-z]pwd)(?![a-z]))"
-    rf"|s(?:ecret|as(?<![a-z]sas)(?![a-z])|(?:ervice|ession|igning|torage){_AND_KEY})"
+    rf"|p(?:rivate{_AND_KEY}|ass(?:w(?:or)?d(?!less)|phrase)|wd(?<![a-z]pwd)(?![a-z]))"
+    rf"|s(?:ecret(?!ar[iy])|as(?<![a-z]sas)(?![a-z])|ig(?:(?<=[?&]sig)|nature(?<=-signature))(?==)|(?:ervice|ession|igning|torage){_AND_KEY})"
     rf"|{_TOKEN}"
 )
 _CREDENTIAL_NAME: Final = re.compile(_WORDS)
 
 # The whole name that such a word stands in (`my_api_key_2`, "api key"), at once: no part of it is looked at again.
-_NAME: Final = rf"(?:{_WORDS})(?:(?=[\w. -])(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?)?"
+_NAME: Final = rf"(?:{_WORDS})(?:(?=[\w-]|[. ][ktsp])(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?)?"
 _LONGER_NAME: Final = r"(?(1)|(?(2)|(?!)))"
 _IN_QUOTES: Final = r""""([^"\\]*(?:\\[\s\S][^"\\]*)*)(?=")|'([^'\\]*(?:\\[\s\S][^'\\]*)*)(?=')"""
-# password=..., "token": "...", b'...' and what has no end quote.
+# password=..., "token": "...", b'...', what has no end quote, and \"token\": \"...\" in a string within a string.
 _BARE: Final = (
     r"""(?!b(?:earer|asic)\s|digest\s|negotiate\s|\[redacted\]|[bfru]{1,2}["'])"""
     r"""([^\s,;&"')\]}]+)"""
 )
 _ASSIGNED: Final = (
-    r"""["']?\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}"""
-    rf"""(?:(?=[bfru"'])(?:[bfru]{{1,2}}(?=["']))?(?:{_IN_QUOTES}|["']{_BARE})|{_BARE})"""
+    r"""(?:["']\]?|\\\\{0,7}["']\]?|)\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}"""
+    rf"""(?:(?=[bfru"'])(?:[bfru]{{1,2}}(?=["']))?(?:{_IN_QUOTES}|["']{_BARE})|\\\\{{0,7}}["']([^"'\\]*)|{_BARE})"""
 )
-# What follows an option of a command line: `--api-key ...`. Not consumed, since it may be a name itself.
-_FOLLOWS: Final = rf"""(?=\s{{1,8}}(?:{_IN_QUOTES}|([^\s"'-][^\s"']*)))"""
+# What follows an option of a command line: `--api-key ...`, or in a list of arguments. Not consumed: it may be a name.
+_FOLLOWS: Final = rf"""(?=(?:["'],?|)\s{{1,8}}(?:{_IN_QUOTES}|([^\s"'-][^\s"']*)))"""
 _FIRST_VALUE: Final = 3
 _MANY: Final = 64
-_SPARSE: Final = 11
-_FIRST_OF_OPTION: Final = 7
+_SPARSE: Final = 18
+_BARE_VALUE: Final = 7
+_FIRST_OF_OPTION: Final = 8
 _NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
+# A value without quotes goes on: in brackets, to where those end, but for the deepest, and on this line; in a header.
+_MORE: Final = ("(", "[", "{", "cookie", "authorization")
+_IN_BRACKETS: Final = re.compile(r"[^(\[{]*[(\[{][^()\[\]{}\n]*(?:[(\[{][^()\[\]{}\n]*[)\]}]?[^()\[\]{}\n]*)*[)\]}]?")
+_MORE_COOKIES: Final = re.compile(r"""(?:;[^\n"']*)?""")
+_AFTER_SCHEME: Final = re.compile(r"""(?: {1,8}[^\s,;&"')\]}]+)?""")
 _OPTION: Final = re.compile(r"(-(?<![\w-]-)-[\w-]*)")
 
 # `Authorization: Bearer abc`. "Basic training" is none: the rest has a digit, a sign, or a capital in its midst.
@@ -88,14 +98,23 @@ _CAPITAL: Final = re.compile("[a-z][A-Z]")
 _URL: Final = re.compile(r"""://(?<=[a-z0-9+.\-]://)([^\s:/@'"]*)(?::([^\s/@'"]+))?@""")
 _SHORTEST_IN_URL: Final = 16
 
+# Each way begins with a letter, so that `re` passes over what begins with no such letter.
 # Tokens that say by their shape what they are. A JWT's first part is consumed also where no second one follows.
 _SHAPE: Final = re.compile(
-    r"g(?:h[pousr]_(?<!\wgh._)[A-Za-z0-9]{20,}|ithub_pat_(?<!\wgithub_pat_)\w{20,}|lpat-(?<!\wglpat-)[\w-]{16,})"
-    r"|hf_(?<!\whf_)[A-Za-z0-9]{16,}|sk-(?<!\wsk-)[A-Za-z0-9_-]{16,}|xox[abprs]-(?<!\wxox.-)[A-Za-z0-9-]{10,}"
-    r"|A(?:(?:KI|SI)A(?<!\wA.IA)[A-Z0-9]{16}|Iza(?<!\wAIza)[\w-]{30,})|npm_(?<!\wnpm_)[A-Za-z0-9]{20,}"
-    r"|pypi-(?<!\wpypi-)[\w-]{20,}|dop_v1_(?<!\wdop_v1_)[a-f0-9]{20,}"
-    r"|eyJ(?<!\weyJ)(?=([\w-]{8,}))\1(\.[\w-]{8,}\.[\w-]*)?"
+    r"g(?:h[pousr]_(?<!\wgh._)[A-Za-z0-9]{20,}|ithub_pat_(?<!\wgithub_pat_)\w{20,}|lpat-(?<!\wglpat-)[\w-]{16,}"
+    r"|sk_(?<!\wgsk_)[A-Za-z0-9]{20,})|hf_(?<!\whf_)[A-Za-z0-9]{16,}"
+    r"|sk(?:-(?<!\wsk-)([A-Za-z0-9_-]{16,})|_(?:live|test)_(?<!\wsk_...._)[A-Za-z0-9]{16,})"
+    r"|x(?:ox[abprs]-(?<!\wxox.-)[A-Za-z0-9-]{10,}|app-(?<!\wxapp-)[A-Za-z0-9-]{16,}|ai-(?<!\wxai-)[A-Za-z0-9]{20,})"
+    r"|A(?:(?:KI|SI)A(?<!\wA.IA)[A-Z0-9]{16}|Iza(?<!\wAIza)[\w-]{30,})"
+    r"|n(?:pm_(?<!\wnpm_)[A-Za-z0-9]{20,}|vapi-(?<!\wnvapi-)[\w-]{20,})"
+    r"|pypi-(?<!\wpypi-)[\w-]{20,}|d(?:op_v1_(?<!\wdop_v1_)[a-f0-9]{20,}|api(?<!\wdapi)[a-f0-9]{32,})"
+    r"|r(?:8_(?<!\wr8_)[A-Za-z0-9]{20,}|k_(?:live|test)_(?<!\wrk_...._)[A-Za-z0-9]{16,})"
+    r"|ya29\.(?<!\wya29.)[\w-]{20,}|hvs\.(?<!\whvs.)[\w-]{20,}"
+    r"|eyJ(?<!\weyJ)(?=([\w-]{8,}))\2(\.[\w-]{8,}\.[\w-]*)?"
 )
+
+_OF_WORDS, _HALF_OF_JWT = 1, 2
+_JOINED_WORDS: Final = re.compile("[a-z]*[_-][a-z_-]*")  # sk-learn-compatible
 
 _KEY_EDGE: Final = "PRIVATE KEY-----"
 _KEY_BEGIN: Final = re.compile("-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -119,7 +138,7 @@ def secret_spans(text: str) -> Spans | None:
             _named(low),
             _by_scheme(text, low),
             urls_secrets(low),
-            [found.span() for found in _SHAPE.finditer(text) if found.lastindex != 1],
+            _by_shape(text),
         ):
             if more:
                 spans = united(spans + more) if spans else more
@@ -138,7 +157,7 @@ def folded(text: str) -> str:
     return low if len(low) == len(text) else text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
 
 
-def _named(low: str) -> Spans:
+def _named(low: str) -> Spans:  # noqa: C901 - one piece, since each call more is paid by each match
     """Return where the values stand of what has a credential's name: after `=` or `:`, or as an option in a command."""
     options: set[int] = set()
     pattern = _NAMED
@@ -147,8 +166,10 @@ def _named(low: str) -> Spans:
         options = {*itertools.islice(ends, 1, None, 2)}  # Where the options end, of what is between and is one.
         pattern = _NAMED_OR_OPTION
     has_tokens = "token" in low
+    may_go_on = any(map(low.__contains__, _MORE))
     most = max(_MANY, len(low) // _SPARSE)
     spans: Spans = []
+    count = until = 0
     last_end = -1
     for found in pattern.finditer(low):
         group: int = found.lastindex  # type: ignore[assignment]  # what matches has at least a longer name
@@ -158,16 +179,33 @@ def _named(low: str) -> Spans:
         if secret in NOT_SECRET or (has_tokens and secret[0] in _BEGINS_NUMBER and _is_of_tokenizer(found[0], secret)):
             continue
         start, end = found.span(group)
+        if may_go_on and group == _BARE_VALUE and start >= until:
+            if "(" in secret or "[" in secret or "{" in secret:
+                end = max(end, _IN_BRACKETS.match(low, start).end())  # type: ignore[union-attr]  # one is there
+            else:
+                end = _end_of_header(low, found[0], end)
+            until = end
+        count += 1
+        if count > most:  # It is made of nothing else, and costs as much as it can.
+            end = len(low)
         if start > last_end:
-            if len(spans) == most:  # It is made of nothing else, and costs as much as it can.
-                spans.append((start, len(low)))
-                break
             spans.append((start, end))
             last_end = end
         elif end > last_end:  # What an option is given may have a name in it.
             spans[-1] = spans[-1][0], end
             last_end = end
+        if count > most:
+            break
     return spans
+
+
+def _end_of_header(low: str, found: str, end: int) -> int:
+    """Return where a header's value ends, of which `found` is the begin; `end` if it is none."""
+    if "cookie" in found:
+        return _MORE_COOKIES.match(low, end).end()  # type: ignore[union-attr]  # it matches the empty text, too
+    if "authorization" in found:
+        return _AFTER_SCHEME.match(low, end).end()  # type: ignore[union-attr]  # as that does
+    return end
 
 
 def _is_of_tokenizer(found: str, value: str) -> bool:
@@ -190,6 +228,15 @@ def _by_scheme(text: str, low: str) -> Spans:
         ):
             spans.append((start, end))
     return spans
+
+
+def _by_shape(text: str) -> Spans:
+    return [
+        found.span()
+        for found in _SHAPE.finditer(text)
+        if found.lastindex != _HALF_OF_JWT
+        and (found.lastindex != _OF_WORDS or _JOINED_WORDS.fullmatch(text, *found.span(_OF_WORDS)) is None)
+    ]
 
 
 def urls_secrets(low: str) -> Spans:

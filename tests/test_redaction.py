@@ -44,6 +44,28 @@ SECRETS = {
     "use ghp_0123456789abcdefghijABCDEFGHIJ now": "use [redacted] now",
     "hf_abcdefghijklmnopqrst": REDACTED,
     "AKIAABCDEFGHIJKLMNOP": REDACTED,
+    "sk_live_0123456789abcdef, gsk_0123456789abcdefghij": "[redacted], [redacted]",
+    "sk-proj-abcd_0123456789abcdef": REDACTED,
+    "xapp-1-A012-0123456789 ya29.a0Af_0123456789abcdef": "[redacted] [redacted]",
+    "nvapi-0123456789abcdefghij xai-0123456789abcdefghij": "[redacted] [redacted]",
+    "dapi0123456789abcdef0123456789abcdef-2": "[redacted]-2",
+    "hvs.0123456789abcdefghij r8_0123456789abcdefghij": "[redacted] [redacted]",
+    "https://host/x?sv=1&sig=ab%3D&se=1 x?X-Amz-Signature=ab": (
+        "https://host/x?sv=1&sig=[redacted]&se=1 x?X-Amz-Signature=[redacted]"
+    ),
+    "{'api_keys': ['ab', 'cd'], 'lr': 1}": "{'api_keys': [redacted], 'lr': 1}",
+    "{'secret': {'user': {'pin': 4711}, 'b': 2}, 'lr': 1}": "{'secret': [redacted], 'lr': 1}",
+    "auth=('bob', 'pw'), lr=1": "auth=[redacted], lr=1",
+    "Config(api_key=SecretStr('ab cd'), lr=1)": "Config(api_key=[redacted], lr=1)",
+    "passwords: [ab, cd\nlr: 1": "passwords: [redacted]\nlr: 1",
+    r'"{\"api_key\": \"ab cd\", \"lr\": 1}"': r'"{\"api_key\": \"[redacted]\", \"lr\": 1}"',
+    r'"{\\\"token\\\":\\\"ab\\\"}"': r'"{\\\"token\\\":\\\"[redacted]\\\"}"',
+    "os.environ['HF_TOKEN'] = 'ab'": "os.environ['HF_TOKEN'] = '[redacted]'",
+    "['run', '--token', 'ab', '--lr', '1']": "['run', '--token', '[redacted]', '--lr', '1']",
+    "Authorization: token abcd x": "Authorization: [redacted] x",
+    "Authorization: ApiKey abcd": "Authorization: [redacted]",
+    "Cookie: a=b; sid=abcd; c=d\nHost: x": "Cookie: [redacted]\nHost: x",
+    "refreshToken: abcd, csrftoken=abcd": "refreshToken: [redacted], csrftoken=[redacted]",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl": REDACTED,
     "-----BEGIN RSA PRIVATE KEY-----\nabc\ndef\n-----END RSA PRIVATE KEY-----": (
         "-----BEGIN RSA PRIVATE KEY-----[redacted]-----END RSA PRIVATE KEY-----"
@@ -67,6 +89,11 @@ INNOCENT = (
     "compass=1",
     "basic training, Digest mismatch",
     "task-1 on disk-2, part_of_it",
+    "secretary: Jane, secretariat=1, passwordless: yes",
+    "pip install sk-learn-compatible-estimators sk-image_processing_pipeline",
+    "n_token: few, total token: many",
+    "sig=0.05, signature: f(x), the design=x",
+    "tensor([1, 2]) of keys=['a', 'b'], tokens: ['hello', 'world']",
 )
 
 

@@ -15,6 +15,8 @@ WORDS = r"""
     credential authorization cookie set-cookie sas connection_string pad_ eos_ previous_ per value count
     bearer Basic digest negotiate none null True ... *** 50256 0.5 1e-3 97% abcdefgh ABCDEFGHIJKLMNOP
     0123456789abcdef0123 = == ==== => := : " ' \ b' rb" ) , ; & @ / :// https:// x+y:// - -- _ . [redacted] --pwd
+    ( [ { } ] "] =[ =( cookie: ;a=b authorization: refresh jwt secretary passwordless ?sig= &sig= x-amz-signature=x
+    \\" =\\" :\\' sk_live_ rk_test_ gsk_ xapp- xai- nvapi- dapi r8_ ya29. hvs. sk-learn-and_so-on-and-on
     ghp_ github_pat_ glpat- hf_ sk- xoxb- AKIA ASIA AIza npm_ pypi- dop_v1_ eyJ eyJaaaaaaaaa .bbbbbbbbb .cc -----END
 """
 PIECES = [
@@ -38,15 +40,16 @@ PIECES = [
 ]
 # Names as they stand before a value, of words that make one a credential's and of words that make one none.
 FIRST = "api access auth client secret session my user first previous prev generated per pad x"
-LAST = "key keys token tokens secret pwd password cookie value count tokenize"
+LAST = "key keys token tokens secret pwd password cookie authorization value count tokenize"
 NAMED = st.tuples(
     st.sampled_from(["", "--", "-", '"', "x"]),
     st.lists(st.sampled_from(FIRST.split()), max_size=2).map(lambda words: "".join(f"{word}_" for word in words)),
     st.sampled_from(LAST.split()),
     st.sampled_from(["", "_x", ".token", " key"]),
-    st.sampled_from(["=", ": ", '": "', "==", "=>", " ", "        =", "\xa0=", "!="]),
-    st.sampled_from(["abc", "'a b'", "b'a\\'b'", '"', "none", "12", "bearer x", "[redacted]", "é", "--x", ""]),
-    st.sampled_from(["", " ", ",", "\n", '"']),
+    st.sampled_from(["=", ": ", '": "', '\\": \\"', "'] = '", "', '", "==", "=>", " ", "        =", "\xa0=", "!="]),
+    st.sampled_from(["abc", "'a b'", "b'a\\'b'", '"', "none", "12", "bearer x", "[redacted]", "é", "--x", ""])
+    | st.sampled_from(["(1, 2)", "[{'a': [1]}, 2]", "str('a b')", "{1", "x; y=1; z", "x yz", 'x\\"']),
+    st.sampled_from(["", " ", ",", "\n", '"', ")", "]"]),
 ).map("".join)
 TEXTS = st.lists(NAMED, max_size=4).map("".join) | st.lists(
     st.sampled_from(PIECES) | st.text(max_size=3), max_size=20
@@ -105,9 +108,9 @@ def test_where_a_secret_ends(text: str, expected: str | None) -> None:
 
 @pytest.mark.parametrize("half", ["Python", "loaded"])
 def test_a_text_made_of_credentials_is_hidden_from_where_that_shows(half: str) -> None:
-    """More than 64 values, and more than one in eleven characters, are nothing that anybody reads; fewer stay apart."""
+    """More than 64 values, and more than one in 18 characters, are nothing that anybody reads; fewer stay apart."""
     replace = _secret_spans.without_secrets if half == "Python" else _secret_spans.replace_secrets
-    dense, rare = "pwd=a,", "password=a "
+    dense, rare = "pwd=a,", "password=abcdefgh "
     assert f"pwd={MARKER}," * 64 == replace(dense * 64, MARKER)
     assert f"pwd={MARKER}," * 64 + f"pwd={MARKER}" == replace(dense * 100, MARKER)
     assert f"password={MARKER} " * 500 == replace(rare * 500, MARKER)

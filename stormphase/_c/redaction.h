@@ -96,13 +96,33 @@ is_begin_of(const Scan *scan, Py_ssize_t at, const Shape *shape)
     return 1;
 }
 
+/* Whether small letters, joined, are all there is: sk-learn-compatible. */
+static int
+is_of_words(const Scan *scan, Py_ssize_t at, Py_ssize_t end)
+{
+    int each, is_joined = 0;
+    for (; at < end; at++)
+        if ((each = char_at(scan, at)) == '-' || each == '_')
+            is_joined = 1;
+        else if (!is_letter(each))
+            return 0;
+    return is_joined;
+}
+
 static int
 find_shape(Scan *scan, Py_ssize_t at)
 {
     static const Shape shapes[] = {
+        {W("sk-"), "", 16, LETTER | DIGIT, "_-"},     {W("sk_live_"), "", 16, LETTER | DIGIT, ""},
+        {W("sk_test_"), "", 16, LETTER | DIGIT, ""},  {W("rk_live_"), "", 16, LETTER | DIGIT, ""},
+        {W("rk_test_"), "", 16, LETTER | DIGIT, ""},  {W("gsk_"), "", 20, LETTER | DIGIT, ""},
         {W("gh?_"), "pousr", 20, LETTER | DIGIT, ""}, {W("github_pat_"), "", 20, WORD, ""},
         {W("glpat-"), "", 16, NAMES, ""},             {W("hf_"), "", 16, LETTER | DIGIT, ""},
-        {W("sk-"), "", 16, LETTER | DIGIT, "_-"},     {W("xox?-"), "abprs", 10, LETTER | DIGIT, "-"},
+        {W("xox?-"), "abprs", 10, LETTER | DIGIT, "-"},
+        {W("xapp-"), "", 16, LETTER | DIGIT, "-"},    {W("xai-"), "", 20, LETTER | DIGIT, ""},
+        {W("nvapi-"), "", 20, NAMES, ""},             {W("dapi"), "", 32, HEX, ""},
+        {W("r8_"), "", 20, LETTER | DIGIT, ""},       {W("ya29."), "", 20, NAMES, ""},
+        {W("hvs."), "", 20, NAMES, ""},
         {W("AKIA"), "", 16, UPPER | DIGIT, ""},       {W("ASIA"), "", 16, UPPER | DIGIT, ""},
         {W("AIza"), "", 30, NAMES, ""},               {W("npm_"), "", 20, LETTER | DIGIT, ""},
         {W("pypi-"), "", 20, NAMES, ""},              {W("dop_v1_"), "", 20, HEX, ""},
@@ -110,20 +130,23 @@ find_shape(Scan *scan, Py_ssize_t at)
     };
     const Shape *last = &shapes[sizeof shapes / sizeof *shapes - 1], *shape = shapes;
     Py_ssize_t start, end, second;
+    int first = char_at(scan, at);
     if (is_class_at(scan, at - 1, WORD))
         return 0;
-    while (!is_begin_of(scan, at, shape))
+    while (shape->begin.text[0] != first || !is_begin_of(scan, at, shape))
         if (shape++ == last)
             return 0;
     start = at + shape->begin.length;
     if (shape->class == (UPPER | DIGIT))
-        for (end = start; end < start + 16 && is_in_shape(scan, end, shape); end++)
+        for (end = start; end < start + shape->least && is_in_shape(scan, end, shape); end++)
             ;
     else
         end = shape_end(scan, start, shape);
     if (end - start < shape->least)
         return 0;
     scan->shape_from = end;
+    if (shape == shapes && is_of_words(scan, start, end))
+        return 0;
     if (shape != last)
         return add_span(scan, at, end);
     if (char_at(scan, end) != '.')
@@ -162,13 +185,22 @@ begin_with(const char *pairs, int rule)
         begins[(unsigned char)pairs[0]][(unsigned char)pairs[1]] |= (unsigned char)rule;
 }
 
+/* Have the words of a name that begin with `first` go on with one of some letters in the third place. */
+static void
+third_of(int bit, int first, const char *letters)
+{
+    firsts[first] = (unsigned char)bit;
+    for (; *letters != 0; letters++)
+        thirds[(unsigned char)*letters] |= (unsigned char)bit;
+}
+
 static void
 prepare_redaction(void)
 {
     for (int each = 0; each < 256; each++) {
         int letter = (each >= 'A' && each <= 'Z') || is_letter(each), upper = letter && !is_letter(each);
         int word = letter || is_digit(each) || each == '_';
-        int space = (each >= '\t' && each <= '\r') || (each >= 0x1C && each <= ' ');
+        int space = (each >= '\t' && each <= '\r') || (each >= 0x1C && each <= ' ') || each == OTHER_SPACE;
         int hex = is_digit(each) || (each >= 'a' && each <= 'f');
         low_of[each] = (unsigned char)(upper ? each + 32 : each);
         class_of[each] = (unsigned int)(letter * LETTER + is_digit(each) * DIGIT + upper * UPPER + word * WORD +
@@ -178,11 +210,14 @@ prepare_redaction(void)
                                         (letter || is_digit(each) || is_of(each, "._~+/=:-")) * IN_TOKEN +
                                         (is_digit(each) || is_of(each, "+/=")) * ENCODED +
                                         (space || is_of(each, ":/@\"'")) * USER_END +
-                                        is_of(each, "ktsp") * FIRST_OF_LAST);
+                                        is_of(each, "ktsp") * FIRST_OF_LAST + is_of(each, "([{") * OPEN +
+                                        is_of(each, ")]}") * CLOSE);
     }
     begin_with("ap ac au cl cr co en pr pa pw se sa si st to ", NAME);
+    third_of(1, 'a', "ipct"), third_of(2, 'c', "ieon"), third_of(4, 'e', "c"), third_of(8, 'p', "isd");
+    third_of(16, 's', "crsgo"), third_of(32, 't', "k");
     begin_with("be ba di ne ", SCHEME);
-    begin_with("gh gi gl hf sk xo ak as ai np py do ey ", SHAPE);
+    begin_with("gh gi gl gs hf sk rk r8 xo xa ak as ai np nv py do da ey ya hv ", SHAPE);
     begin_with(":/ ", URL);
     begin_with("-- ", KEY);
 }
@@ -190,7 +225,8 @@ prepare_redaction(void)
 static int
 look(Scan *scan, Py_ssize_t at, int rules)
 {
-    if (rules & NAME && at >= scan->name_from && find_named(scan, at) < 0)
+    if (rules & NAME && at >= scan->name_from && thirds[low_at(scan, at + 2) & 127] & firsts[scan->low[at]] &&
+        find_named(scan, at) < 0)
         return -1;
     if (rules & SCHEME && at >= scan->scheme_from && find_by_scheme(scan, at) < 0)
         return -1;
@@ -234,11 +270,21 @@ unite(Scan *scan)
     scan->count = last + 1;
 }
 
+/* The spaces of Unicode beyond ASCII; by hand, since each text of other letters asks of each character. */
+static inline unsigned char
+byte_of_other(Py_UCS4 character)
+{
+    int is_space = (character >= 0x2000 && character <= 0x200A) || character == 0x85 || character == 0xA0 ||
+                   character == 0x1680 || character == 0x2028 || character == 0x2029 || character == 0x202F ||
+                   character == 0x205F || character == 0x3000;
+    return is_space ? OTHER_SPACE : OTHER;
+}
+
 /* Of what is not ASCII, two characters come to it in lower case. */
 static inline unsigned char
 low_of_other(Py_UCS4 character)
 {
-    return character == 0x212A ? 'k' : character == 0x130 ? 'i' : OTHER;
+    return character == 0x212A ? 'k' : character == 0x130 ? 'i' : byte_of_other(character);
 }
 
 /* Write a text's characters as bytes, and those in lower case. */
@@ -248,7 +294,7 @@ low_of_other(Py_UCS4 character)
         for (Py_ssize_t at = 0; at < scan->length; at++) {                                                             \
             Py_UCS4 character = characters[at];                                                                        \
             int is_ascii = character < 128;                                                                            \
-            raw[at] = is_ascii ? (unsigned char)character : OTHER;                                                     \
+            raw[at] = is_ascii ? (unsigned char)character : byte_of_other(character);                                  \
             low[at] = is_ascii ? low_of[character & 127] : low_of_other(character);                                    \
         }                                                                                                              \
     } while (0)
@@ -336,8 +382,7 @@ without_secrets(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
                  .data = PyUnicode_DATA(text),
                  .length = PyUnicode_GET_LENGTH(text),
                  .room = SPANS_ON_STACK,
-                 .last_end = -1,
-                 .last_named = -1};
+                 .last_end = -1};
     unsigned char on_stack[2 * ON_STACK], *bytes = on_stack;
     if (scan.length > ON_STACK && (bytes = PyMem_Malloc(2 * (size_t)scan.length)) == NULL)
         return PyErr_NoMemory();

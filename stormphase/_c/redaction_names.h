@@ -25,14 +25,26 @@ is_of_text(const Scan *scan, Py_ssize_t at)
         W("special"), W("image"), W("audio"), W("video"), W("text"), W("word"), W("first"), W("next"),
         W("last"), W("prev"), W("previous"), W("current"), W("new"), W("each"), W("every"), W("per"), W("one"),
         W("top"), W("best"), W("max"), W("min"), W("num"), W("input"), W("output"), W("prompt"), W("target"),
-        W("source"), W("predicted"), W("generated"), W("sampled"), W("decoded"), W("draft"), W("vocab"), {NULL,
-        0}};
+        W("source"), W("predicted"), W("generated"), W("sampled"), W("decoded"), W("draft"), W("vocab"), W("n"),
+        W("total"), {NULL, 0}};
     if (!is_class(low_at(scan, at - 1), JOINT))
         return 0;
     Py_ssize_t end = at - 1, start = end;
     while (end - start <= 9 && is_letter(low_at(scan, start - 1)))
         start--;
     return is_one_of(scan, start, end, words);
+}
+
+/* Whether `token` at a place is of an account: the word that it is written together with says so (refreshToken). */
+static int
+is_of_account(const Scan *scan, Py_ssize_t at)
+{
+    static const Word words[] = {W("hf"),     W("bot"),    W("jwt"),    W("csrf"),    W("xsrf"),
+                                 W("bearer"), W("github"), W("gitlab"), W("refresh"), {NULL, 0}};
+    for (const Word *word = words; word->text != NULL; word++)
+        if (word_at(scan, at - word->length, *word))
+            return 1;
+    return 0;
 }
 
 /* The end of `token` where it is one of the words for credentials, else -1. */
@@ -42,7 +54,7 @@ token_word(const Scan *scan, Py_ssize_t at)
     static const Word kinds[] = {W("value"), W("string"), W("secret"), W("key"), W("hash"), {NULL, 0}};
     Py_ssize_t length = word_at(scan, at, (Word)W("token")), end = at + length;
     int next;
-    if (!length || is_letter(low_at(scan, at - 1)))
+    if (!length || (is_letter(low_at(scan, at - 1)) && !is_of_account(scan, at)))
         return -1;
     next = low_at(scan, end);
     if (is_letter(next) || is_digit(next))
@@ -66,6 +78,17 @@ lone_word(const Scan *scan, Py_ssize_t at, Word word)
     if (!length || is_letter(low_at(scan, at - 1)) || is_letter(low_at(scan, at + length)))
         return -1;
     return at + length;
+}
+
+/* The end of `sig` or `signature` where it is a parameter of a URL, else -1. */
+static Py_ssize_t
+signature_word(const Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t length = word_at(scan, at, (Word)W("signature"));
+    if (length ? char_at(scan, at - 1) != '-' : !is_of(char_at(scan, at - 1), "?&"))
+        return -1;
+    length = length ? length : word_at(scan, at, (Word)W("sig"));
+    return length && char_at(scan, at + length) == '=' ? at + length : -1;
 }
 
 /* The end of `_AND_KEY` at a place, else -1. */
@@ -113,7 +136,13 @@ credential_word(const Scan *scan, Py_ssize_t at)
     }
     if ((end = one_of(scan, at, first_words)) >= 0 && (with = and_key(scan, end)) >= 0)
         return with;
-    if ((end = one_of(scan, at, alone)) >= 0)
+    if ((end = one_of(scan, at, alone)) >= 0) {
+        static const Word of_offices[] = {W("ary"), W("ari"), {NULL, 0}}, without[] = {W("less"), {NULL, 0}};
+        const Word *others = alone == alone_s ? of_offices : low_at(scan, end - 1) == 'd' ? without : none;
+        if (one_of(scan, end, others) < 0)
+            return end;
+    }
+    if (alone == alone_s && (end = signature_word(scan, at)) >= 0)
         return end;
     return lone_word(scan, at, lone);
 }
@@ -135,13 +164,24 @@ skip_spaces(const Scan *scan, Py_ssize_t at, int most)
     return at;
 }
 
+/* The place of the quote at a place, or behind up to eight backslashes there; else -1. */
+static Py_ssize_t
+escaped_quote(const Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t quote = at;
+    while (quote < at + 8 && char_at(scan, quote) == '\\')
+        quote++;
+    return is_class(char_at(scan, quote), QUOTE) ? quote : -1;
+}
+
 /* Skip what stands between a name and its value; -1 if it is something else. */
 static Py_ssize_t
 skip_assignment(const Scan *scan, Py_ssize_t at)
 {
-    int first = char_at(scan, at);
-    if (is_class(first, QUOTE))
-        at++;
+    Py_ssize_t quote = escaped_quote(scan, at);
+    int first;
+    if (quote >= 0)
+        at = char_at(scan, quote + 1) == ']' ? quote + 2 : quote + 1;
     at = skip_spaces(scan, at, 8);
     first = char_at(scan, at);
     if (first == ':')
@@ -199,7 +239,19 @@ bare_end(const Scan *scan, Py_ssize_t at)
     return end;
 }
 
-/* Find the value of `_ASSIGNED` at a place; whether there is one. */
+/* Whether a word stands somewhere from `at` to `end`. */
+static int
+has_word(const Scan *scan, Py_ssize_t at, Py_ssize_t end, Word word)
+{
+    for (; at + word.length <= end; at++)
+        if (word_at(scan, at, word))
+            return 1;
+    return 0;
+}
+
+enum { NO_VALUE, QUOTED, BARE };
+
+/* Find the value of `_ASSIGNED` at a place; whether there is one, and of which kind. */
 static int
 assigned(const Scan *scan, Py_ssize_t at, Py_ssize_t *start, Py_ssize_t *end)
 {
@@ -207,11 +259,59 @@ assigned(const Scan *scan, Py_ssize_t at, Py_ssize_t *start, Py_ssize_t *end)
     if (quote >= 0) {
         *start = quote + 1;
         if ((*end = end_quote(scan, quote)) >= 0 || (*end = bare_end(scan, *start)) > *start)
-            return 1;
+            return QUOTED;
+    }
+    else if (char_at(scan, at) == '\\' && (quote = escaped_quote(scan, at)) >= 0) {
+        for (*start = *end = quote + 1; *end < scan->length; (*end)++)
+            if (is_class(char_at(scan, *end), QUOTE) || char_at(scan, *end) == '\\')
+                break;
+        return QUOTED;
     }
     *start = at;
     *end = bare_end(scan, at);
-    return *end > at;
+    return *end > at ? BARE : NO_VALUE;
+}
+
+/* The end of what is in brackets, of which the first one is open before `at`: `_IN_BRACKETS`. */
+static Py_ssize_t
+brackets_end(const Scan *scan, Py_ssize_t at)
+{
+    int each, is_deeper = 0;
+    for (; (each = char_at(scan, at)) != NOTHING && each != '\n'; at++)
+        if (is_class(each, OPEN))
+            is_deeper = 1;
+        else if (is_class(each, CLOSE)) {
+            if (!is_deeper)
+                return at + 1;
+            is_deeper = 0;
+        }
+    return at;
+}
+
+/* Where a value without quotes ends with all that belongs to it. */
+static Py_ssize_t
+whole_end(const Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end)
+{
+    Py_ssize_t at;
+    int each;
+    for (at = start; at < end; at++)
+        if (is_class(char_at(scan, at), OPEN))
+            return (at = brackets_end(scan, at + 1)) > end ? at : end;
+    if (has_word(scan, name, end, (Word)W("cookie"))) {
+        if (char_at(scan, at) == ';')
+            while ((each = char_at(scan, at)) != NOTHING && each != '\n' && !is_class(each, QUOTE))
+                at++;
+        return at;
+    }
+    if (!has_word(scan, name, end, (Word)W("authorization")))
+        return end;
+    while (at < end + 8 && char_at(scan, at) == ' ')
+        at++;
+    if (at == end || at == scan->length || is_class_at(scan, at, BARE_END))
+        return end;
+    while (at < scan->length && !is_class_at(scan, at, BARE_END))
+        at++;
+    return at;
 }
 
 /* Whether a span is a number, as tokenizers have them. */
@@ -242,29 +342,18 @@ is_number(const Scan *scan, Py_ssize_t at, Py_ssize_t end)
     return at == end;
 }
 
-/* Whether "token" stands somewhere from `at` to `end`. */
-static int
-has_token(const Scan *scan, Py_ssize_t at, Py_ssize_t end)
-{
-    for (; at + 5 <= end; at++)
-        if (word_at(scan, at, (Word)W("token")))
-            return 1;
-    return 0;
-}
-
 /* Take the value of a name, if it is secret. */
 static int
-take_value(Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssize_t matched)
+take_value(Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssize_t matched, int kind)
 {
-    if (is_not_secret(scan, start, end) || (is_number(scan, start, end) && has_token(scan, name, matched)))
+    Py_ssize_t most = scan->length / 18 > 64 ? scan->length / 18 : 64;
+    if (is_not_secret(scan, start, end) ||
+        (is_number(scan, start, end) && has_word(scan, name, matched, (Word)W("token"))))
         return 0;
-    if (start > scan->last_named) {
-        Py_ssize_t most = scan->length / 11 > 64 ? scan->length / 11 : 64;
-        if (scan->named_count++ == most) /* It is made of nothing else, and costs as much as it can. */
-            scan->name_from = end = scan->length;
-    }
-    if (end > scan->last_named)
-        scan->last_named = end;
+    if (kind == BARE && start >= scan->until)
+        end = scan->until = whole_end(scan, name, start, end);
+    if (scan->named_count++ == most) /* It is made of nothing else, and costs as much as it can. */
+        scan->name_from = end = scan->length;
     return add_span(scan, start, end);
 }
 
@@ -272,11 +361,10 @@ take_value(Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssi
 static int
 is_option(const Scan *scan, Py_ssize_t at, Py_ssize_t end)
 {
-    if (name_end(scan, at) != end)
-        return 0;
-    while (is_class_at(scan, at - 1, NAMES))
-        at--;
-    return char_at(scan, at) == '-' && char_at(scan, at + 1) == '-';
+    Py_ssize_t begin = at;
+    while (is_class_at(scan, begin - 1, NAMES))
+        begin--;
+    return char_at(scan, begin) == '-' && char_at(scan, begin + 1) == '-' && name_end(scan, at) == end;
 }
 
 static int
@@ -286,19 +374,22 @@ find_named(Scan *scan, Py_ssize_t at)
     if (end < 0)
         return 0;
     Py_ssize_t word_end = end, more;
-    int first;
+    int first, kind;
     end = name_end(scan, end);
     while (((first = char_at(scan, end)) == ' ' || first == '.') && (more = last_word(scan, end + 1)) >= 0)
         end = name_end(scan, more);
-    if ((next = skip_assignment(scan, end)) >= 0 && assigned(scan, next, &start, &stop)) {
+    if ((next = skip_assignment(scan, end)) >= 0 && (kind = assigned(scan, next, &start, &stop)) != NO_VALUE) {
         scan->name_from = stop;
-        return take_value(scan, at, start, stop, stop);
+        return take_value(scan, at, start, stop, stop, kind);
     }
     if (end > word_end)
         scan->name_from = end;
-    next = skip_spaces(scan, end, 8);
-    if (next == end || !is_option(scan, at, end))
+    more = end;
+    if (is_class(char_at(scan, more), QUOTE))
+        more += char_at(scan, more + 1) == ',' ? 2 : 1;
+    if (!is_space_at(scan, more) || !is_option(scan, at, end))
         return 0;
+    next = skip_spaces(scan, more, 8);
     first = char_at(scan, next);
     if (is_class(first, QUOTE)) {
         start = next + 1;
@@ -313,5 +404,5 @@ find_named(Scan *scan, Py_ssize_t at)
             stop++;
     }
     scan->name_from = end; /* What follows is not consumed, since it may be a name itself. */
-    return take_value(scan, at, start, stop, end);
+    return take_value(scan, at, start, stop, end, QUOTED);
 }

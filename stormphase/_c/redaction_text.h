@@ -1,7 +1,7 @@
 /* A text as the rules of redaction look at it: bytes, classes of characters, words, and the spans that are found. */
 
-enum { NOTHING = -1, OTHER = 128, KINDS_OF_BYTES };
-/* A text's characters as bytes: ASCII as it is, all others alike. NOTHING is beyond either end. */
+enum { NOTHING = -1, OTHER = 128, OTHER_SPACE, KINDS_OF_BYTES };
+/* A text as bytes: ASCII as it is, of all others spaces alike and the rest. NOTHING is beyond either end. */
 
 enum { ON_STACK = 8192, SPANS_ON_STACK = 64 };
 
@@ -18,7 +18,7 @@ typedef struct {
     Py_ssize_t count, room;
     int is_unsorted; /* Whether one began before the end of another. */
     Py_ssize_t last_end;
-    Py_ssize_t named_count, last_named; /* Values of names, and where the last one of them ended. */
+    Py_ssize_t named_count, until; /* Values of names, and where the last one that goes on ended. */
     Py_ssize_t name_from, scheme_from, url_from, shape_from, key_from; /* Where each rule looks on. */
 } Scan;
 
@@ -49,9 +49,12 @@ enum {
     ENCODED = 4096,    /* digits and +/= */
     USER_END = 8192,   /* :/@"' and spaces */
     FIRST_OF_LAST = 16384, /* ktsp: what `_LAST_WORD` begins with */
+    OPEN = 32768,          /* ([{ */
+    CLOSE = 65536,         /* )]} */
 };
 static unsigned int class_of[256];
 static unsigned char low_of[256];
+static unsigned char firsts[KINDS_OF_BYTES], thirds[KINDS_OF_BYTES]; /* Which letters may stand third in a name. */
 static unsigned char begins[KINDS_OF_BYTES][KINDS_OF_BYTES]; /* Which rules may find something at two characters. */
 
 static inline int
@@ -80,8 +83,6 @@ is_class_at(const Scan *scan, Py_ssize_t at, int class)
     if (character != OTHER)
         return is_class(character, class);
     Py_UCS4 own = PyUnicode_READ(scan->kind, scan->data, at);
-    if (class & (SPACE | BARE_END | USER_END))
-        return Py_UNICODE_ISSPACE(own);
     return class & (WORD | NAMES) ? Py_UNICODE_ISALNUM(own) : 0;
 }
 
