@@ -54,7 +54,7 @@ WELL: Final = IN_ORDER | {RankState.RUNNING}
 
 @attrs.frozen(kw_only=True)
 class Usual:
-    """How long a path took this rank before.
+    """How long a path took this rank before, pauses included, as the time for which an open phase is compared has them.
 
     Attributes:
         count: how often it ended.

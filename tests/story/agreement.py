@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 
-from story_figures import owners_are_spans, spans_look_right, summary_adds_up, usual_is_what_records_say
+from story_figures import output_is_kept, owners_are_spans, spans_look_right, summary_adds_up, usual_is_what_records_say
 from story_oracle import key_of
 from story_tellers import FINAL
 
@@ -445,5 +445,5 @@ CHECKS = (
     tell_the_same, tell_once, commands_say_what_python_says, owners_are_the_same, open_ones_are_the_same,
     journal_knows_all, all_know_what_was_flushed, events_are_out_when_flushed, ends_are_as_they_were,
     starts_are_as_they_were, times_add_up, counts_add_up, summary_counts, spans_arrive,
-    summary_adds_up, usual_is_what_records_say, spans_look_right, owners_are_spans,
+    summary_adds_up, usual_is_what_records_say, spans_look_right, owners_are_spans, output_is_kept,
 )  # fmt: skip

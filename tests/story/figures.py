@@ -117,6 +117,26 @@ def usual_is_what_records_say(run):
                 run.say("postmortem", phase["scope_id"], "is_paused", records=status, postmortem=phase["is_paused"])
 
 
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def output_is_kept(run):
+    """A store has with a phase what that printed, if it was captured, and else nothing."""
+    if run.store is None:
+        return
+    for key, text in run.oracle.printed.items():
+        scope = run.keys.get(key)
+        if (
+            key in run.oracle.ended
+            and scope in run.store.phases
+            and run.store.phases[scope]["status"] in FINAL - {"lost"}
+        ):
+            expected = [text] if run.program["tracker"]["capture"] else []
+            told = run.store.output[scope]
+            if told != expected:
+                run.say("output", scope, "output", program=expected, **{run.store.teller: told})
+
+
 # --- spans ------------------------------------------------------------------------------------------------------------
 
 

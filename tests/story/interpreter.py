@@ -244,6 +244,12 @@ class Interpreter:
             time.sleep(op["ms"] / 1000)
             handle.resume()
 
+    async def do_say(self, op):
+        """Print a line in the innermost phase."""
+        key = self.handles.get()[-1][0]
+        self.log("printing", key=key, text=f"said in {key}")
+        print(f"said in {key}")  # noqa: T201 - captured, or not
+
     async def do_flush(self, op):
         """Wait until all sinks have all."""
         self.log("flushing")
@@ -293,7 +299,7 @@ class Interpreter:
             key = self.key(op)
             attributes = {"op": key, "try": attempt}
             if previous is None:
-                phase = self.tracker.enter_phase(op["name"], attributes)
+                phase = self.tracker.enter_phase(op["name"], attributes, sync=op["tries"] % 2 == 0)
             else:
                 phase = self.tracker.retry(previous, attributes)
             last = previous

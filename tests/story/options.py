@@ -232,21 +232,25 @@ def _op(kind, **more):
     return {"op": kind, "n": -1, **more}
 
 
-def _body(end):
-    """Return a program with something of everything."""
+def _body(end, *, holds):
+    """Return a program with something of everything; `holds`: it is also looked at while a generator is suspended."""
     failing = _op("try", then="handle", catches="Exception", **{"in": [_phase("load", _op("raise", error="OSError"))]})
     again = _op("retry", name="save", tries=2, **{"in": [_op("late", way="attribute", attributes={"loss": 0.5})]})
     bodies = [[_phase("forward", _op("sleep", ms=1))], [_phase("backward", how="decorated")]]
     loop = _op("loop", backend="asyncio", **{"in": [_phase("gather", _op("tasks", how="group", bodies=bodies))]})
     batches = _op(
-        "generator", name="batches", items=2, stop="exhausted", **{"in": [_phase("read")], "between": [_phase("step")]}
+        "generator",
+        name="batches",
+        items=21,
+        stop="exhausted",
+        **{"in": [_phase("read")], "between": [_phase("step"), *([_op("hold")] if holds else [])]},
     )
     thread = _op("thread", copies=True, passes=False, **{"in": [_phase("evaluate", how="ambient")]})
     move = _op("move", name="upload", attributes={"a": 2}, **{"in": [_phase("pack")], "there": [_phase("send")]})
     fork = _op("fork", end="flush", **{"in": [_phase("child", _op("late", way="attributes", attributes={"b": 3}))]})
     quiet = _phase("debug", how="quiet")
     late = _op("late", way="event", attributes={"c": 4})
-    step = _phase("step", failing, again, late, _op("pause", ms=0), quiet, how="late")
+    step = _phase("step", _op("say"), failing, again, late, _op("pause", ms=0), quiet, how="late")
     inside = [_op("step", step=3), step, loop, batches, thread, move, fork, _op("flush")]
     last = _phase("step", _phase("backward", *([_op("kill", how=end)] if end in ("kill", "sigterm") else [])))
     return programs.numbered([_phase("train", *inside), _phase("train", last, how="token")])
@@ -275,7 +279,7 @@ def program_of(row, number):
     )
     return {
         "seed": number,
-        "body": _body(row["end"]),
+        "body": _body(row["end"], holds=number % 4 == 0),
         "end": {"how": row["end"]},
         "tracker": {**tracker, "rank": rank, "world_size": world_size},
         "bridge": bridge,

@@ -15,6 +15,7 @@ class Oracle:
         self.lines = lines
         self.entered, self.ended, self.late = {}, {}, defaultdict(lambda: defaultdict(list))
         self.said = defaultdict(list)  # The events that a phase was given.
+        self.printed = {}  # By phase: a line that it printed.
         self.unsure = set()  # What began or ended while the session stopped: a sink may have dropped it, and said so.
         self.moved, self.quiet = set(), set()  # Moved to another lane; kept from sinks by a filter, unless they fail.
         self.flushed = {}  # By process: how many of the lines a flush has confirmed.
@@ -50,6 +51,8 @@ class Oracle:
             self.ended[key] = line
         elif did == "saying" and str(line["pid"]) in key.split(":"):  # A forked child's word is not its parent's.
             self.said[key].append(line["attributes"])
+        elif did == "printing":
+            self.printed[key] = line["text"]
         elif did == "moved":
             self.moved.add(key)
         elif did == "setting":

@@ -180,8 +180,10 @@ def of_record(fields):
 def record_story(teller, records):
     """Return what records tell, given in their JSON form; sessions, ranks and processes apart."""
     story = Story(teller)
+    story.output = {}
     for fields in records:
         if fields["kind"] == "phase":
+            story.output[fields["scope_id"]] = [line["text"] for line in fields["output"] or ()]
             story.add(fields["scope_id"], of_record(fields))
         else:
             story.owners[(fields["kind"], fields["scope_id"])] = fields

@@ -1,0 +1,109 @@
+"""What only one teller has, follows from what all know; a figure that is wrong is seen."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import story_figures as figures
+import story_options as options
+import story_programs as programs
+
+
+def _run(runner, **choices):
+    row = {name: factor.choices[0] for name, factor in options.FACTORS.items()}
+    found, run = runner.run(options.program_of({**row, **choices}, 0))
+    assert [] == found
+    return run
+
+
+@pytest.fixture(scope="module")
+def clean(runner):
+    """Return a run with a summary that ended in order, with captured output."""
+    return _run(runner, end="clean", summary=True, capture=True)
+
+
+@pytest.fixture(scope="module")
+def killed(runner):
+    """Return a run that was killed."""
+    return _run(runner, end="kill")
+
+
+def _sees(run, check, change):
+    """Return whether a check finds nothing in a run, and something once that has been changed."""
+    run = copy.deepcopy(run)
+    run.found = []
+    check(run)
+    assert [] == run.found
+    change(run)
+    check(run)
+    return bool(run.found)
+
+
+@pytest.mark.parametrize(
+    ("field", "other"), [("entered_ns", 0), ("self_ns", 10**12), ("paused_ns", 10**12), ("status", "abandoned")]
+)
+def test_a_wrong_cell_of_the_summary_is_seen(clean, field, other):
+    """Total, own time, quantiles, pauses and how phases ended."""
+
+    def change(run):
+        next(each for each in run.sink.exits.values() if each["path"][-1] == "load")[field] = other
+
+    assert _sees(clean, figures.summary_adds_up, change)
+
+
+@pytest.mark.parametrize("figure", ["count", "median_ns", "p99_ns", "max_ns"])
+def test_a_wrong_figure_of_what_is_usual_is_seen(killed, figure):
+    """To the nanosecond."""
+
+    def change(run):
+        (rank,) = run.postmortem["ranks"]
+        next(phase["usual"] for phase in rank["open"] if phase["usual"])[figure] += 1
+
+    assert _sees(killed, figures.usual_is_what_records_say, change)
+
+
+@pytest.mark.parametrize(("look", "other"), [("name", "other"), ("is_error", True), ("checked", [{"c": 5}])])
+def test_a_span_that_looks_wrong_is_seen(clean, look, other):
+    """Its name, its code, and the events that the program gave it."""
+
+    def change(run):
+        scope = next(scope for scope, facts in run.spans.phases.items() if facts["path"][-1] == "read")
+        moved = run.names[scope] in run.oracle.moved
+        assert not moved
+        run.spans.looks[scope][look] = other
+
+    assert _sees(clean, figures.spans_look_right, change)
+
+
+def test_wrong_times_of_a_sessions_span_are_seen(clean):
+    """They are those of its record."""
+
+    def change(run):
+        span = run.spans.owners["span", next(scope for kind, scope in run.journal.owners if kind == "session")]
+        span["endTimeUnixNano"] = str(int(span["endTimeUnixNano"]) + 1)
+
+    assert _sees(clean, figures.owners_are_spans, change)
+
+
+def test_output_that_a_store_lost_is_seen(clean):
+    """What a phase printed stands in its record."""
+
+    def change(run):
+        run.store.output = dict.fromkeys(run.store.output, ())
+
+    assert _sees(clean, figures.output_is_kept, change)
+
+
+def test_what_waits_in_a_function_beneath_a_loop_lets_nothing_else_run(runner):
+    """A generator's body in a task sleeps, and moves phases to threads, without breaking off."""
+    inside = [
+        {"op": "sleep", "n": -1, "ms": 1},
+        options._op("move", name="upload", attributes={}, **{"in": [], "there": []}),
+    ]
+    batches = options._op("generator", name="batches", items=2, stop="exhausted", **{"in": inside, "between": []})
+    row = {name: factor.choices[0] for name, factor in options.FACTORS.items()}
+    program = options.program_of({**row, "end": "clean"}, 0)
+    body = programs.numbered([options._op("loop", backend="trio", **{"in": [batches]})])
+    _, run = runner.run({**program, "body": body})
+    assert {"succeeded"} == {line["status"] for line in run.oracle.ended.values()}
