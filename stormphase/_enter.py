@@ -118,8 +118,7 @@ def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915, PLR0917
     if (
         lane is None
         or (lanes.running_tasks and lanes.running_loop() is not None)
-        or "trio" in _modules
-        or "greenlet" in _modules
+        or (len(_modules) != lanes.plain_module_count and lanes.may_be_in_trio_or_greenlet())
     ):
         lane = lanes.lane_of_caller()
         if lane is None:
@@ -149,20 +148,20 @@ def enter_phase(  # noqa: C901, D417, PLR0912, PLR0915, PLR0917
                 if extra is None:
                     extra = PhaseExtra()
                 extra.origin = origin
-    getframe: Any = _getframe
+    frame: Any
+    try:
+        frame = _getframe(1)
+    except ValueError:  # Nobody's: it stands at the bottom of a greenlet, or of a thread that was begun in C.
+        frame = _getframe()
     try:
         path = path.children[name]
     except (KeyError, TypeError):
         path = lanes.path_at_first_sight(path, name)
         if path.is_helped:
-            getframe = frame_of_helper
+            frame = frame_of_helper(1)
     if attributes is not None:
         attributes = lanes.taken(attributes, lanes.attribute_counts, lanes.redactor)
         has_more = True
-    try:
-        frame = getframe(1)
-    except ValueError:  # Nobody's: it stands at the bottom of a greenlet, or of a thread that was begun in C.
-        frame = _getframe()
     handle_type = lanes.handle_type
     handle = handle_type()
     handle._lane = lane

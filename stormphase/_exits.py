@@ -73,7 +73,7 @@ def leave(lanes: LaneSet, phase: PhaseHandle, error: BaseException | None, *, is
             lanes.misuse(_misuse.released(phase, "exit"), error)
         return
     caller = lanes.lane_of_caller()
-    if not lane.is_owned_by(caller):
+    if caller is not lane and not lane.is_owned_by(caller):
         _leave_from_elsewhere(lanes, phase, error, caller, is_unwinding=is_unwinding)
         return
     if phase._status is _PAUSED:

@@ -148,6 +148,7 @@ class LaneSet(CopiesToItself):
         "open_lanes",
         "parked",
         "paths",
+        "plain_module_count",
         "put",
         "quiet_queues",
         "rank",
@@ -211,6 +212,7 @@ class LaneSet(CopiesToItself):
         self.local = threading.local()  # Itself, since CPython is slower with classes derived from it.
         self.running_loop = _tasks.running_loop_probe()
         self.running_tasks = _tasks.running_tasks()
+        self.plain_module_count = -1
         self.sequence = itertools.count(1)
         self.noop = NOOP
         # For `enter_phase`, which should not have to look farther.
@@ -301,6 +303,17 @@ class LaneSet(CopiesToItself):
         if task_lane is None:
             task_lane = tasks[task] = self._lane_of_new_task(lane, task)
         return task_lane
+
+    def may_be_in_trio_or_greenlet(self) -> bool:
+        """Return whether the caller may run in a task of trio's or in a greenlet: one of the libraries is loaded.
+
+        Modules come ever more seldom: while there are as many as when it was neither of the two, nobody looks again.
+        """
+        count = len(sys.modules)
+        if _tasks.may_be_in_trio_or_greenlet():
+            return True
+        self.plain_module_count = count
+        return False
 
     def _lane_of_new_thread(self, local: threading.local) -> Lane:
         lane = Lane(self, get_ident(), threading.current_thread().name, None)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from stormphase import _exits, _misuse
 from stormphase._model import PhaseStatus
-from stormphase._phase import FINAL, PhaseExtra, PhaseHandle, PhaseToken, frame_above
+from stormphase._phase import FINAL, PhaseExtra, PhaseHandle, PhaseToken
 from stormphase._plain_values import normalise
 from stormphase._record import PhaseRecord, RecordKind
+from stormphase._sites import frame_above
 from stormphase._status import TABLE
 from stormphase.exceptions import Misuse, PhaseProtocolError
 

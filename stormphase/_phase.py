@@ -7,7 +7,6 @@ phase on top of its lane and takes it off in the next statement is the only one 
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from stormphase._attributes import put
@@ -19,7 +18,7 @@ from stormphase._status import TABLE
 
 if TYPE_CHECKING:
     from contextvars import Token
-    from types import CodeType, FrameType, TracebackType
+    from types import CodeType, TracebackType
 
     from stormphase._lane import Lane
     from stormphase._model import PhaseError
@@ -411,14 +410,6 @@ def _twin(scope_id: str, session_id: str, rank: int, thread_id: int, name: str) 
 def place_of(code: CodeType, instruction: int) -> str:
     """Return the file, without its folder, and the line of an instruction: `file.py:41`, or in a cell `In[3]:1`."""
     return f"{file_named(code.co_filename)}:{line_of(code, instruction)}"
-
-
-def frame_above(levels: int) -> FrameType:
-    """Return the frame so many levels above the caller's; the outermost, where a greenlet or a thread begins sooner."""
-    frame = sys._getframe(1)
-    for _ in range(levels):
-        frame = frame.f_back or frame
-    return frame
 
 
 def line_of(code: CodeType, instruction: int) -> int:

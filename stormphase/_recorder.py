@@ -18,8 +18,8 @@ from stormphase._copying import CopiesToItself
 from stormphase._counts import Counts
 from stormphase._lanes import ContextCarrier, LaneSet
 from stormphase._paths import PathTable
-from stormphase._phase import FINAL, PhaseHandle, PhaseToken, frame_above
-from stormphase._sites import through
+from stormphase._phase import FINAL, PhaseHandle, PhaseToken
+from stormphase._sites import frame_above, through
 from stormphase.exceptions import ConfigurationError, Misuse
 
 if TYPE_CHECKING:

@@ -52,9 +52,20 @@ class _Seen:
     f_lasti: Instruction
 
 
+def frame_above(levels: int) -> FrameType:
+    """Return the frame so many levels above the caller's; the outermost, where a greenlet or a thread begins sooner."""
+    try:
+        return _getframe(levels + 1)
+    except ValueError:
+        frame = _getframe(1)
+        while frame.f_back is not None:
+            frame = frame.f_back
+        return frame
+
+
 def frame_of_helper(depth: int) -> _Seen:
     """Return what stands for the frame `depth` calls up, a helper's, in the place of `sys._getframe`."""
-    frame = _getframe(depth + 1)
+    frame = frame_above(depth + 1)
     seen = _Seen()
     seen.f_code = frame.f_code
     seen.f_lasti = through(frame)

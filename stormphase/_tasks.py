@@ -25,6 +25,11 @@ def running_loop_probe() -> Callable[[], object]:
     return events._get_running_loop
 
 
+def may_be_in_trio_or_greenlet() -> bool:
+    """Return whether one of these libraries is loaded, so that the caller may run in a task or a greenlet of it."""
+    return "trio" in sys.modules or "greenlet" in sys.modules
+
+
 def running_tasks() -> Collection[Any]:
     """Return what is empty while no asyncio task runs in any thread; what never is, where CPython does not show that.
 
@@ -56,7 +61,7 @@ def current_task() -> Any:
         if is_in_task is None or is_in_task():
             with contextlib.suppress(RuntimeError):
                 return lowlevel.current_task()
-    return _current_greenlet()
+    return _current_greenlet() if "greenlet" in sys.modules else None
 
 
 def _current_greenlet() -> Any:

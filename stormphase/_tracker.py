@@ -18,10 +18,10 @@ from stormphase._counts import Counts
 from stormphase._enter import enter_phase, no_metadata
 from stormphase._model import RankIdentity
 from stormphase._noop import NOOP, NOOP_TOKEN
-from stormphase._phase import PhaseToken, frame_above
+from stormphase._phase import PhaseToken
 from stormphase._recorder import PhaseRecorder
 from stormphase._session import STOP_TIMEOUT_S, Session
-from stormphase._sites import through
+from stormphase._sites import frame_above, through
 from stormphase.exceptions import ConfigurationError
 
 if TYPE_CHECKING:

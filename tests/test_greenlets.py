@@ -299,3 +299,31 @@ def test_libraries_find_the_tracker_of_their_greenlet(run):
 
         within(work)
     assert (["train", "train / work", "train / work / library"], []) == (names(first), told(second))
+
+
+LATE = """
+import sys
+from stormphase import PhaseTracker
+
+with PhaseTracker("late", bridge=None) as tracker, tracker.enter_phase("train"):
+    with tracker.enter_phase("before"):
+        print("greenlet" in sys.modules)
+    import greenlet
+
+    def work(first):
+        with tracker.enter_phase("work"):
+            first.switch()
+
+    working = greenlet.greenlet(work)
+    working.switch(greenlet.getcurrent())
+    with tracker.enter_phase("between") as between:
+        print(between.path)
+    working.switch()
+"""
+
+
+@pytest.mark.parametrize("half", ["", "1"], ids=["compiled", "Python alone"])
+def test_greenlets_that_come_when_phases_have_run_are_seen(run_python, half):
+    """The program may import the library at any time; from then on each of its greenlets has a lane."""
+    child = run_python(LATE, env={"STORMPHASE_PURE": half, "STORMPHASE_DISABLED": ""})
+    assert ["False", "('train', 'between')"] == child.stdout.splitlines()
