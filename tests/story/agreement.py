@@ -10,7 +10,14 @@ import json
 import re
 from collections import Counter, defaultdict
 
-from story_figures import output_is_kept, owners_are_spans, spans_look_right, summary_adds_up, usual_is_what_records_say
+from story_figures import (
+    output_is_kept,
+    owners_are_spans,
+    pending_spans_are_of_phases,
+    spans_look_right,
+    summary_adds_up,
+    usual_is_what_records_say,
+)
 from story_oracle import key_of
 from story_tellers import FINAL
 
@@ -446,4 +453,5 @@ CHECKS = (
     journal_knows_all, all_know_what_was_flushed, events_are_out_when_flushed, ends_are_as_they_were,
     starts_are_as_they_were, times_add_up, counts_add_up, summary_counts, spans_arrive,
     summary_adds_up, usual_is_what_records_say, spans_look_right, owners_are_spans, output_is_kept,
+    pending_spans_are_of_phases,
 )  # fmt: skip

@@ -10,7 +10,7 @@ import json
 from collections import Counter, defaultdict
 
 from story_oracle import key_of
-from story_tellers import FINAL
+from story_tellers import FINAL, otlp_attributes
 
 from stormphase._histogram import bucket_of, quantile_between
 from stormphase._table import LETTERS, duration
@@ -156,6 +156,18 @@ def spans_look_right(run):
                 )
                 if given != told:
                     run.say("span", scope, "events", program=given, **{story.teller: told})
+
+
+def pending_spans_are_of_phases(run):
+    """A pending span hangs under its phase's, and has its name, its start, its path and its step."""
+    for span in run.spans.pending if run.spans is not None else ():
+        scope, attributes = span["parentSpanId"], otlp_attributes(span)
+        told = next((story.phases[scope] for story in run.stories.values() if scope in story.phases), None)
+        expected = told and (told["path"][-1], told["entered_ns"], " / ".join(told["path"]), told["step"])
+        path, step = attributes["stormphase.phase.path"], attributes.get("stormphase.step")
+        said = span["name"], int(span["startTimeUnixNano"]), path, step
+        if said != expected:
+            run.say("pending span", scope, "looks", others=expected, spans=said)
 
 
 def owners_are_spans(run):

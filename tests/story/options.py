@@ -232,7 +232,7 @@ def _op(kind, **more):
     return {"op": kind, "n": -1, **more}
 
 
-def _body(end, *, holds):
+def _body(end, *, holds, is_slow):
     """Return a program with something of everything; `holds`: it is also looked at while a generator is suspended."""
     failing = _op("try", then="handle", catches="Exception", **{"in": [_phase("load", _op("raise", error="OSError"))]})
     again = _op("retry", name="save", tries=2, **{"in": [_op("late", way="attribute", attributes={"loss": 0.5})]})
@@ -252,7 +252,11 @@ def _body(end, *, holds):
     late = _op("late", way="event", attributes={"c": 4})
     step = _phase("step", _op("say"), failing, again, late, _op("pause", ms=0), quiet, how="late")
     inside = [_op("step", step=3), step, loop, batches, thread, move, fork, _op("flush")]
-    last = _phase("step", _phase("backward", *([_op("kill", how=end)] if end in ("kill", "sigterm") else [])))
+    inside += [_op("sleep", ms=1_100)] * is_slow  # What is open for a second is told by events, or by pending spans.
+    last = _phase("backward", *([_op("kill", how=end)] if end in ("kill", "sigterm") else []))
+    if end == "kill":  # Phases are open in two threads then.
+        last = _op("thread", copies=True, passes=False, **{"in": [last]})
+    last = _phase("step", last)
     return programs.numbered([_phase("train", *inside), _phase("train", last, how="token")])
 
 
@@ -279,7 +283,7 @@ def program_of(row, number):
     )
     return {
         "seed": number,
-        "body": _body(row["end"], holds=number % 4 == 0),
+        "body": _body(row["end"], holds=number % 4 == 0, is_slow=row["pending"] and number % 3 == 0),
         "end": {"how": row["end"]},
         "tracker": {**tracker, "rank": rank, "world_size": world_size},
         "bridge": bridge,

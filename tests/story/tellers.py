@@ -316,7 +316,9 @@ def span_story(teller, spans):
     story = Story(teller)
     story.looks = {}
     spans = list(spans)
-    phases = [span for span in spans if "stormphase.phase.path" in otlp_attributes(span)]
+    told = [span for span in spans if "stormphase.phase.path" in otlp_attributes(span)]
+    story.pending = [span for span in told if otlp_attributes(span).get("stormphase.phase.pending")]
+    phases = [span for span in told if span not in story.pending]
     owners = {span["spanId"]: span for span in spans if "stormphase.phase.path" not in otlp_attributes(span)}
     story.owners = {("span", scope): span for scope, span in owners.items()}
     ids = {span["spanId"] for span in phases}
