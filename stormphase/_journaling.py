@@ -198,6 +198,11 @@ class SessionJournal:
         self._is_opening = False
         self._must_open = self._options is not None or self._spare is not None
 
+    def give_up(self) -> None:
+        """Make no file in a forked child, whose session has ended with the parent's."""
+        self._must_open = False
+        self._end_note = None
+
     def place_to_carry(self) -> dict[str, Any] | None:
         """Return how a process that works for this one finds the directory; None if there is none."""
         if self._options is None or self._directory is None:

@@ -395,10 +395,10 @@ class Session:
         return True
 
     def _after_fork_in_child(self) -> None:
-        if not self.is_running:
-            self._stopped.open()  # The thread that was stopping it is not here.
-            return
+        is_stopping = not self.is_running
         self.is_child = True
+        if self._sigterm is not None:
+            self._sigterm.after_fork_in_child()
         if self.bridge is not None:
             self.bridge.after_fork_in_child()
         born = self._inherited(), self.lanes.now()
@@ -409,6 +409,19 @@ class Session:
         self.journal.after_fork_in_child(*born)
         self._watch.after_fork_in_child()
         self._summary = None  # The parent prints it.
+        if is_stopping:
+            self._stay_stopped()
+
+    def _stay_stopped(self) -> None:
+        """Be over in a child that was forked while another thread stopped the session: that thread is not here."""
+        self._on_stop()
+        self._watch.stop()
+        self._end_capture()
+        self.sinks.give_up()
+        self.journal.give_up()
+        self._leave_process()
+        self._stopping_thread = None
+        self._stopped.open()
 
     @property
     def correlation_id(self) -> str | None:

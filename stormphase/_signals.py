@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 STOP_WAIT_S: Final = 15.0
 COME_AGAIN_S: Final = 0.005
+_SIGTERM: Final = (signal.SIGTERM,)
+
+_masks: Final[dict[int, list[set[Any]]]] = {}  # what each thread had blocked before it began to fork
+_fork_guard: Final[list[bool]] = []
 
 
 class SigtermHook:
@@ -56,6 +60,10 @@ class SigtermHook:
 
     def install(self) -> None:
         """Take SIGTERM over."""
+        if not _fork_guard and hasattr(os, "register_at_fork"):
+            _fork_guard.append(True)
+            os.register_at_fork(before=_hold, after_in_parent=_let_come, after_in_child=_let_come_in_child)
+            os.register_at_fork(after_in_parent=_let_come)  # Once more, where an exception came into the first one.
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def remove(self) -> None:
@@ -68,6 +76,10 @@ class SigtermHook:
             return
         if signal.getsignal(signal.SIGTERM) == self._on_signal:
             signal.signal(signal.SIGTERM, self._before)
+
+    def after_fork_in_child(self) -> None:
+        """Be ready in a forked child: the thread that was stopping the session is the parent's."""
+        self._is_stopping = False
 
     def _on_signal(self, number: int, frame: Any) -> None:
         stands_before_another = isinstance(getattr(self._before, "__self__", None), SigtermHook)
@@ -118,3 +130,27 @@ class SigtermHook:
 def _is_main_thread() -> bool:
     # Not by `threading.current_thread()`, which takes a lock of threading's on a thread that it does not know.
     return threading.get_ident() == threading.main_thread().ident
+
+
+# A signal that comes to a child before Python has told it of the fork is lost, since Python forgets what has come until
+# then, and one that comes a little later finds the parent's session there. So SIGTERM waits in the kernel.
+
+
+def _hold() -> None:
+    own = _masks.setdefault(threading.get_ident(), [])
+    own.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))  # Known before anything is blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGTERM)
+
+
+def _let_come() -> None:
+    own = _masks.get(threading.get_ident())
+    if own:
+        signal.pthread_sigmask(signal.SIG_SETMASK, own[-1])
+        own.pop()
+        if not own:
+            _masks.pop(threading.get_ident(), None)
+
+
+def _let_come_in_child() -> None:
+    _let_come()
+    _masks.clear()  # Other threads that were about to fork are not here.
