@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stormphase import _errors, _misuse, _tasks
 from stormphase._model import PhaseStatus
-from stormphase._phase import FINAL, PhaseHandle
+from stormphase._phase import FINAL, PhaseExtra, PhaseHandle
 from stormphase._status import TABLE, is_end_of_iterator, outcome_of
 from stormphase.exceptions import Misuse
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     Outcome = tuple[PhaseStatus, PhaseError | None]
 
 _ACTIVE = PhaseStatus.ACTIVE
+_NOBODY = PhaseExtra()  # Takes what no phase is told.
 _PAUSED = PhaseStatus.PAUSED
 _ON_ABANDON = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.ABANDONED)
 _ON_POLICY_SUCCESS = TABLE.checked(PhaseStatus.ACTIVE, PhaseStatus.SUCCEEDED)
@@ -154,6 +155,7 @@ def _end_on_top(
 ) -> None:
     status, error = outcome
     extra = phase._extra
+    told_to = _NOBODY if error is None or extra is None else extra  # Now: there may be no jump among the stores.
     started_ns = segment_start_ns(phase)
     queues, offered = _receivers(lanes, phase, status)
     while lane.top is phase:
@@ -163,8 +165,7 @@ def _end_on_top(
             below._children_ns += ended_ns - started_ns
             phase._ended_ns = ended_ns
             phase._status = status
-            if error is not None and extra is not None:
-                extra.error = error
+            told_to.error = error
             lane.ended_count += offered
             try:
                 if lanes.journal is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
+import types
 
 import gevent
 import greenlet
@@ -327,3 +329,11 @@ def test_greenlets_that_come_when_phases_have_run_are_seen(run_python, half):
     """The program may import the library at any time; from then on each of its greenlets has a lane."""
     child = run_python(LATE, env={"STORMPHASE_PURE": half, "STORMPHASE_DISABLED": ""})
     assert ["False", "('train', 'between')"] == child.stdout.splitlines()
+
+
+def test_a_library_that_is_half_imported_has_no_greenlets_yet(run, monkeypatch):
+    """Another thread may be importing it just now: phases are entered and ended all the same."""
+    tracker = run()
+    monkeypatch.setitem(sys.modules, "greenlet", types.ModuleType("greenlet"))
+    tracker.exit(tracker.enter("step"))
+    assert ["step"] == names(tracker)
