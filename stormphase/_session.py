@@ -79,6 +79,7 @@ class Session:
         self._sigterm = SigtermHook(self._stop_for_sigterm, self._can_stop) if settings.stop_on_sigterm else None
         self._must_check = _configuration.wants_checks(environ)
         self._is_built = False
+        self.has_closed_lanes = False  # From then on nothing is open that an error of ours could end.
         self.is_child = settings.carried is not None  # Else from the first fork on.
         self._claimed: RankIdentity | None = None
         wants_summary = False
@@ -323,6 +324,7 @@ class Session:
             self._on_stop()
             self._watch.stop()
             self._close_lanes(outcome if is_passing else None)
+            self.has_closed_lanes = True
             self.capture.stop()
             # One time for all, so that the summary and the session's span say the same.
             ended_ns = self.lanes.now()
@@ -331,6 +333,7 @@ class Session:
             self.journal.note_end(outcome, ended_ns, is_known=is_known)
             is_delivered = self.sinks.finish(timeout_s, outcome, ended_ns)
         finally:
+            self.has_closed_lanes = True
             # Also when an impatient KeyboardInterrupt ends the wait.
             self._end_capture()
             self.sinks.give_up()

@@ -330,9 +330,10 @@ class PhaseTracker(CopiesToItself):
         is_new = session is None and not self._is_disabled
         if is_new and (elsewhere := _ambient.AMBIENT.here_in_worker()) is not None:
             return elsewhere.lane_set
-        # While the session stops its sinks still work, and a phase of theirs is none, then as before.
-        is_in_sink = session is not None and session.sinks.is_own_thread()
-        if not (self._is_disabled or is_in_sink):
+        # While the session stops its sinks still work, and a phase of theirs is none, then as before; nor is one of a
+        # thread whose phases are just being closed: an error would have them end by that.
+        is_stopping = session is not None and (not session.has_closed_lanes or session.sinks.is_own_thread())
+        if not (self._is_disabled or is_stopping):
             problem = _misuse.not_running(action, has_stopped=session is not None)
             if session is not None:
                 session.lanes.misuse(problem)
