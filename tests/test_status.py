@@ -75,6 +75,12 @@ def test_ownership_is_what_the_design_says():
     assert {LOST} == {status for status, rule in TABLE.rules.items() if rule.needs_evidence}
 
 
+@pytest.mark.parametrize("status", PhaseStatus, ids=pair_id)
+def test_a_status_is_shown_as_its_lower_case_value(status):
+    """By str(), by format() and in an f-string, on every Python."""
+    assert [status.name.lower()] * 3 == [str(status), format(status), f"{status}"]
+
+
 def test_the_table_cannot_be_changed():
     """Neither the rules nor a rule can be changed, nor the mapping the table was made from."""
     rules = dict(TABLE.rules)
