@@ -163,14 +163,11 @@ class Mark:
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Return what another process needs of it, in builtin types; phases stay behind, and their ids go."""
-        elsewhere = self.elsewhere
-        if self.last is not None:
-            lanes = self.last._lane.lanes
-            elsewhere = Elsewhere(ids_up_from(self.last), (lanes.session_id, lanes.attempt, lanes.rank), lanes.id_base)
-        if elsewhere is None:
-            return ()
-        above_ids, session, process = elsewhere
-        return self.scope_id, self.path, above_ids, session, process, self.order[0]
+        last = self.last
+        assert last is not None  # noqa: S101 - what stands on an exception has left a phase here
+        lanes = last._lane.lanes
+        session = (lanes.session_id, lanes.attempt, lanes.rank)
+        return self.scope_id, self.path, ids_up_from(last), session, lanes.id_base, self.order[0]
 
     def after(self, phase: PhaseHandle) -> Mark:
         """Return the mark of the same origin once the exception has left `phase`."""

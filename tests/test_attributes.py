@@ -939,6 +939,7 @@ def redactor() -> Redactor:
             {"deep": [{"client_secret": REDACTED}, f"password={REDACTED}"]},
         ),
         ("note", "." * (MAX_CHARS - 4) + " correct-horse", "." * (MAX_CHARS - 4) + " [r" + ELLIPSIS),
+        ("note", "." * (MAX_CHARS - 12) + " password=x1", "." * (MAX_CHARS - 12) + " password=[" + ELLIPSIS),
     ],
 )
 def test_secrets_are_not_taken(

@@ -195,6 +195,22 @@ def test_a_shared_exception_raised_again_beside_its_origin_is_a_new_failure(lane
     assert first.scope_id != second._extra.error.root_cause_scope_id
 
 
+def test_an_exception_that_comes_back_through_another_lane_arose_where_it_did(lanes, ended, step_thread):
+    """The last phase that it left is another lane's, and the first one is still beneath the one it leaves now."""
+    error = ValueError("x")
+
+    def pass_on():
+        with lanes.enter_phase("other"):
+            raise error
+
+    with pytest.raises(ValueError, match="x"), lanes.enter_phase("train"):
+        with pytest.raises(ValueError, match="x"), lanes.enter_phase("step") as step:
+            raise error
+        step_thread().do(pass_on)
+    roots = {name: found.root_cause_scope_id for name, found in errors_of(ended).items()}
+    assert dict.fromkeys(("step", "other", "train"), step.scope_id) == roots
+
+
 def test_a_cause_that_failed_elsewhere_is_not_trusted(lanes, ended):
     """An exception of an unrelated phase, given as the cause, is not where this one arose."""
     cause = ValueError("elsewhere")
@@ -600,6 +616,29 @@ def test_the_session_trusts_a_mark_of_its_own_from_another_process(lanes, record
         found[session_id] = _errors.describe_for_session(twin, here, "rank", _errors.FULL).root_cause_scope_id
     assert {"s": step.scope_id, "other": "rank"} == found
     assert "rank" == _errors.describe_for_session(twin, lanes, "rank", _errors.FULL).root_cause_scope_id
+
+
+@pytest.mark.parametrize(("kind", "keeps_mark"), [(OutOfMemoryError, False), (ValueError, True)])
+def test_a_mark_travels_with_what_leaves_a_process_that_works_for_another(lanes, recorder, kind, keeps_mark):
+    """It is pickled from the last phase there on; once arrived, only a builtin exception keeps its mark in itself."""
+    from stormphase._lanes import LaneSet
+
+    error = kind("8 GiB")
+    lanes.works_for_another = True
+    with pytest.raises(kind), lanes.enter_phase("work") as work:
+        with pytest.raises(kind), lanes.enter_phase("inner") as inner:
+            raise error
+        assert keeps_mark == bool(vars(error))
+        raise error
+    twin = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert vars(twin)
+    here = LaneSet("s", 0, clock=recorder._clock, anchor=recorder.anchor, paths=recorder._paths)
+    with pytest.raises(kind), here.enter_phase("train") as train:
+        # As the process of that work sees it: the id of what it worked for is one of its own.
+        train._lane.id_base = work.scope_id_number - (train.scope_id_number - train._lane.id_base)
+        raise twin
+    assert inner.scope_id == train._extra.error.root_cause_scope_id
+    assert keeps_mark == bool(vars(twin))
 
 
 def test_what_an_exception_carries_as_its_cause_is_followed(lanes):

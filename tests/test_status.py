@@ -17,7 +17,7 @@ import pytest
 import trio
 from hypothesis import given
 
-from stormphase._model import PhaseStatus
+from stormphase._model import EndKind, PhaseStatus
 from stormphase._status import (
     MAX_JSON_CHARS,
     TABLE,
@@ -73,6 +73,12 @@ def test_ownership_is_what_the_design_says():
         LOST: overridden,
     } == {status: rule.ownership for status, rule in TABLE.rules.items()}
     assert {LOST} == {status for status, rule in TABLE.rules.items() if rule.needs_evidence}
+
+
+@pytest.mark.parametrize("member", [*PhaseStatus, *EndKind], ids=repr)
+def test_a_status_and_an_end_are_shown_in_lower_case(member):
+    """By str(), by format() and in an f-string, on every Python."""
+    assert [member.name.lower()] * 3 == [str(member), format(member), f"{member}"]
 
 
 def test_the_table_cannot_be_changed():
