@@ -248,10 +248,11 @@ def _body(end, *, holds, is_slow):
     thread = _op("thread", copies=True, passes=False, **{"in": [_phase("evaluate", how="ambient")]})
     move = _op("move", name="upload", attributes={"a": 2}, **{"in": [_phase("pack")], "there": [_phase("send")]})
     fork = _op("fork", end="flush", **{"in": [_phase("child", _op("late", way="attributes", attributes={"b": 3}))]})
+    killed = _op("fork", end="kill_open", **{"in": [_phase("doomed")]})
     quiet = _phase("debug", how="quiet")
     late = _op("late", way="event", attributes={"c": 4})
     step = _phase("step", _op("say"), failing, again, late, _op("pause", ms=0), quiet, how="late")
-    inside = [_op("step", step=3), step, loop, batches, thread, move, fork, _op("flush")]
+    inside = [_op("step", step=3), step, loop, batches, thread, move, fork, killed, _op("flush")]
     inside += [_op("sleep", ms=1_100)] * is_slow  # What is open for a second is told by events, or by pending spans.
     last = _phase("backward", *([_op("kill", how=end)] if end in ("kill", "sigterm") else []))
     if end == "kill":  # Phases are open in two threads then.
