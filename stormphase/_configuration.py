@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
@@ -36,6 +37,24 @@ def is_disabled(environ: Mapping[str, str]) -> bool:
         ConfigurationError: if the variable is neither a yes nor a no.
     """
     return _flag(environ, DISABLED_VARIABLE, "1 or 0")
+
+
+def require_gil() -> None:
+    """Refuse a Python that runs without the global interpreter lock: lanes, counts and the journal rest on it.
+
+    Raises:
+        ConfigurationError: on a free-threaded build that runs without it.
+    """
+    if not getattr(sys, "_is_gil_enabled", _yes)():
+        raise ConfigurationError(
+            "stormphase cannot track on a Python that runs without the global interpreter lock.",
+            setting="start",
+            fix="Set PYTHON_GIL=1, use the default build of Python, or set STORMPHASE_DISABLED=1 to go without phases.",
+        )
+
+
+def _yes() -> bool:
+    return True
 
 
 def wants_summary(argument: bool | str | None, environ: Mapping[str, str], rank: int) -> bool:  # noqa: FBT001 - checked

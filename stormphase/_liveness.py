@@ -181,7 +181,7 @@ def _judge_by_heartbeat(
 def utc(wall_ns: int) -> str:
     """Return a wall time as `2026-01-31 12:00:00 UTC`; whatever a damaged file says, it never raises."""
     try:
-        moment = dt.datetime.fromtimestamp(wall_ns // 1_000_000_000, tz=dt.timezone.utc)
+        moment = dt.datetime.fromtimestamp(wall_ns // 1_000_000_000, tz=dt.UTC)
     except (OverflowError, OSError, ValueError):
         return f"{wall_ns} ns"
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

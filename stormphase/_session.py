@@ -64,7 +64,7 @@ class Session:
         on_stop: called once, when no more phases are to come.
 
     Raises:
-        ConfigurationError: if identity or environment are wrong; nothing has been started then.
+        ConfigurationError: if identity or environment are wrong, or there is no GIL; nothing has been started then.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Session:
     ) -> None:
         """Find out who this is, make bridge, lanes and sinks, and start their threads."""
         # First what is only looked at, so that what is wrong fails while there is nothing to take back.
+        _configuration.require_gil()
         self._sigterm = SigtermHook(self._stop_for_sigterm, self._can_stop) if settings.stop_on_sigterm else None
         self._must_check = _configuration.wants_checks(environ)
         self._is_built = False

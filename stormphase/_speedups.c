@@ -22,9 +22,7 @@
 #error "Lanes rest on the GIL."
 #endif
 
-#if PY_VERSION_HEX < 0x030B0000
-#define T_OBJECT_EX_TYPE T_OBJECT_EX
-#elif PY_VERSION_HEX < 0x030C0000
+#if PY_VERSION_HEX < 0x030C0000
 #define T_OBJECT_EX_TYPE T_OBJECT_EX
 #else
 #define T_OBJECT_EX_TYPE Py_T_OBJECT_EX
@@ -330,11 +328,7 @@ note_caller(PyObject *handle)
         Py_INCREF(SLOT(handle, handle_code) = PyFunction_GetCode(python_enter));
         return (SLOT(handle, handle_instruction) = PyLong_FromLong(0)) == NULL ? -1 : 0;
     }
-#if PY_VERSION_HEX >= 0x030B0000
     int instruction = PyFrame_GetLasti(frame);
-#else
-    int instruction = frame->f_lasti < 0 ? -1 : frame->f_lasti * (int)sizeof(_Py_CODEUNIT);
-#endif
     SLOT(handle, handle_code) = (PyObject *)PyFrame_GetCode(frame);
     return (SLOT(handle, handle_instruction) = PyLong_FromLong(instruction)) == NULL ? -1 : 0;
 }

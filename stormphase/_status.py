@@ -13,7 +13,6 @@ Everything here is pure, and thread-, fork- and async-safe.
 
 from __future__ import annotations
 
-import builtins
 import datetime as dt
 import enum
 import json
@@ -119,7 +118,7 @@ class StatusChange:
         """When, as ISO 8601 in UTC with nanoseconds: `2026-01-31T23:59:59.000000001Z`."""
         seconds, nanoseconds = divmod(self.at_ns, _NS_PER_S)
         # By a difference: platforms disagree on how late a timestamp may be.
-        moment = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(seconds=seconds)
+        moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(seconds=seconds)
         return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09}Z"
 
     def to_json(self) -> str:
@@ -399,13 +398,12 @@ def outcome_of(exception: BaseException | None) -> PhaseStatus:
     if exception is None or is_end_of_iterator(exception):
         return PhaseStatus.SUCCEEDED
     cancellations = _cancellations()
-    group = _group_type()
     pending = [exception]
     while pending:
         one = pending.pop()
         # Never isinstance(): that asks `__class__`, which an exception may have made raise.
-        if group is not None and issubclass(type(one), group):
-            pending.extend(group.exceptions.__get__(one))
+        if issubclass(type(one), BaseExceptionGroup):
+            pending.extend(BaseExceptionGroup.exceptions.__get__(one))
         elif not issubclass(type(one), cancellations):
             return PhaseStatus.FAILED
     return PhaseStatus.CANCELLED
@@ -437,8 +435,3 @@ def is_orderly_exit(outcome: BaseException | None) -> bool:
 def _cancellations() -> tuple[type[BaseException], ...]:
     found = (getattr(sys.modules.get(module), name, None) for module, name in _CANCELLATIONS)
     return (KeyboardInterrupt, SystemExit, GeneratorExit, *(kind for kind in found if isinstance(kind, type)))
-
-
-def _group_type() -> Any:
-    backport = sys.modules.get("exceptiongroup")
-    return getattr(builtins, "BaseExceptionGroup", None) or getattr(backport, "BaseExceptionGroup", None)

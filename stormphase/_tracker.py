@@ -156,8 +156,8 @@ class PhaseTracker(CopiesToItself):
         """Start the session and return the tracker. With `STORMPHASE_DISABLED=1` every call becomes a no-op.
 
         Raises:
-            ConfigurationError: if it was started before, or identity or environment are wrong; nothing has started
-                then, and once that is put right it may be called again.
+            ConfigurationError: if it was started before, if identity or environment are wrong, or if Python runs
+                without the GIL; nothing has started then, and once that is put right it may be called again.
         """
         try:
             self._may_start.pop()

@@ -478,7 +478,7 @@ def test_put_keeps_the_limit(counts):
         (bytearray(b"ab"), "ab"),
         (memoryview(b"ab"), "ab"),
         (memoryview(b"abcd").cast("B", (2, 2)), "<memoryview shape=(2, 2)>"),
-        (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.timezone.utc), "2026-01-02T03:04:05+00:00"),
+        (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05+00:00"),
         (dt.date(2026, 1, 2), "2026-01-02"),
         (dt.time(1, 2), "01:02:00"),
         (dt.timedelta(seconds=90), "0:01:30"),

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import gc
 import pickle
-import sys
 import weakref
 
 import attrs
@@ -28,9 +27,6 @@ from stormphase._errors import (
     type_name,
 )
 from stormphase._model import PhaseStatus
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
 class Panic(BaseException):

@@ -125,11 +125,9 @@ class Strike:
         if names is None:
             names = self._instructions[code] = {each.offset: each.opname for each in dis.get_instructions(code)}
         name = names[offset]
-        has_jumped_on_310 = sys.version_info < (3, 11) and "JUMP_IF" in name and following != offset + 2
-        has_raised = following != offset + 2 if sys.version_info < (3, 11) else names[following] == "PUSH_EXC_INFO"
-        if name.startswith("CALL") and has_raised:
+        if name.startswith("CALL") and names[following] == "PUSH_EXC_INFO":
             return False
-        return name.startswith("CALL") or following < offset or name == "JUMP_ABSOLUTE" or has_jumped_on_310
+        return name.startswith("CALL") or following < offset
 
     def _at_place(self, code, offset):
         self.seen += 1

@@ -356,10 +356,7 @@ def test_tasks_that_share_a_context_do_not_share_a_lane(lanes, ended):
                 assert held[0] is phase.parent
             tried.set()
 
-        if sys.version_info >= (3, 11):
-            tasks = [asyncio.create_task(call(), context=context) for call in (hold, steal)]
-        else:
-            tasks = [context.run(asyncio.ensure_future, hold()), asyncio.create_task(steal_in_copy(steal))]
+        tasks = [asyncio.create_task(call(), context=context) for call in (hold, steal)]
         await asyncio.gather(*tasks)
 
     async def steal_in_copy(steal) -> None:
@@ -421,7 +418,7 @@ def test_one_runner_after_another(lanes, ended, runs):
             await asyncio.sleep(0)
 
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(asyncio.Runner()).run if sys.version_info >= (3, 11) else asyncio.run
+        run = stack.enter_context(asyncio.Runner()).run
         for _ in range(runs):
             run(work())
     assert ["work"] * runs == names(ended)

@@ -22,9 +22,6 @@ import stormphase
 from stormphase import _marks
 from stormphase.stores import MemoryStore
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
-
 
 class Plain(Exception):
     """As most are."""
@@ -96,8 +93,7 @@ BUILTIN = {
     "MemoryError": MemoryError,
     "slotted": lambda: Slotted("x"),
 }
-if sys.version_info >= (3, 11):
-    BUILTIN["group"] = REFERABLE.pop("group")
+BUILTIN["group"] = REFERABLE.pop("group")
 
 
 def crossed(error: BaseException) -> BaseException:

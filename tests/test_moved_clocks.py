@@ -22,8 +22,8 @@ from stormphase.otel import OTelBridge
 from stormphase.records import read_records
 from stormphase.stores import SqliteStore
 
-THEN = dt.datetime(2012, 1, 14, 12, tzinfo=dt.timezone.utc)
-EARLIER = dt.datetime(1999, 12, 31, tzinfo=dt.timezone.utc)
+THEN = dt.datetime(2012, 1, 14, 12, tzinfo=dt.UTC)
+EARLIER = dt.datetime(1999, 12, 31, tzinfo=dt.UTC)
 WORK_S = 0.02
 
 FREEZES = {

@@ -30,9 +30,6 @@ from stormphase._status import (
 )
 from stormphase.exceptions import OwnershipError, StatusError
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
-
 ACTIVE, PAUSED, SUCCEEDED, FAILED, CANCELLED, ABANDONED, LOST = PhaseStatus
 STATUS_PAGE = Path(__file__).resolve().parent.parent / "docs" / "status.md"
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import select
 import sys
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,11 +17,14 @@ if TYPE_CHECKING:
 def c_flush() -> Callable[[], object]:
     """Return what flushes C's stdout and stderr; nothing where C cannot be called."""
     try:
+        with above_standard():  # Where libffi was built so, it keeps a descriptor open for good.
+            import ctypes  # noqa: PLC0415
+
         library = ctypes.CDLL(None)
         flush = library.fflush
         # Only these: another thread may wait for input with stdin locked.
         streams = [_c_stream(library, name) for name in ("stdout", "stderr")]
-    except (OSError, AttributeError, TypeError, ValueError):
+    except (ImportError, OSError, AttributeError, TypeError, ValueError):
         return lambda: None
     flush.argtypes = [ctypes.c_void_p]
 
@@ -33,13 +35,17 @@ def c_flush() -> Callable[[], object]:
     return flush_both
 
 
-def _c_stream(library: ctypes.CDLL, name: str) -> ctypes.c_void_p:
+def _c_stream(library: Any, name: str) -> Any:
+    import ctypes  # noqa: PLC0415
+
     return ctypes.c_void_p.in_dll(library, f"__{name}p" if sys.platform == "darwin" else name)
 
 
 def buffer_c_by_lines() -> None:
     """Have C's stdout written at each newline, as it is in a terminal, though it finds a pipe there."""
     with contextlib.suppress(Exception):  # Where C's library names it otherwise, it is flushed at boundaries only.
+        import ctypes  # noqa: PLC0415
+
         library = ctypes.CDLL(None)
         library.setvbuf(_c_stream(library, "stdout"), None, 1, ctypes.c_size_t(0))
 

@@ -165,13 +165,12 @@ def _time_ns(option: str, text: str | None, now_ns: int) -> int | None:
     if ago is not None:
         return max(-_MAX_NS, now_ns - int(min(float(ago[1]) * _UNITS_S[ago[2]], 1e10) * 1e9))
     try:
-        # Python 3.10 knows no "Z".
-        moment = dt.datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text.strip()))
+        moment = dt.datetime.fromisoformat(text.strip())
     except ValueError:
         raise ConfigurationError(
             f"{option} {text!a:.60} is no time.", setting=option, fix="Write 15m, 2h, 7d, or 2026-01-31T12:00:00."
         ) from None
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.timezone.utc)
-    since = moment - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+        moment = moment.replace(tzinfo=dt.UTC)
+    since = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1_000

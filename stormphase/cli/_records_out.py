@@ -162,7 +162,7 @@ def _where(record: PhaseRecord) -> str:
 def _moment(wall_ns: int) -> str:
     """Return a wall time to the millisecond; whatever a damaged file says, it never raises."""
     try:
-        moment = dt.datetime.fromtimestamp(wall_ns // 1_000_000_000, tz=dt.timezone.utc)
+        moment = dt.datetime.fromtimestamp(wall_ns // 1_000_000_000, tz=dt.UTC)
     except (OverflowError, OSError, ValueError):
         return f"{wall_ns} ns"
     return f"{moment:%Y-%m-%d %H:%M:%S}.{wall_ns // 1_000_000 % 1_000:03}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-import sys
 from typing import TYPE_CHECKING, Final
 
 from stormphase._clock import SystemClock
@@ -58,8 +57,7 @@ def harden(connection: sqlite3.Connection) -> None:
     """Have a connection trust nothing that its file's schema says, and read any bytes as text."""
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
-    if sys.version_info >= (3, 11):
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
     # One cell that is no UTF-8 would otherwise end the whole answer.
     connection.text_factory = functools.partial(str, encoding="utf-8", errors="backslashreplace")
 

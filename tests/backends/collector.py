@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterator
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
     from .received import ReceivedLog, ReceivedSpan
 

@@ -28,8 +28,7 @@ from .received import logs_of, spans_of
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
     from .received import ReceivedLog, ReceivedSpan
 

@@ -26,8 +26,7 @@ from .received import Attributes, ReceivedEvent, ReceivedLink, ReceivedSpan, Val
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
 CACHE_VARIABLE = "STORMPHASE_TEST_CACHE"
 EXPERIMENT_ID = "0"  # the one that every new store has

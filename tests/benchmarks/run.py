@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> Page:
     return Page(
         machine=machine(),
         load=f"load {before:.1f} before and {load():.1f} after, of which the benchmark itself is 1",
-        date=dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
+        date=dt.datetime.now(tz=dt.UTC).date().isoformat(),
         command=_command(arguments),
         runs=runs,
     )

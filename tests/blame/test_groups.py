@@ -5,14 +5,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 import pytest
 
 import stormphase
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
 
 Tracker = stormphase.PhaseTracker
 
@@ -61,7 +57,6 @@ def test_of_groups_in_groups_the_member_that_failed_first_is_the_cause(run, shap
     assert ("failed", "outer / first", False) == run(body).told["outer"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Task groups came with CPython 3.11.")
 def test_a_clean_up_that_fails_later_is_not_the_cause(run):
     """A fails in an inner task group, B is cancelled for that, and fails as it cleans up."""
 

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import contextvars
 import queue
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from multiprocessing.pool import ThreadPool
@@ -20,9 +19,6 @@ import pytest
 import stormphase
 from stormphase.records import attribute
 from stormphase.stores import MemoryStore
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

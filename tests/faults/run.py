@@ -113,7 +113,7 @@ def _rows(rows):
 
 def _page(command, killed, looks, mutated, *, fuzzed, wrong):
     """Return RESULTS.md."""
-    today = dt.datetime.now(dt.timezone.utc).date()
+    today = dt.datetime.now(dt.UTC).date()
     signals = [(f"killed by {name.removeprefix('by ')}", n) for name, n in killed.items() if name.startswith("by ")]
     rows = [
         ("processes killed at a random instant", killed.get("kills", 0)),

@@ -208,7 +208,7 @@ before, heap_before = resident(), tracemalloc.get_traced_memory()[0]
 for _ in range(4):
     round()
 after, heap_after = resident(), tracemalloc.get_traced_memory()[0]
-print(after - before, heap_after - heap_before)
+print(after - before, heap_after - heap_before, flush=True)
 os._exit(0)
 """
     resident, heap = map(int, run_python(source, str(tmp_path)).stdout.split())

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import sys
 
 import attrs
 import pytest
@@ -19,9 +18,6 @@ from stormphase._liveness import own_process
 from stormphase._model import PhaseStatus
 from stormphase._record import PhaseRecord, RecordKind
 from stormphase._recording import record_of
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
 
 FAILED, LOST, SUCCEEDED, CANCELLED = (
     PhaseStatus.FAILED,

@@ -6,16 +6,12 @@ import asyncio
 import contextlib
 import contextvars
 import sqlite3
-import sys
 
 import attrs
 import pytest
 
 from stormphase.records import PhaseRecord, attribute, read_records
 from stormphase.stores import SqliteStore
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
 
 # Each root cause, what it reached, and how often; what a person would ask.
 FAILURES = """

@@ -7,7 +7,6 @@ knows stormphase.
 from __future__ import annotations
 
 import random
-import sys
 
 NAMES = ("train", "epoch", "step", "forward", "backward", "load", "save", "evaluate", "all_reduce", "tokenize")
 ERRORS = ("ValueError", "KeyError", "OSError", "Trouble", "Hostile")
@@ -187,8 +186,6 @@ class _Writer:
 
     def _tasks(self, mode, depth):
         how = self.chance.choice(("group", "group", "cancel", "nested"))
-        if sys.version_info < (3, 11):
-            how = "cancel"  # Groups of exceptions are part of Python from 3.11 on.
         return self.number("tasks", how=how, bodies=[self.body(LOOP, depth, most=3) for _ in range(3)])
 
     def _fork(self, mode, depth):

@@ -107,7 +107,7 @@ def _table(sums, wrong):
 
 
 def _page(command, seconds, told, array):
-    today = dt.datetime.now(dt.timezone.utc).date()
+    today = dt.datetime.now(dt.UTC).date()
     return f"""# One story, whoever tells it
 
 Written by `{command}` on {today}, in {seconds:.0f} s. Machine: {_machine()}; CPython {platform.python_version()}.

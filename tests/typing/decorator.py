@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, overload
-
-from typing_extensions import assert_type
+from typing import TYPE_CHECKING, Any, assert_type, overload
 
 from stormphase import PhaseHandle
 from stormphase._decorator import LatePhase, ambient_phase, phase

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-
-from typing_extensions import assert_type
+from typing import assert_type
 
 import stormphase
 from stormphase import PhaseBoundary, PhaseHandle, PhaseStatus, PhaseToken, PhaseTracker
