@@ -6,7 +6,7 @@ tracker that was told to record misuse and never raise.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from stormphase._model import PhaseStatus
 from stormphase._phase import PhaseHandle, PhaseToken
@@ -20,7 +20,7 @@ class NoopPhase(PhaseHandle):
 
     __slots__ = ()
 
-    def __enter__(self) -> PhaseHandle:
+    def __enter__(self) -> Self:
         """Return itself."""
         return self
 

@@ -7,7 +7,7 @@ phase on top of its lane and takes it off in the next statement is the only one 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from stormphase._attributes import put
 from stormphase._copying import CopiesToItself
@@ -125,7 +125,7 @@ class PhaseHandle(CopiesToItself):
     _status: PhaseStatus
     _step: int | None
 
-    def __enter__(self) -> PhaseHandle:  # noqa: PYI034 - typing.Self needs CPython 3.11
+    def __enter__(self) -> Self:
         """Return the handle: the phase is already entered."""
         return self
 

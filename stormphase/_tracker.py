@@ -7,7 +7,7 @@ import itertools
 import operator
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from stormphase import _ambient, _carrying, _configuration, _decorator, _errors, _misuse, _native, _process
 from stormphase._attribute_counts import AttributeCounts
@@ -141,7 +141,7 @@ class PhaseTracker(CopiesToItself):
 
     # Start and stop
 
-    def __enter__(self) -> PhaseTracker:  # noqa: PYI034 - typing.Self needs CPython 3.11
+    def __enter__(self) -> Self:
         """Start, and return the tracker."""
         return self.start()
 
@@ -152,7 +152,7 @@ class PhaseTracker(CopiesToItself):
         if self._session is not None:
             self._session.stop(exc, STOP_TIMEOUT_S)
 
-    def start(self) -> PhaseTracker:
+    def start(self) -> Self:
         """Start the session and return the tracker. With `STORMPHASE_DISABLED=1` every call becomes a no-op.
 
         Raises:
@@ -430,7 +430,7 @@ class AmbientTracker(PhaseTracker):
             raise AttributeError(name)
         return getattr(_running_here() or disabled_tracker(), name)
 
-    def start(self) -> PhaseTracker:
+    def start(self) -> Self:
         """Refuse.
 
         Raises:

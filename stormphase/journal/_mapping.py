@@ -7,6 +7,7 @@ goes on. Without it only those who look from time to time whether the file still
 from __future__ import annotations
 
 import mmap
+from typing import Self
 
 from stormphase import _native
 
@@ -23,7 +24,7 @@ class MappedFile(mmap.mmap):
 
     _number: int
 
-    def __new__(cls, descriptor: int, size_bytes: int) -> MappedFile:  # noqa: PYI034 - typing.Self needs CPython 3.11
+    def __new__(cls, descriptor: int, size_bytes: int) -> Self:
         """Map it, and have it guarded."""
         mapped = super().__new__(cls, descriptor, size_bytes)
         # Windows does not shorten a file that is mapped.

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
 
@@ -83,7 +83,7 @@ class SessionLock:
                 os.ftruncate(descriptor, 0)
             os.close(descriptor)
 
-    def __enter__(self) -> SessionLock:  # noqa: PYI034 - typing.Self needs CPython 3.11
+    def __enter__(self) -> Self:
         """Return it: it is held already."""
         return self
 

@@ -58,7 +58,7 @@ class SpanNotes:
         self.exceptions: list[RecordedException] = []
 
 
-class PhaseSpan(PhaseHandle, Span):  # type: ignore[misc]  # its `__enter__` returns the handle, which is the span
+class PhaseSpan(PhaseHandle, Span):
     """A phase handle that is the whole API `Span`.
 
     Thread-safe as `PhaseHandle` is. Ended by its phase only: `end()` is ignored and counted.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from measure import Subject
 
@@ -15,7 +15,7 @@ class Empty:
 
     __slots__ = ()
 
-    def __enter__(self) -> Empty:  # noqa: PYI034 - Self is younger than Python 3.10
+    def __enter__(self) -> Self:
         """Return itself."""
         return self
 

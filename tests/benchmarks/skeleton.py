@@ -12,7 +12,7 @@ import threading
 import time
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from measure import Subject
 from workload import PHASE
@@ -57,7 +57,7 @@ class _Phase:
         "token",
     )
 
-    def __enter__(self) -> _Phase:  # noqa: PYI034 - Self is younger than Python 3.10
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
