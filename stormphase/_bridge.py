@@ -150,6 +150,11 @@ def listen(
     return True
 
 
+def tells_of_its_end(bridge: Bridge | None) -> bool:
+    """Return whether a bridge that `listen` was called for says when it has handed over the rank's own span."""
+    return hasattr(bridge, "on_handed_over") and hasattr(bridge, "on_finished")
+
+
 def give_output(bridge: Bridge | None, taker: Callable[..., Callable[[PhaseHandle], Sequence[CapturedLine]]]) -> None:
     """Let a bridge have what phases said, if it can do something with that.
 
