@@ -272,7 +272,7 @@ class OpenJournal:
         return True
 
     def note_owners_sent(self) -> None:
-        """Write that the bridge has handed over the spans of rank and session; on the bridge's worker."""
+        """Write that the bridge has sent the spans of rank and session; on the bridge's worker."""
         self.file.put_word(_format.OWNERS_UNSENT, 0)
 
     def put_end_note(self, note: Mapping[str, Any], *, owners_are_unsent: bool = False) -> None:

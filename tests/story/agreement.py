@@ -416,9 +416,12 @@ def _is_main(run, facts):
 
 
 def spans_arrive(run):
-    """Every phase of a process that is dead is a span: what it did not send itself, recovery did."""
+    """Every phase of a process that is dead is a span, and its rank and session: what it did not send, recovery did."""
     if run.resent is None or "OTEL_TRACES_SAMPLER" in run.program["environ"]:
         return
+    for kind, scope in run.journal.owners:
+        if kind in ("session", "rank") and ("span", scope) not in {**run.spans.owners, **run.resent.owners}:
+            run.say("no span", f"{kind} {scope}", "span", journal=run.journal.owners[kind, scope]["status"])
     sent = run.spans.phases.keys() | run.resent.phases.keys() | _quiet(run)
     # With `trace_per`, what was under a phase whose record has gone may be in a trace that nothing tells any more.
     excused = {each["pid"]: each["unplaced"] + each["unsampled"] for each in run.recovered["journals"]}
