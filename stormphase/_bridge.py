@@ -140,7 +140,7 @@ def listen(
     Args:
         bridge: any.
         on_handed_over: called on the bridge's worker with ended phases that recovery need not send, each of them once.
-        on_finished: called there once the rank's own span was handed over; the flush comes after it.
+        on_finished: called there once the rank's own span was handed over and flushed.
     """
     if not hasattr(bridge, "on_handed_over"):
         return False
@@ -148,6 +148,11 @@ def listen(
     if hasattr(bridge, "on_finished"):
         bridge.on_finished = on_finished
     return True
+
+
+def tells_of_its_end(bridge: Bridge | None) -> bool:
+    """Return whether a bridge that `listen` was called for says when it has sent the rank's own span."""
+    return hasattr(bridge, "on_handed_over") and hasattr(bridge, "on_finished")
 
 
 def give_output(bridge: Bridge | None, taker: Callable[..., Callable[[PhaseHandle], Sequence[CapturedLine]]]) -> None:

@@ -67,7 +67,6 @@ class SessionJournal:
         self._must_open = False
         self._is_opening = False
         self._opening = threading.RLock()  # A signal handler may enter a phase, too.
-        self._end_note: dict[str, Any] | None = None
         self._watches: list[Callable[[], object]] = []
         self._start_lock: StartLock | None = None
 
@@ -151,7 +150,7 @@ class SessionJournal:
         for look in self._watches:
             journal.watch(look)
         if self._bridge is not None:
-            _bridge.listen(self._bridge, on_handed_over=journal.note_handed_over, on_finished=self._write_end_note)
+            _bridge.listen(self._bridge, on_handed_over=journal.note_handed_over, on_finished=journal.note_owners_sent)
 
     def open_in_child(self) -> bool:
         """Make a forked child's own file, with its first phase; one that has none leaves no file.
@@ -201,7 +200,6 @@ class SessionJournal:
     def give_up(self) -> None:
         """Make no file in a forked child, whose session has ended with the parent's."""
         self._must_open = False
-        self._end_note = None
 
     def place_to_carry(self) -> dict[str, Any] | None:
         """Return how a process that works for this one finds the directory; None if there is none."""
@@ -234,14 +232,15 @@ class SessionJournal:
             self._open.note_stop_signal(number)
 
     def note_end(self, outcome: BaseException | None, ended_ns: int, *, is_known: bool = True) -> None:
-        """Write how the session ended, before any store is told of it: one looks here if the process is killed.
+        """Write how the session ended, before anybody else is told: a store looks here if the process is killed.
 
-        A rank with a bridge waits for `finish`, or until that has the rank's span: without the note recovery sends it.
+        The bridge of a rank has yet to send its span then, and says when it has.
         """
-        # Its text, since an exception holds its frames.
-        self._end_note = end_note_of(outcome, ended_ns, self._described, is_known=is_known)
-        if self._bridge is None or self._forked_from is not None:
-            self._write_end_note()
+        if self._open is None:
+            return
+        note = end_note_of(outcome, ended_ns, self._described, is_known=is_known)
+        is_rank = self._forked_from is None
+        self._open.put_end_note(note, owners_are_unsent=is_rank and _bridge.tells_of_its_end(self._bridge))
 
     def _described(self, error: BaseException) -> PhaseError:
         assert self._lanes is not None  # noqa: S101 - `open` has put them there
@@ -251,12 +250,11 @@ class SessionJournal:
         return _errors.describe_for_session(error, self._lanes, own_id, _errors.REFERENCE)
 
     def finish(self, timeout_s: float, *, lets_go: bool = True) -> None:
-        """Write how the session ended, if that has been noted and not been written, and close the file.
+        """Close the file.
 
         Its mapping goes as well, unless `lets_go` says that the bridge may still have to note what was exported.
         """
         self._end_start()
-        self._write_end_note()
         journal, self._open = self._open, None
         if journal is not None:
             journal.finish(timeout_s, lets_go=lets_go)
@@ -266,11 +264,6 @@ class SessionJournal:
         path, self._spare_path = self._spare_path, None
         if path is not None:
             remove_journal(path)
-
-    def _write_end_note(self) -> None:
-        note, self._end_note = self._end_note, None
-        if note is not None and self._open is not None:
-            self._open.put_end_note(note)
 
     def stats(self) -> dict[str, int]:
         """Return the journal's counts; empty if there is none."""

@@ -127,17 +127,20 @@ def judge(
 
 
 def _judge_here(process: ProcessIdentity, this: ProcessIdentity) -> Verdict | None:
-    """Judge a process of this machine and namespace; None if the kernel cannot tell whether the pid is still its."""
+    """Judge a process of this machine and namespace; None if the kernel cannot tell whether the pid is still its.
+
+    The dead have one sentence. Whether the parent has taken note, or who has the pid now, is another one a moment
+    later: a store keeps what it was told then, and a journal is judged anew by each reader.
+    """
     pid = process.pid
     seen = _look_at(pid)
+    gone = Verdict(Liveness.DEAD, f"process {pid} is gone from {this.host}")
     if not seen.is_there:
-        return Verdict(Liveness.DEAD, f"process {pid} is gone from {this.host}")
+        return gone
     if seen.started is None or process.started is None:
         return None
-    if seen.started != process.started:
-        return Verdict(Liveness.DEAD, f"process {pid} is gone from {this.host}; another process has its pid now")
-    if seen.state in ("Z", "X"):
-        return Verdict(Liveness.DEAD, f"process {pid} has ended on {this.host}; its parent has not taken note of it")
+    if seen.started != process.started or seen.state in ("Z", "X"):
+        return gone
     kept_by = _DOINGS.get(seen.state, "")
     evidence = f"process {pid} is there on {this.host}" + (f", {kept_by}" if kept_by else "")
     return Verdict(Liveness.ALIVE, evidence, kept_by=kept_by)
@@ -158,10 +161,8 @@ def _judge_reboot(process: ProcessIdentity, this: ProcessIdentity, heartbeat_wal
     booted_ns = _boot_wall_ns()
     if booted_ns is None or booted_ns <= heartbeat_wall_ns:
         return None
-    evidence = (
-        f"{this.host} has booted since, at {utc(booted_ns)}; the last sign of life was at {utc(heartbeat_wall_ns)}"
-    )
-    return Verdict(Liveness.DEAD, evidence, is_host_gone=True)
+    # Without the last sign of life, which a store and a journal have of different moments.
+    return Verdict(Liveness.DEAD, f"{this.host} has booted since, at {utc(booted_ns)}", is_host_gone=True)
 
 
 def _judge_by_heartbeat(

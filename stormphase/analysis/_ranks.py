@@ -319,10 +319,9 @@ def state_of(image: JournalImage, verdict: Verdict) -> tuple[RankState, str]:
         return RankState.RUNNING, evidence + asked
     if verdict.state is Liveness.UNKNOWN:
         return RankState.SILENT, evidence + asked
-    if verdict.is_host_gone:
-        return RankState.HOST_GONE, evidence + asked
     last_sign = utc(image.anchor.to_wall_ns(image.heartbeat_ns))
-    return RankState.KILLED, f"{evidence}; last sign of life at {last_sign}{asked}"
+    state = RankState.HOST_GONE if verdict.is_host_gone else RankState.KILLED
+    return state, f"{evidence}; last sign of life at {last_sign}{asked}"
 
 
 def _said(note: EndNote, at: str, asked: str) -> tuple[RankState, str]:

@@ -160,10 +160,11 @@ class JournalFile:
                 self.put_word(offset, value)
             self.put_word(_format.REDO_AT, 0)
 
-    def put_end_note(self, note: bytes) -> None:
+    def put_end_note(self, note: bytes, *, owners_are_unsent: bool = False) -> None:
         """Say how the process ended: JSON of at most `MAX_END_NOTE` bytes."""
         self.put_word(_format.END_NOTE, 0)
         self.put_bytes(_format.END_NOTE_AT, note)
+        self.put_word(_format.OWNERS_UNSENT, int(owners_are_unsent))  # Before the note that it is a part of.
         self.put_word(_format.END_NOTE, zlib.crc32(note) << 32 | len(note))
 
     def has_been_cut(self) -> bool:

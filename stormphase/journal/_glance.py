@@ -105,6 +105,7 @@ class Glance:
             unwritten=header.unwritten,
             unfolded=0,
             cleared_unsent=header.cleared_unsent,
+            owners_are_unsent=header.owners_are_unsent,
             stacks=(),
             damage=damage.notes(),
         )

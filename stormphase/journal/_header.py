@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _U64: Final = struct.Struct("<Q")
 _I64: Final = struct.Struct("<q")
-_STATE: Final = struct.Struct("<qQQQQQqQ")  # from STEP to CLEARED_UNSENT
+_STATE: Final = struct.Struct("<qQQQQQqQQ")  # from STEP to OWNERS_UNSENT
 _SHORTEST: Final = _format.STEP + _STATE.size
 _END_KINDS: Final = {kind.value: kind for kind in EndKind}
 _ENDS: Final = {status.value: status for status, rule in TABLE.rules.items() if rule.is_final}
@@ -48,6 +48,7 @@ class Header:
     stop_signal: int | None
     stop_asked_ns: int | None
     cleared_unsent: int
+    owners_are_unsent: bool
     was_lost: bool
 
 
@@ -96,7 +97,9 @@ def parse_header(data: bytes, file: str, damage: Damage) -> Header:
     identity = None if facts is None else _identity(facts)
     if facts is None or identity is None:
         raise JournalDamagedError("the facts that say whose it is are damaged.", file=file, fix=_NOT_OURS)
-    step, unwritten, _, _, end_word, signal, asked_ns, cleared_unsent = _STATE.unpack_from(data, _format.STEP)
+    step, unwritten, _, _, end_word, signal, asked_ns, cleared_unsent, owners_unsent = _STATE.unpack_from(
+        data, _format.STEP
+    )
     anchor = ClockAnchor(monotonic_ns=anchor_ns, wall_ns=anchor_wall_ns, uncertainty_ns=0)
     started_ns = _int(facts.get("started_ns"), anchor_ns)
     beats = [_format.HEARTBEAT.unpack_from(data, offset) for offset in _format.HEARTBEATS]
@@ -122,6 +125,7 @@ def parse_header(data: bytes, file: str, damage: Damage) -> Header:
         stop_signal=signal or None,
         stop_asked_ns=asked_ns if signal else None,
         cleared_unsent=cleared_unsent,
+        owners_are_unsent=owners_unsent != 0,
         was_lost=_U64.unpack_from(data, _format.LOST_NS)[0] != 0,
     )
 

@@ -170,6 +170,7 @@ class JournalImage:
         unwritten: phases that were entered and not written, for want of room.
         unfolded: ended phases that are neither in `ended` nor in `totals`.
         cleared_unsent: ended phases whose records went before the bridge was given them.
+        owners_are_unsent: whether it said how it ended, and its bridge has not said that rank and session are sent.
         stacks: stack dumps, oldest first.
         damage: what could not be read, in words; empty for a sound file.
     """
@@ -195,3 +196,4 @@ class JournalImage:
     stacks: tuple[StackDump, ...]
     damage: tuple[str, ...]
     id_base: int = 0
+    owners_are_unsent: bool = False

@@ -271,10 +271,14 @@ class OpenJournal:
         self.file.put_word(segment + _format.TEXT_LENGTH, len(data))
         return True
 
-    def put_end_note(self, note: Mapping[str, Any]) -> None:
-        """Write how the process ended."""
+    def note_owners_sent(self) -> None:
+        """Write that the bridge has sent the spans of rank and session; on the bridge's worker."""
+        self.file.put_word(_format.OWNERS_UNSENT, 0)
+
+    def put_end_note(self, note: Mapping[str, Any], *, owners_are_unsent: bool = False) -> None:
+        """Write how the process ended, and whether the bridge has yet to send the spans of rank and session."""
         self._look_at_file()
-        self.file.put_end_note(encoded_note(note))
+        self.file.put_end_note(encoded_note(note), owners_are_unsent=owners_are_unsent)
 
     def finish(self, timeout_s: float, *, lets_go: bool = True) -> None:
         """End the worker, and close the file; what is entered later goes nowhere, and what is open can still end.

@@ -109,11 +109,16 @@ def _owners(image: JournalImage, paths: Mapping[str, tuple[str, ...]]) -> tuple[
     if note is None:
         return open_records
     error = _error_of(image, note, open_records[-1].scope_id, paths)
-    status = note.status or _STATUSES[note.kind]
+    status = end_status(note)
     ended_ns = image.anchor.to_wall_ns(note.ended_ns)
     return tuple(
         as_ended(record, status, error, ended_ns=ended_ns, ended_monotonic_ns=note.ended_ns) for record in open_records
     )
+
+
+def end_status(note: EndNote) -> PhaseStatus:
+    """Return how session and rank ended by the note of rank 0, or the rank or process by its own."""
+    return note.status or _STATUSES[note.kind]
 
 
 def _error_of(

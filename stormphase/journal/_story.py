@@ -76,6 +76,7 @@ def read_source(
         unwritten=header.unwritten,
         unfolded=copy.discarded,
         cleared_unsent=header.cleared_unsent,
+        owners_are_unsent=header.owners_are_unsent,
         stacks=_stacks(_of_kind(copy.segments, _format.STACKS), damage),
         damage=damage.notes(),
     )

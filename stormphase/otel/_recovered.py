@@ -16,7 +16,7 @@ from stormphase._lost import LOST_ERROR_TYPE, LOST_MESSAGE, lost_reason
 from stormphase._model import PhaseStatus
 from stormphase._status import FAILURES
 from stormphase.journal._lost import lost_phases, unsent_phases
-from stormphase.journal._records import lost_records
+from stormphase.journal._records import end_status, lost_records
 from stormphase.otel._journal_facts import ALL, LONG, OFF, SPAN_DIGITS, FactsError, SessionFacts, identity_of
 from stormphase.otel._places import Place, Places
 from stormphase.otel._plain_span import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from stormphase._record import PhaseRecord
-    from stormphase.journal._image import JournalImage, JournalPhase
+    from stormphase.journal._image import EndNote, JournalImage, JournalPhase
 
 PROMOTED_ATTRIBUTE: Final = "stormphase.phase.promoted"
 
@@ -248,13 +248,19 @@ class _Builder:
         return self._link(place, identity_of(phase.retry_of, SPAN_DIGITS))
 
     def _session_spans(self, *, is_promoted: bool) -> list[RecoveredSpan]:
-        """Return the rank's span and, on rank 0, the session's, unless the process said that it ended by itself."""
-        image, facts = self._image, self._facts
-        if image.end_note is not None or image.facts.get("forked_from") is not None:
+        """Return the rank's span and, on rank 0, the session's, unless the process said that its bridge has sent them.
+
+        They are LOST, but if it said how it ended.
+        """
+        image, facts, note = self._image, self._facts, self._image.end_note
+        if (note is not None and not image.owners_are_unsent) or image.facts.get("forked_from") is not None:
             return []
         identity = image.identity
-        times = self._times(image.started_ns, image.heartbeat_ns)
-        error = f"{LOST_ERROR_TYPE}: {LOST_MESSAGE}"
+        times = self._times(image.started_ns, image.heartbeat_ns if note is None else note.ended_ns)
+        error = _owners_error(note)
+        error_type = {} if error is None else {"error.type": error[0]}
+        error_text = None if error is None else ": ".join(error)
+        events = self._lost_events(times[1]) if note is None else []
         own = {**self._common, "host.name": identity.host, "process.pid": image.process.pid}
         spans = [
             self._span(
@@ -265,9 +271,9 @@ class _Builder:
                 is_promoted=is_promoted and not facts.is_sampled,
                 name=f"rank {identity.rank}",
                 times=times,
-                attributes={**own, "error.type": LOST_ERROR_TYPE},
-                events=self._lost_events(times[1]),
-                error=error,
+                attributes={**own, **error_type},
+                events=events,
+                error=error_text,
             )
         ]
         if identity.rank == 0:
@@ -280,10 +286,10 @@ class _Builder:
                     is_promoted=is_promoted and not facts.is_sampled,
                     name="session",
                     times=times,
-                    attributes=self._root_attributes(),
-                    events=self._lost_events(times[1]),
+                    attributes={**self._root_attributes(), **error_type},
+                    events=events,
                     links=[] if facts.previous_root is None else [_link_to(*facts.previous_root)],
-                    error=error,
+                    error=error_text,
                 )
             )
         return spans
@@ -299,7 +305,7 @@ class _Builder:
         name = self._image.facts.get("name")
         if isinstance(name, str):
             attributes["stormphase.session.name"] = name
-        return {**attributes, "error.type": LOST_ERROR_TYPE}
+        return attributes
 
     def _span(
         self,
@@ -347,6 +353,15 @@ class _Builder:
         start_ns = min(max(0, to_wall_ns(started_ns)), _MAX_TIME_NS)
         end_ns = to_wall_ns(started_ns if ended_ns is None else ended_ns)
         return start_ns, min(max(start_ns, end_ns), _MAX_TIME_NS)
+
+
+def _owners_error(note: EndNote | None) -> tuple[str, str] | None:
+    """Return type and message of the error on the spans of rank and session, if there is one."""
+    if note is None:
+        return LOST_ERROR_TYPE, LOST_MESSAGE
+    if end_status(note) not in FAILURES:
+        return None
+    return note.error_type or "", note.error_message or ""
 
 
 def _link_to(trace_id: int, span_id: int) -> SpanLink:

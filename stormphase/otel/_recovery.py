@@ -196,7 +196,8 @@ class Recovery:
         if verdict.state is Liveness.ALIVE:
             return plain
         if verdict.state is not Liveness.DEAD:
-            may_be_done = image.end_note is not None and not image.open
+            owes_spans = has_bridge and image.owners_are_unsent
+            may_be_done = image.end_note is not None and not owes_spans and not image.open
             return attrs.evolve(plain, result=Result.NOTHING if may_be_done else Result.UNPROVEN)
         return self._dead(plain, image, verdict, has_bridge=has_bridge)
 

@@ -72,7 +72,7 @@ class OTelBridge(CopiesToItself):
             phase has anything to say. Set by `attach`.
         on_handed_over: called on the worker with ended phases, each of them once, whose spans were handed over and have
             left the SDK's queue, or were deliberately not sent.
-        on_finished: called on the worker once the rank's and the session's spans were handed over.
+        on_finished: called on the worker once the rank's and the session's spans were handed over and flushed.
 
     Raises:
         ConfigurationError: if an argument cannot work.
@@ -134,6 +134,7 @@ class OTelBridge(CopiesToItself):
         self._underway = Underway(lambda: 0 if self._outlet is None else self._outlet.waiting())
         self._counts = Counts()
         self._is_forked_child = False
+        self._has_finished = False
         self._exception_signals = frozenset({"spans"})
         self._puts_all_on_spans = events == "all" and self._events_on_spans
         self._emits_all = events == "all" and not self._events_on_spans
@@ -412,6 +413,8 @@ class OTelBridge(CopiesToItself):
         reals = self._real is None or self._real.flush(timeout_ms)
         if self.on_handed_over is not None:
             self._underway.settle(self.on_handed_over)
+        if spans and self._has_finished and self.on_finished is not None:
+            self.on_finished()
         return spans and logs and reals
 
     def finish(self, outcome: BaseException | None, ended_ns: int) -> None:
@@ -427,8 +430,7 @@ class OTelBridge(CopiesToItself):
             self._outlet.finish(outcome, end_ns)
         if self._real is not None:
             self._real.finish(outcome, end_ns)
-        if self.on_finished is not None:
-            self.on_finished()
+        self._has_finished = True
         if self._recovery is not None:
             self._recovery.stop()
 

@@ -21,7 +21,7 @@ SECOND = jobs.SECOND
     [
         (None, "alive", "running", "process 100 is there on node0"),
         (None, "dead", "killed", "process 100 is gone from node0; last sign of life at 2027-01-16 11:46:39 UTC"),
-        (None, "host gone", "host gone", "node0 has booted since"),
+        (None, "host gone", "host gone", "node0 has booted since; last sign of life at 2027-01-16 11:46:39 UTC"),
         (None, "unknown", "silent", "silent since 2027-01-15"),
         (jobs.said("clean"), "dead", "clean", "ended in order at 2027-01-16"),
         (jobs.said("clean"), "alive", "clean", "ended in order"),

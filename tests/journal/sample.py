@@ -163,6 +163,7 @@ def journal(
     unwritten: int = 0,
     signal: tuple[int, int] = (0, 0),
     cleared_unsent: int = 0,
+    owners_unsent: int = 0,
     allocated: int | None = None,
     version: int = 1,
     complete: int = 1,
@@ -177,7 +178,7 @@ def journal(
         struct.pack_into("<qqQ", data, 128 + 24 * index, *beat)
     struct.pack_into("<qQQ", data, 176, step, unwritten, folds)
     struct.pack_into("<Q", data, 200, 4 + len(segments) if allocated is None else allocated)
-    struct.pack_into("<QqQ", data, 216, *signal, cleared_unsent)
+    struct.pack_into("<QqQQ", data, 216, *signal, cleared_unsent, owners_unsent)
     data[1_024 : 1_024 + len(text)] = text
     if end_note is not None:
         note = end_note if isinstance(end_note, bytes) else json.dumps(end_note).encode()

@@ -76,7 +76,8 @@ def test_every_field_of_a_header_stands_in_the_format_at_its_offset() -> None:
     """Each word that the writer stores in the first segment has a row."""
     offsets = {int(found) for found in re.findall(r"^\| (\d+) \|", FORMAT.split("## Segments from 4")[0], re.MULTILINE)}
     names = ("STEP", "UNWRITTEN", "FOLDS", "ALLOCATED", "END_NOTE", "STOP_SIGNAL", "STOP_ASKED_NS", "CLEARED_UNSENT")
-    words = {getattr(_format, name) for name in (*names, "IS_COMPLETE", "LOST_NS", "FACTS_AT", "END_NOTE_AT")}
+    more = ("OWNERS_UNSENT", "IS_COMPLETE", "LOST_NS", "FACTS_AT", "END_NOTE_AT")
+    words = {getattr(_format, name) for name in (*names, *more)}
     fixed = {0, 8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 72, 88, 92}
     assert _format.HEADER.size == 96
     assert fixed | words | set(_format.HEARTBEATS) == offsets

@@ -65,6 +65,7 @@ def test_the_header_says_whose_journal_it_is():
             unwritten=3,
             signal=(15, 9_000),
             cleared_unsent=2,
+            owners_unsent=1,
             beats=((8_000, 1_008_000, 6), (7_000, 1_007_000, 5)),
             end_note={"kind": "exception", "ended_ns": 9_500, "type": "ValueError", "message": "no"},
         )
@@ -90,12 +91,13 @@ def test_the_header_says_whose_journal_it_is():
     )
     assert (1_000, 8_000, 1_008_000) == (image.started_ns, image.heartbeat_ns, image.heartbeat_wall_ns)
     assert 1_000_000 + 500 == image.anchor.to_wall_ns(500)
-    assert (7, 3, 15, 9_000, 2) == (
+    assert (7, 3, 15, 9_000, 2, True) == (
         image.step,
         image.unwritten,
         image.stop_signal,
         image.stop_asked_ns,
         image.cleared_unsent,
+        image.owners_are_unsent,
     )
     assert ("exception", 9_500, "ValueError", "no", None) == (
         image.end_note.kind,

@@ -13,9 +13,11 @@ from stormphase._model import PhaseStatus, ProcessIdentity, RankIdentity
 from stormphase._phase import FINAL, PhaseHandle
 from stormphase.journal._image import JournalImage, JournalPhase
 from stormphase.otel._journal_facts import SessionFacts
+from stormphase.otel._plain_span import HAS_IS_REMOTE, IS_REMOTE, RecoveredSpan
 
 if TYPE_CHECKING:
     from conftest import Bridged
+    from opentelemetry.sdk.trace import ReadableSpan
 
 STARTED_NS = 1_000
 ALIVE_NS = 5_000_000_000
@@ -143,3 +145,39 @@ def image_of(rig: Bridged, *handles: PhaseHandle, **more: Any) -> JournalImage:
         heartbeat_ns=rig.clock.monotonic_ns(),
     )
     return attrs.evolve(plain, **more)
+
+
+def as_live(span: ReadableSpan) -> dict[str, Any]:
+    """Return what the live bridge sent, in the words of a recovered span."""
+    parent = span.parent
+    is_remote = parent is not None and parent.is_remote
+    return {
+        "trace_id": span.context.trace_id,
+        "span_id": span.context.span_id,
+        "parent_id": 0 if parent is None else parent.span_id,
+        "flags": int(span.context.trace_flags) | HAS_IS_REMOTE | (IS_REMOTE if is_remote else 0),
+        "name": span.name,
+        "times": (span.start_time, span.end_time),
+        "attributes": dict(span.attributes),
+        "dropped": (span.dropped_attributes, span.dropped_events, span.dropped_links),
+        "events": [(event.name, event.timestamp, dict(event.attributes)) for event in span.events],
+        "links": [(link.context.trace_id, link.context.span_id) for link in span.links],
+        "status": (span.status.status_code.value, span.status.description or ""),
+    }
+
+
+def as_sent(span: RecoveredSpan) -> dict[str, Any]:
+    """Return a recovered span likewise."""
+    return {
+        "trace_id": span.trace_id,
+        "span_id": span.span_id,
+        "parent_id": span.parent_id,
+        "flags": span.flags,
+        "name": span.name,
+        "times": (span.started_ns, span.ended_ns),
+        "attributes": dict(span.attributes),
+        "dropped": (span.dropped_attributes, span.dropped_events, span.dropped_links),
+        "events": [(event.name, event.time_ns, dict(event.attributes)) for event in span.events],
+        "links": [(link.trace_id, link.span_id) for link in span.links],
+        "status": (span.status, span.status_message),
+    }

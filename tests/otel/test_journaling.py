@@ -165,6 +165,16 @@ def test_a_lane_that_may_outlive_its_trace_says_where_it_is(
     assert (rig.spans["load"].context.trace_id, step.scope_id_number) == (said.trace_id, said.parent_id)
 
 
+class BatchOfOthers(SpanProcessor):
+    """Says what it is told to say when it is flushed."""
+
+    answer = False
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Say it."""
+        return self.answer
+
+
 class OnlySteps(Sampler):
     """Samples what is not called `skip`, whatever its parent is."""
 
@@ -202,6 +212,23 @@ def test_each_ended_phase_is_told_once(bridged: Callable[..., Bridged], options:
     assert phases[::-1] == told
     assert [] == finished
     rig.finish()
+    assert [] == finished
+
+
+def test_rank_and_session_are_sent_once_a_flush_was_good(bridged: Callable[..., Bridged]) -> None:
+    """Until then a SIGKILL takes them along with the queue."""
+    processor = BatchOfOthers()
+    rig = bridged(processors=[processor])
+    finished: list[bool] = []
+    _bridge.listen(rig.bridge, on_handed_over=print, on_finished=lambda: finished.append(True))
+    processor.answer = True
+    assert rig.bridge.flush(1.0)
+    processor.answer = False
+    rig.finish()
+    assert not rig.bridge.flush(1.0)
+    assert [] == finished
+    processor.answer = True
+    assert rig.bridge.flush(1.0)
     assert [True] == finished
 
 
@@ -287,16 +314,6 @@ def test_a_failure_that_is_sent_unsampled_waits_in_the_queue_as_well(bridged: Ca
 
 def test_of_a_processor_that_shows_no_queue_a_good_flush_tells(bridged: Callable[..., Bridged]) -> None:
     """One that calls itself a batching one, and is not the SDK's."""
-
-    class BatchOfOthers(SpanProcessor):
-        """Says what it is told to say when it is flushed."""
-
-        answer = False
-
-        def force_flush(self, timeout_millis: int = 30_000) -> bool:
-            """Say it."""
-            return self.answer
-
     processor = BatchOfOthers()
     rig = bridged(processors=[processor])
     told: list[Any] = []

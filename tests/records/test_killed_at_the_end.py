@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, threading
 import stormphase
 from stormphase.otel import OTelBridge
 from stormphase.stores import SqliteStore
@@ -30,9 +30,13 @@ class KillsAtTheEnd(SqliteStore):
         if is_last:
             os.kill(os.getpid(), signal.SIGKILL)
 
+class NeverTellsOfTheEnd(OTelBridge):
+    def finish(self, outcome, ended_ns):
+        threading.Event().wait()
+
 tracker = stormphase.PhaseTracker(
     session_id="s", rank=0, world_size=1, journal="runs", store=KillsAtTheEnd("runs.db"),
-    bridge=OTelBridge() if bridge == "bridge" else None,
+    bridge=NeverTellsOfTheEnd() if bridge == "slow bridge" else None,
 )
 with tracker, tracker.enter_phase("pool"):
     if whose == "process":
@@ -46,12 +50,16 @@ with tracker, tracker.enter_phase("pool"):
 """
 
 
-@pytest.mark.parametrize(("whose", "bridge"), [("process", "none"), ("process", "bridge"), ("rank", "none")])
+@pytest.mark.parametrize("bridge", ["none", "slow bridge"])
+@pytest.mark.parametrize("whose", ["process", "rank"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_process_that_is_killed_while_it_ends_has_ended_for_both(
     tmp_path: Path, whose: str, when: str, bridge: str
 ) -> None:
-    """SIGKILL right before, or right after, its store has the end, as a pool's SIGTERM may come."""
+    """SIGKILL right before, or right after, its store has the end; its bridge has not been told of it yet, if slow.
+
+    A child that is killed before has its parent tell the store, which kills that one, too.
+    """
     subprocess.run([sys.executable, "-c", PROGRAM, whose, when, bridge], cwd=tmp_path, check=False, timeout=60)
     said = {
         name: {record.scope_id: (record.kind.value, record.status.value) for record in read_records(tmp_path / name)}

@@ -34,7 +34,6 @@ END = (
     "cause", "cause_path", "reason", "evidence",
 )  # fmt: skip
 LIVE = ("sink", "memory", "spans", "exit_event")  # They speak before anybody can know that another process has died.
-_LOST_FIELDS = ("status", "reason", "evidence", "ended_ns", "duration_ns", "ended_monotonic_ns")
 OURS = ("op", "key")  # The program's own name for a phase.
 DEATHS = ("BrokenProcessPool", "EOFError", "CalledProcessError", "ChildProcessError", "BrokenPipeError")
 SPANS = ("spans", "recovered_spans")
@@ -189,17 +188,11 @@ def owners_are_the_same(run):
     for key in run.journal.owners.keys() & run.store.owners.keys():
         said, other = run.journal.owners[key], run.store.owners[key]
         for field, value in said.items():
-            is_less = field in ("output", "traceback") or (field in _LOST_FIELDS and _is_without_a_word(said))
-            if not is_less and value != other[field]:
+            if field not in ("output", "traceback") and value != other[field]:
                 run.say("owners differ", key, field, journal=value, store=other[field])
     if run.store.teller != "memory":
         for key in run.journal.owners.keys() ^ run.store.owners.keys():
             run.say("owners differ", key, "record", journal=key in run.journal.owners, store=key in run.store.owners)
-
-
-def _is_without_a_word(owner):
-    """Whether a worker died with nothing open and no note of its end, which it may have given to the store before."""
-    return owner["kind"] == "process" and owner["status"] == "lost" and owner["error_type"] is None
 
 
 def open_ones_are_the_same(run):
@@ -423,9 +416,12 @@ def _is_main(run, facts):
 
 
 def spans_arrive(run):
-    """Every phase of a process that is dead is a span: what it did not send itself, recovery did."""
+    """Every phase of a process that is dead is a span, and its rank and session: what it did not send, recovery did."""
     if run.resent is None or "OTEL_TRACES_SAMPLER" in run.program["environ"]:
         return
+    for kind, scope in run.journal.owners:
+        if kind in ("session", "rank") and ("span", scope) not in {**run.spans.owners, **run.resent.owners}:
+            run.say("no span", f"{kind} {scope}", "span", journal=run.journal.owners[kind, scope]["status"])
     sent = run.spans.phases.keys() | run.resent.phases.keys() | _quiet(run)
     # With `trace_per`, what was under a phase whose record has gone may be in a trace that nothing tells any more.
     excused = {each["pid"]: each["unplaced"] + each["unsampled"] for each in run.recovered["journals"]}

@@ -171,13 +171,17 @@ def pending_spans_are_of_phases(run):
 
 
 def owners_are_spans(run):
-    """The span of a session, rank or process has the times of its record."""
+    """The span of a session, rank or process has the times and the code of its record."""
     for story in filter(None, (run.spans, run.resent)):
         for teller in filter(None, (run.journal, run.store)):
             for (kind, scope), record in teller.owners.items():
                 span = story.owners.get(("span", scope))
                 if span is None or record["status"] not in FINAL:
                     continue
+                is_error = span.get("status", {}).get("code") == 2
+                if is_error != (record["status"] in _FAILURES):
+                    said = {teller.teller: record["status"], story.teller: is_error}
+                    run.say("owner's span", f"{kind} {scope}", "code", **said)
                 for field, name in (("entered_ns", "startTimeUnixNano"), ("ended_ns", "endTimeUnixNano")):
                     if int(span[name]) != record[field]:
                         run.say(

@@ -87,6 +87,17 @@ def test_a_phase_that_one_teller_lacks_is_seen(told):
     assert [] == missing
 
 
+def test_a_rank_without_a_span_is_seen(told):
+    """Its process sent it, or recovery did."""
+    run = copy.copy(told)
+    run.found, run.spans, run.resent = [], copy.copy(told.spans), copy.copy(told.resent)
+    agreement.spans_arrive(run)
+    assert [] == run.found
+    run.spans.owners = run.resent.owners = {}
+    agreement.spans_arrive(run)
+    assert ["rank", "session"] == sorted(each.scope.split()[0] for each in run.found)
+
+
 def test_a_program_that_disagrees_is_made_small():
     """What is left is what is needed to disagree in the same way."""
 

@@ -80,10 +80,25 @@ def test_wrong_times_of_a_sessions_span_are_seen(clean):
     """They are those of its record."""
 
     def change(run):
-        span = run.spans.owners["span", next(scope for kind, scope in run.journal.owners if kind == "session")]
+        span = _session_span(run)
         span["endTimeUnixNano"] = str(int(span["endTimeUnixNano"]) + 1)
 
     assert _sees(clean, figures.owners_are_spans, change)
+
+
+def test_a_wrong_code_of_a_sessions_span_is_seen(clean):
+    """An error is one that failed, or was lost."""
+
+    def change(run):
+        span = _session_span(run)
+        is_error = span.get("status", {}).get("code") == 2
+        span["status"] = {"code": 0 if is_error else 2}
+
+    assert _sees(clean, figures.owners_are_spans, change)
+
+
+def _session_span(run):
+    return run.spans.owners["span", next(scope for kind, scope in run.journal.owners if kind == "session")]
 
 
 def test_output_that_a_store_lost_is_seen(clean):
