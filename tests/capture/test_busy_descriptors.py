@@ -61,5 +61,5 @@ def test_what_a_slow_terminal_has_not_shown_yet_stands_before_what_follows(way: 
         shown = b""
         while got := os.read(child.stdout.fileno(), 1_536):
             shown += got
-            time.sleep(0.02)  # The terminal is slow: it takes some two seconds in all.
+            time.sleep(0.02)  # noqa: TID251 - The terminal is slow: it takes some two seconds in all.
     assert (0, b"x" * MUCH + b"after") == (child.returncode, shown)
