@@ -156,7 +156,7 @@ def test_nothing_is_put_on_what_can_be_weakly_referenced(make):
 def test_what_was_made_without_a_state_has_none_after(make):
     """Its pickle is the same, byte for byte, and so is what a `__setstate__` is given: nothing."""
     assert pickle.dumps(make()) == pickle.dumps(crossed(make()))
-    assert type(make()) is type(pickle.loads(pickle.dumps(crossed(make()))))
+    assert type(make()) is type(pickle.loads(pickle.dumps(crossed(make()))))  # noqa: S301 - its own
 
 
 @pytest.mark.parametrize("make", BUILTIN.values(), ids=BUILTIN)
