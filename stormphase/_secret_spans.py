@@ -58,8 +58,8 @@ _WORDS: Final = (
 )
 _CREDENTIAL_NAME: Final = re.compile(_WORDS)
 
-# `key` and `pass` are credentials by what stands before them: `ssh_key`, `DB_PASS`, and not `loss_key`, `first_pass`. Of
-# the many words that may, one at most is looked at: the text is read backwards, from `yek` on.
+# `key` and `pass` are credentials by what stands before them: `ssh_key`, `DB_PASS`, and not `loss_key`, `first_pass`.
+# Of the many words that may, one at most is looked at: the text is read backwards, from `yek` on.
 _KEYS_OF: Final = (
     "ssh gpg pgp rsa dsa ecdsa aes hmac tls ssl jwt license licence master subscription activation deploy priv "
     "encrypt decrypt decryption webhook admin consumer vault unseal wallet security aws azure gcp google openai "
