@@ -100,6 +100,8 @@ _BARE: Final = (
 )
 _ASSIGNED: Final = (
     r"""(?:["']\]?|\\\\{0,7}["']\]?|)\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}"""
+    # In quotes it may stand far in, on the next line.
+    rf"""(?:(?:(?<=\s\s\s\s\s\s\s\s)|\\)\s{{1,64}}(?=[bfru]{{0,2}}["']))?"""
     rf"""(?:(?=[bfru"'])(?:[bfru]{{1,2}}(?=["']))?(?:{_IN_QUOTES}|["']{_BARE})|\\\\{{0,7}}["']([^"'\\]*)|{_BARE})"""
 )
 # What follows an option of a command line: `--api-key ...`, or in a list of arguments. Not consumed: it may be a name.
@@ -116,7 +118,11 @@ _REST_NAMED: Final = re.compile(rf"{_REST}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _REST_NAMED_OR_OPTION: Final = re.compile(rf"{_REST}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
 # A value without quotes goes on: in brackets, to where those end, but for the deepest, and on this line; in a header.
 _MORE: Final = ("(", "[", "{", "cookie", "authorization")
-_IN_BRACKETS: Final = re.compile(r"[^(\[{]*[(\[{][^()\[\]{}\n]*(?:[(\[{][^()\[\]{}\n]*[)\]}]?[^()\[\]{}\n]*)*[)\]}]?")
+# On this line, or in quotes on the next one.
+_NO_BRACKET: Final = r"""(?:[^()\[\]{}\n]+|\n(?=[ \t]{0,64}["']))*"""
+_IN_BRACKETS: Final = re.compile(
+    rf"[^(\[{{]*[(\[{{]{_NO_BRACKET}(?:[(\[{{]{_NO_BRACKET}[)\]}}]?{_NO_BRACKET})*[)\]}}]?"
+)
 _MORE_COOKIES: Final = re.compile(r"""(?:;[^\n"']*)?""")
 _AFTER_SCHEME: Final = re.compile(r"""(?: {1,8}[^\s,;&"')\]}]+)?""")
 _OPTION: Final = re.compile(r"(--(?<![\w-]--)[\w-]*)")

@@ -49,9 +49,28 @@ NAMED = st.tuples(
     st.lists(st.sampled_from(FIRST.split()), max_size=2).map(lambda words: "".join(f"{word}_" for word in words)),
     st.sampled_from(LAST.split()),
     st.sampled_from(["", "_x", ".token", " key"]),
-    st.sampled_from(["=", ": ", '": "', '\\": \\"', "'] = '", "', '", "==", "=>", " ", "        =", "\xa0=", "!="]),
+    st.sampled_from(
+        [
+            "=",
+            ": ",
+            '": "',
+            '\\": \\"',
+            "'] = '",
+            "= \\\n  ",
+            ":\n          ",
+            "', '",
+            "==",
+            "=>",
+            " ",
+            "        =",
+            "\xa0=",
+            "!=",
+        ]
+    ),
     st.sampled_from(["abc", "'a b'", "b'a\\'b'", '"', "none", "12", "bearer x", "[redacted]", "é", "--x", ""])
-    | st.sampled_from(["(1, 2)", "[{'a': [1]}, 2]", "str('a b')", "{1", "x; y=1; z", "x yz", 'x\\"']),
+    | st.sampled_from(
+        ["(1, 2)", "[{'a': [1]}, 2]", "(\n  'a'\n 'b')", "[\n'a", "str('a b')", "{1", "x; y=1; z", "x yz", 'x\\"']
+    ),
     st.sampled_from(["", " ", ",", "\n", '"', ")", "]"]),
 ).map("".join)
 TEXTS = st.lists(NAMED, max_size=4).map("".join) | st.lists(
@@ -94,6 +113,10 @@ def test_what_is_found_is_in_order_and_apart(text: str) -> None:
         ('token=b"[redacted]', 'token=b"[redacted]'),
         ("a://u:" + "p" * 500 + "@host", "a://u:[redacted]@host"),
         ("-eyJ-eyJhbGciOiJ9.eyJzdWIiOiIx.c2ln x", "-[redacted] x"),
+        ('password:\n            "a b"\nlr', 'password:\n            "[redacted]"\nlr'),
+        ("password = \\\n    'a b'\nlr", "password = \\\n    '[redacted]'\nlr"),
+        ("password:\n            a", "password:\n            a"),
+        ("api_key=(\n  'a'\n  'b'\n)\nlr", "api_key=[redacted]\n)\nlr"),
         ("password=é\u2028é", "password=[redacted]\u2028é"),
         ("\u212aey api_\u212aey: é", "\u212aey api_\u212aey: [redacted]"),
         ("-----BEGIN PRIVATE KEY-----a-----END-----BEGIN PRIVATE KEY-----b", None),

@@ -174,6 +174,29 @@ escaped_quote(const Scan *scan, Py_ssize_t at)
     return is_class(char_at(scan, quote), QUOTE) ? quote : -1;
 }
 
+/* The place of the quote at or, behind letters as in b'...', after a place; else -1. */
+static Py_ssize_t
+begin_quote(const Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t quote = at;
+    while (quote < at + 2 && is_class(low_at(scan, quote), PREFIX))
+        quote++;
+    return is_class(char_at(scan, quote), QUOTE) ? quote : -1;
+}
+
+/* Skip the spaces before a value, which in quotes may stand far in on the next line. */
+static Py_ssize_t
+skip_to_value(const Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t near = skip_spaces(scan, at, 8), far = near;
+    if (char_at(scan, near) == '\\')
+        far++;
+    else if (near < at + 8)
+        return near;
+    at = skip_spaces(scan, far, 64);
+    return at > far && begin_quote(scan, at) >= 0 ? at : near;
+}
+
 /* Skip what stands between a name and its value; -1 if it is something else. */
 static Py_ssize_t
 skip_assignment(const Scan *scan, Py_ssize_t at)
@@ -198,7 +221,7 @@ skip_assignment(const Scan *scan, Py_ssize_t at)
             return -1;
         at += count;
     }
-    return skip_spaces(scan, at, 8);
+    return skip_to_value(scan, at);
 }
 
 /* The place of the quote that ends what the one at `at` begins, else -1. */
@@ -213,16 +236,6 @@ end_quote(const Scan *scan, Py_ssize_t at)
             at++;
     }
     return -1;
-}
-
-/* The place of the quote at or, behind letters as in b'...', after a place; else -1. */
-static Py_ssize_t
-begin_quote(const Scan *scan, Py_ssize_t at)
-{
-    Py_ssize_t quote = at;
-    while (quote < at + 2 && is_class(low_at(scan, quote), PREFIX))
-        quote++;
-    return is_class(char_at(scan, quote), QUOTE) ? quote : -1;
 }
 
 /* The end of a value without quotes, or `at` if there is none. */
@@ -272,13 +285,27 @@ assigned(const Scan *scan, Py_ssize_t at, Py_ssize_t *start, Py_ssize_t *end)
     return *end > at ? BARE : NO_VALUE;
 }
 
+/* Whether a line that begins at a place has a quote there, but for what it stands in. */
+static int
+is_quote_next(const Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t far = at + 64;
+    while (at < far && is_of(char_at(scan, at), " \t"))
+        at++;
+    return is_class(char_at(scan, at), QUOTE);
+}
+
 /* The end of what is in brackets, of which the first one is open before `at`: `_IN_BRACKETS`. */
 static Py_ssize_t
 brackets_end(const Scan *scan, Py_ssize_t at)
 {
     int each, is_deeper = 0;
-    for (; (each = char_at(scan, at)) != NOTHING && each != '\n'; at++)
-        if (is_class(each, OPEN))
+    for (; (each = char_at(scan, at)) != NOTHING; at++)
+        if (each == '\n') {
+            if (!is_quote_next(scan, at + 1))
+                return at;
+        }
+        else if (is_class(each, OPEN))
             is_deeper = 1;
         else if (is_class(each, CLOSE)) {
             if (!is_deeper)
