@@ -88,26 +88,16 @@ class Unheard(Nowhere):
     """The source of a worker process until its first phase: says once that a tracker runs in its parent, and none here.
 
     `multiprocessing` hands the parent's `_config` down to each process that it spawns, so a mark there reaches those
-    alone, and neither other programs nor the environment.
+    alone, and neither other programs nor the environment. Pickled it is `NOWHERE`: what another process is, that
+    finds out by itself.
     """
 
     __slots__ = ()
 
-    def enter_phase(
-        self,
-        name: str,
-        attributes: Any = None,
-        sync: bool = False,
-        timeout_s: float | None = None,
-    ) -> PhaseHandle:
+    def enter_phase(self, *args: Any, **kwargs: Any) -> PhaseHandle:
         """Say it, if it is so, and return the shared no-op."""
-        del name, attributes, sync, timeout_s
         AMBIENT.give_up()
-        return NOOP
-
-    def __reduce__(self) -> str:
-        """Pickle as `NOWHERE`: what another process is, it finds out by itself."""
-        return "NOWHERE"
+        return super().enter_phase(*args, **kwargs)
 
 
 class ByContext:

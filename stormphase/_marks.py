@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 KEY: Final = "__stormphase__"
 # Past the class: a frozen exception refuses setattr, and one may have an attribute of its own of that name.
-attributes_of: Final[Callable[[BaseException], dict[str, Any]]] = BaseException.__dict__["__dict__"].__get__
-
-
+_made_attributes_of: Final[Callable[[BaseException], dict[str, Any]]] = BaseException.__dict__["__dict__"].__get__
+_reduce: Final[Callable[[BaseException], tuple[Any, ...]]] = BaseException.__dict__["__reduce__"]
 _OWN_WAYS: Final = frozenset({"__getstate__", "__reduce__", "__reduce_ex__", "__setattr__", "__setstate__"})
 _HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that was written in Python
 _flags_of: Final[Callable[[type], int]] = type.__dict__["__flags__"].__get__
@@ -69,6 +68,16 @@ class _Entry(weakref.ref):  # type: ignore[type-arg]  # it is no generic class w
 _table: Final[dict[int, _Entry]] = {}
 
 
+def attributes_of(exception: BaseException) -> dict[str, Any]:
+    """Return what stands in an exception's `__dict__`, to be read only.
+
+    To ask for the `__dict__` itself would make it one that has none yet, which shows: it is pickled, and given to a
+    `__setstate__`.
+    """
+    reduced = _reduce(exception)
+    return reduced[2] if len(reduced) > 2 else {}  # noqa: PLR2004 - class, arguments and, if there are any, attributes
+
+
 def marks_of(exception: BaseException) -> Marks | None:
     """Return the marks of this very object, or None; never those of what it was copied from."""
     entry = _table.get(id(exception))
@@ -89,7 +98,7 @@ def marks_for(exception: BaseException) -> Marks:
         except TypeError:
             if _takes_a_key(exception):
                 marks.owner = key
-                dict.__setitem__(attributes_of(exception), KEY, marks)
+                dict.__setitem__(_made_attributes_of(exception), KEY, marks)
         else:
             entry.marks = marks
             _table[key] = entry
@@ -105,7 +114,7 @@ def send_along(exception: BaseException) -> None:
     """Have the marks of an exception that leaves its process pickled with it, as others are that stand in it."""
     marks = marks_of(exception)
     if marks is not None and marks.origins and id(exception) in _table and _takes_a_key(exception):
-        dict.__setitem__(attributes_of(exception), KEY, marks.origins[0].to_tuple())
+        dict.__setitem__(_made_attributes_of(exception), KEY, marks.origins[0].to_tuple())
 
 
 def take_off(exception: BaseException) -> None:

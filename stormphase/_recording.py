@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from stormphase._model import PHASE_ENTER, PHASE_EXIT, PhaseStatus
-from stormphase._phase_boundary import PHASE_SCOPE, check_boundary
-from stormphase._record import PhaseRecord
+from stormphase._model import PHASE_ENTER, PHASE_EXIT, PhaseStatus, ProcessIdentity
+from stormphase._phase_boundary import PHASE_SCOPE, PhaseBoundary, check_boundary
+from stormphase._record import OutputLine, PhaseRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from stormphase._model import ProcessIdentity
-    from stormphase._phase_boundary import PhaseBoundary
-    from stormphase._record import OutputLine
 
 _NO_ATTRIBUTES: Final[Mapping[str, Any]] = {}
 _STATUSES: Final = {status.value: status for status in PhaseStatus}
@@ -51,10 +47,11 @@ def record_of(
         output: what was captured while it was open; None where nobody knows.
 
     Raises:
-        ValueError: if there is neither, they are of two phases, of another kind, or do not fit together, a field is
-            wrong (the message names it), or an exit whose enter is missing does not say when that was: an end is never
-            guessed at.
+        ValueError: if there is neither, they are of two phases, of another kind, or do not fit together, an argument or
+            a field is wrong (the message names it), or an exit whose enter is missing does not say when that was: an
+            end is never guessed at.
     """
+    _check_arguments(enter, exit, process, correlation_id, output)
     if exit is None:
         if enter is None:
             raise ValueError("A record needs a boundary: give an enter, an exit or both.")
@@ -141,6 +138,32 @@ def _open(
         process=process,
         output=None if output is None else tuple(output),
     )
+
+
+def _check_arguments(enter: Any, leave: Any, process: Any, correlation_id: Any, output: Any) -> None:
+    """Check that each argument of `record_of` is of its kind.
+
+    Raises:
+        ValueError: if not; the message names it, and where to have the right one from.
+    """
+    for name, given in (("enter", enter), ("exit", leave)):
+        if not isinstance(given, (PhaseBoundary, type(None))):
+            raise _wrong_argument(
+                name,
+                given,
+                "a PhaseBoundary: what an enter, an exit or a sink was given, or PhaseBoundary.from_json(...)",
+            )
+    if not isinstance(process, (ProcessIdentity, type(None))):
+        raise _wrong_argument("process", process, "a ProcessIdentity, or None")
+    if not isinstance(correlation_id, (str, type(None))):
+        raise _wrong_argument("correlation_id", correlation_id, "a string, or None")
+    is_lines = isinstance(output, (list, tuple)) and all(isinstance(line, OutputLine) for line in output)
+    if output is not None and not is_lines:
+        raise _wrong_argument("output", output, "a list or tuple of OutputLine(time_ns, stream, text), or None")
+
+
+def _wrong_argument(name: str, given: object, fix: str) -> ValueError:
+    return ValueError(f"{name!r} of record_of is {given!a:.60}: give {fix}.")
 
 
 def _scope_of(boundary: PhaseBoundary, event_type: str) -> Mapping[str, Any]:

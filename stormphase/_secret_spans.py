@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
     from typing import TypeAlias
 
 Spans: TypeAlias = "list[tuple[int, int]]"
@@ -24,6 +24,7 @@ Spans: TypeAlias = "list[tuple[int, int]]"
 _HINTS: Final = re.compile(
     r"key|token|secret|p(?:wd|ass[wp]|ypi-)|c(?:redential|ookie|onnection)|auth|b(?:earer|asic)|digest|negotiate|sas|://"
     r"|g(?:h[pousr]_|ithub_|lpat-|sk_)|hf_|sk[-_]|x(?:ox|app-|ai-)|n(?:pm_|vapi-)|d(?:op_v1_|api)|eyj"
+    r"|pass(?![a-z])|jwt|creds"
     r"|a(?:kia|sia|iza)|ya29\.|hvs\.|r(?:8|k)_|\?sig=|&sig=|-signature="
 )
 
@@ -57,8 +58,39 @@ _WORDS: Final = (
 )
 _CREDENTIAL_NAME: Final = re.compile(_WORDS)
 
+# `key` and `pass` are credentials by what stands before them: `ssh_key`, `DB_PASS`, and not `loss_key`, `first_pass`.
+# Of the many words that may, one at most is looked at: the text is read backwards, from `yek` on.
+_KEYS_OF: Final = (
+    "ssh gpg pgp rsa dsa ecdsa aes hmac tls ssl jwt license licence master subscription activation deploy priv "
+    "encrypt decrypt decryption webhook admin consumer vault unseal wallet security aws azure gcp google openai "
+    "anthropic cohere mistral groq wandb github gitlab stripe sendgrid twilio mailgun slack datadog sentry comet "
+    "neptune kaggle ngc runpod pinecone cloudflare"
+)
+_PASSES_OF: Final = (
+    "db database sql mysql mssql pgsql pg postgres postgresql mongo mongodb redis rabbitmq amqp mqtt oracle "
+    "elastic kafka smtp mail email imap ftp sftp ssh ldap vpn wifi http https proxy user admin root sudo login "
+    "account auth registry docker jenkins git key keystore truststore cert ssl tls vault"
+)
+
+
+def _backwards(words: str) -> str:
+    return "|".join(sorted(word[::-1] for word in words.split()))
+
+
+# The word itself, by which is looked whether it is there at all, and the pattern of the text that is turned round.
+_LAST_WORDS: Final = tuple(
+    (word, re.compile(pattern))
+    for word, pattern in (
+        ("key", rf"yek(?:(?<![a-z]yek)|(?<=syek)(?<![a-z]syek))[_\-. ]?(?:{_backwards(_KEYS_OF)})(?![a-z])"),
+        ("pass", rf"ssap(?<![a-z]ssap)[_\-.]?(?:{_backwards(_PASSES_OF)})(?![a-z])"),
+        ("creds", r"sderc(?<![a-z]sderc)(?![a-z])"),
+        ("jwt", r"twj(?<![\w-]twj)(?![a-z0-9])"),
+    )
+)
+
 # The whole name that such a word stands in (`my_api_key_2`, "api key"), at once: no part of it is looked at again.
-_NAME: Final = rf"(?:{_WORDS})(?:(?=[\w-]|[. ][ktsp])(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?)?"
+_REST: Final = rf"(?:(?=[\w-]|[. ][ktsp])(?:(?=([\w-]+))\1)?(?:(?=((?:[. ]{_LAST_WORD}[\w-]*)+))\2)?)?"
+_NAME: Final = rf"(?:{_WORDS}){_REST}"
 _LONGER_NAME: Final = r"(?(1)|(?(2)|(?!)))"
 _IN_QUOTES: Final = r""""([^"\\]*(?:\\[\s\S][^"\\]*)*)(?=")|'([^'\\]*(?:\\[\s\S][^'\\]*)*)(?=')"""
 # password=..., "token": "...", b'...', what has no end quote, and \"token\": \"...\" in a string within a string.
@@ -68,10 +100,13 @@ _BARE: Final = (
 )
 _ASSIGNED: Final = (
     r"""(?:["']\]?|\\\\{0,7}["']\]?|)\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}"""
+    # In quotes it may stand far in, on the next line.
+    rf"""(?:(?:(?<=\s\s\s\s\s\s\s\s)|\\)\s{{1,64}}(?=[bfru]{{0,2}}["']))?"""
     rf"""(?:(?=[bfru"'])(?:[bfru]{{1,2}}(?=["']))?(?:{_IN_QUOTES}|["']{_BARE})|\\\\{{0,7}}["']([^"'\\]*)|{_BARE})"""
 )
 # What follows an option of a command line: `--api-key ...`, or in a list of arguments. Not consumed: it may be a name.
 _FOLLOWS: Final = rf"""(?=(?:["'],?|)\s{{1,8}}(?:{_IN_QUOTES}|([^\s"'-][^\s"']*)))"""
+_LONGEST_FIRST: Final = 16  # and more than any word that `key` and `pass` may have before them, with what parts them
 _FIRST_VALUE: Final = 3
 _MANY: Final = 64
 _SPARSE: Final = 18
@@ -79,12 +114,18 @@ _BARE_VALUE: Final = 7
 _FIRST_OF_OPTION: Final = 8
 _NAMED: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_LONGER_NAME})")
 _NAMED_OR_OPTION: Final = re.compile(rf"{_NAME}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
+_REST_NAMED: Final = re.compile(rf"{_REST}(?:{_ASSIGNED}|{_LONGER_NAME})")
+_REST_NAMED_OR_OPTION: Final = re.compile(rf"{_REST}(?:{_ASSIGNED}|{_FOLLOWS}|{_LONGER_NAME})")
 # A value without quotes goes on: in brackets, to where those end, but for the deepest, and on this line; in a header.
 _MORE: Final = ("(", "[", "{", "cookie", "authorization")
-_IN_BRACKETS: Final = re.compile(r"[^(\[{]*[(\[{][^()\[\]{}\n]*(?:[(\[{][^()\[\]{}\n]*[)\]}]?[^()\[\]{}\n]*)*[)\]}]?")
+# On this line, or in quotes on the next one.
+_NO_BRACKET: Final = r"""(?:[^()\[\]{}\n]+|\n(?=[ \t]{0,64}["']))*"""
+_IN_BRACKETS: Final = re.compile(
+    rf"[^(\[{{]*[(\[{{]{_NO_BRACKET}(?:[(\[{{]{_NO_BRACKET}[)\]}}]?{_NO_BRACKET})*[)\]}}]?"
+)
 _MORE_COOKIES: Final = re.compile(r"""(?:;[^\n"']*)?""")
 _AFTER_SCHEME: Final = re.compile(r"""(?: {1,8}[^\s,;&"')\]}]+)?""")
-_OPTION: Final = re.compile(r"(-(?<![\w-]-)-[\w-]*)")
+_OPTION: Final = re.compile(r"(--(?<![\w-]--)[\w-]*)")
 
 # `Authorization: Bearer abc`. "Basic training" is none: the rest has a digit, a sign, or a capital in its midst.
 _SCHEME: Final = re.compile(
@@ -116,8 +157,9 @@ _SHAPE: Final = re.compile(
 _OF_WORDS, _HALF_OF_JWT = 1, 2
 _JOINED_WORDS: Final = re.compile("[a-z]*[_-][a-z_-]*")  # sk-learn-compatible
 
-_KEY_EDGE: Final = "PRIVATE KEY-----"
-_KEY_BEGIN: Final = re.compile("-----BEGIN [A-Z ]*PRIVATE KEY-----")
+KEY_EDGES: Final = ("PRIVATE KEY-----", "PRIVATE KEY BLOCK-----")
+"""What the first and the last line of a private key end with: OpenSSL's and OpenSSH's, and PGP's."""
+_KEY_BEGIN: Final = re.compile("-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----")
 _KEY_END: Final = "-----END"
 
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?(?:e[+-]?[0-9]{1,3})?%?")
@@ -132,10 +174,11 @@ def secret_spans(text: str) -> Spans | None:
     The time grows with the length of the text, whatever is in it.
     """
     low = folded(text)
-    spans = _private_keys(text) if _KEY_EDGE in text else []
+    spans = _private_keys(text) if "PRIVATE KEY" in text else []
     if _HINTS.search(low) is not None:
         for more in (
             _named(low),
+            _by_last_word(low),
             _by_scheme(text, low),
             urls_secrets(low),
             _by_shape(text),
@@ -147,7 +190,7 @@ def secret_spans(text: str) -> Spans | None:
 
 def is_credential_word(name: str) -> bool:
     """Whether a name, of which `folded` has made lower case, has a word for credentials in it."""
-    return _CREDENTIAL_NAME.search(name) is not None
+    return _CREDENTIAL_NAME.search(name) is not None or bool(_last_words(name))
 
 
 def folded(text: str) -> str:
@@ -157,21 +200,70 @@ def folded(text: str) -> str:
     return low if len(low) == len(text) else text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
 
 
-def _named(low: str) -> Spans:  # noqa: C901 - one piece, since each call more is paid by each match
+def _named(low: str) -> Spans:
     """Return where the values stand of what has a credential's name: after `=` or `:`, or as an option in a command."""
-    options: set[int] = set()
-    pattern = _NAMED
-    if "--" in low:
-        ends = itertools.accumulate(map(len, _OPTION.split(low)))
-        options = {*itertools.islice(ends, 1, None, 2)}  # Where the options end, of what is between and is one.
-        pattern = _NAMED_OR_OPTION
+    options = _options(low)
+    pattern = _NAMED if options is None else _NAMED_OR_OPTION
+    return _values(low, pattern.finditer(low), options or ())
+
+
+def _by_last_word(low: str) -> Spans:
+    """Return the same of names whose last word is one only beside another: `ssh_key`, `DB_PASS`."""
+    ends = _last_words(low)
+    if not ends:
+        return []
+    options = _options(low)
+    pattern = _REST_NAMED if options is None else _REST_NAMED_OR_OPTION
+    return _values(low, _after(low, ends, pattern), options or ())
+
+
+def _last_words(low: str) -> list[int]:
+    """Return where such words end, in order."""
+    ends: list[int] = []
+    turned = ""
+    for word, pattern in _LAST_WORDS:
+        last = low.rfind(word)
+        if last < 0:
+            continue
+        turned = turned or low[::-1]
+        size = len(low)
+        # To where the first one ends, and what follows a word says something of it as well.
+        until = size - low.find(word) + _LONGEST_FIRST
+        ends += [size - found.start() for found in pattern.finditer(turned, size - last - len(word), until)]
+    ends.sort()
+    return ends
+
+
+def _after(low: str, ends: list[int], pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
+    """Yield what follows names that end there, but for those that stand in the value of another."""
+    until = 0
+    for end in ends:
+        if end >= until:
+            found = pattern.match(low, end)
+            if found is not None:
+                if _FIRST_VALUE <= found.lastindex < _FIRST_OF_OPTION:  # type: ignore[operator]  # has one, as above
+                    until = found.end()
+                yield found
+
+
+def _options(low: str) -> set[int] | None:
+    """Return where the options of command lines end; None where none has a credential's name."""
+    if "--" not in low:
+        return None
+    pieces = _OPTION.split(low)  # What is between them and, each second one, they themselves.
+    if not is_credential_word("\n".join(pieces[1::2])):
+        return None
+    return {*itertools.islice(itertools.accumulate(map(len, pieces)), 1, None, 2)}
+
+
+def _values(low: str, matches: Iterator[re.Match[str]], options: Collection[int]) -> Spans:
     has_tokens = "token" in low
     may_go_on = any(map(low.__contains__, _MORE))
     most = max(_MANY, len(low) // _SPARSE)
     spans: Spans = []
     count = until = 0
     last_end = -1
-    for found in pattern.finditer(low):
+    for found in matches:
         group: int = found.lastindex  # type: ignore[assignment]  # what matches has at least a longer name
         if group < _FIRST_VALUE or (group >= _FIRST_OF_OPTION and found.end() not in options):
             continue

@@ -76,6 +76,29 @@ class Reduced(Exception):
         return Reduced, self.parts
 
 
+class Stateless(Exception):
+    """Is pickled without a state, and so breaks where it is given one."""
+
+    def __setstate__(self, state):
+        raise LookupError(state)
+
+
+class StatelessSlots(Exception):
+    """The same, and cannot be weakly referenced."""
+
+    __slots__ = ("code",)
+
+    def __setstate__(self, state):
+        raise LookupError(state)
+
+
+WITHOUT_A_STATE = {
+    "plain": lambda: Plain("x", 1),
+    "unequal": lambda: Unequal("x"),
+    "stateless": lambda: Stateless("x"),
+    "stateless slots": lambda: StatelessSlots("x"),
+    "of the standard library": lambda: subprocess.TimeoutExpired("x", 1),
+}
 REFERABLE = {
     "plain": lambda: Plain("x", 1),
     "compared": lambda: Compared(3),
@@ -123,6 +146,13 @@ def test_an_exception_is_the_users_own_after_it_left_phases(make):
 def test_nothing_is_put_on_what_can_be_weakly_referenced(make):
     """Not even an attribute."""
     assert "__stormphase__" not in _marks.attributes_of(crossed(make()))
+
+
+@pytest.mark.parametrize("make", WITHOUT_A_STATE.values(), ids=WITHOUT_A_STATE)
+def test_what_was_made_without_a_state_has_none_after(make):
+    """Its pickle is the same, byte for byte, and so is what a `__setstate__` is given: nothing."""
+    assert pickle.dumps(make()) == pickle.dumps(crossed(make()))
+    assert type(make()) is type(pickle.loads(pickle.dumps(crossed(make()))))  # noqa: S301 - its own
 
 
 @pytest.mark.parametrize("make", BUILTIN.values(), ids=BUILTIN)

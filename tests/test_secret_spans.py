@@ -17,6 +17,7 @@ WORDS = r"""
     0123456789abcdef0123 = == ==== => := : " ' \ b' rb" ) , ; & @ / :// https:// x+y:// - -- _ . [redacted] --pwd
     ( [ { } ] "] =[ =( cookie: ;a=b authorization: refresh jwt secretary passwordless ?sig= &sig= x-amz-signature=x
     \\" =\\" :\\' sk_live_ rk_test_ gsk_ xapp- xai- nvapi- dapi r8_ ya29. hvs. sk-learn-and_so-on-and-on
+    ssh_ key DB_ pass ssh_key license-keys dbpass creds jwt jwt= --ssh-key first_pass= BLOCK-----
     ghp_ github_pat_ glpat- hf_ sk- xoxb- AKIA ASIA AIza npm_ pypi- dop_v1_ eyJ eyJaaaaaaaaa .bbbbbbbbb .cc -----END
 """
 PIECES = [
@@ -25,6 +26,8 @@ PIECES = [
         "-----BEGIN ",
         "RSA ",
         "PRIVATE KEY-----",
+        "PGP PRIVATE KEY BLOCK-----",
+        "ssh key: ",
         "api key",
         "--pwd ",
         " ",
@@ -39,16 +42,35 @@ PIECES = [
     *("\u2003", "\u212aey", "\u0130", "é", "\u05d0\u202e", "日本", "\U0001f600", "\udc80"),
 ]
 # Names as they stand before a value, of words that make one a credential's and of words that make one none.
-FIRST = "api access auth client secret session my user first previous prev generated per pad x"
-LAST = "key keys token tokens secret pwd password cookie authorization value count tokenize"
+FIRST = "ssh db license loss api access auth client secret session my user first previous prev generated per pad x"
+LAST = "pass passes creds jwt key keys token tokens secret pwd password cookie authorization value count tokenize"
 NAMED = st.tuples(
     st.sampled_from(["", "--", "-", '"', "x"]),
     st.lists(st.sampled_from(FIRST.split()), max_size=2).map(lambda words: "".join(f"{word}_" for word in words)),
     st.sampled_from(LAST.split()),
     st.sampled_from(["", "_x", ".token", " key"]),
-    st.sampled_from(["=", ": ", '": "', '\\": \\"', "'] = '", "', '", "==", "=>", " ", "        =", "\xa0=", "!="]),
+    st.sampled_from(
+        [
+            "=",
+            ": ",
+            '": "',
+            '\\": \\"',
+            "'] = '",
+            "= \\\n  ",
+            ":\n          ",
+            "', '",
+            "==",
+            "=>",
+            " ",
+            "        =",
+            "\xa0=",
+            "!=",
+        ]
+    ),
     st.sampled_from(["abc", "'a b'", "b'a\\'b'", '"', "none", "12", "bearer x", "[redacted]", "é", "--x", ""])
-    | st.sampled_from(["(1, 2)", "[{'a': [1]}, 2]", "str('a b')", "{1", "x; y=1; z", "x yz", 'x\\"']),
+    | st.sampled_from(
+        ["(1, 2)", "[{'a': [1]}, 2]", "(\n  'a'\n 'b')", "[\n'a", "str('a b')", "{1", "x; y=1; z", "x yz", 'x\\"']
+    ),
     st.sampled_from(["", " ", ",", "\n", '"', ")", "]"]),
 ).map("".join)
 TEXTS = st.lists(NAMED, max_size=4).map("".join) | st.lists(
@@ -91,6 +113,10 @@ def test_what_is_found_is_in_order_and_apart(text: str) -> None:
         ('token=b"[redacted]', 'token=b"[redacted]'),
         ("a://u:" + "p" * 500 + "@host", "a://u:[redacted]@host"),
         ("-eyJ-eyJhbGciOiJ9.eyJzdWIiOiIx.c2ln x", "-[redacted] x"),
+        ('password:\n            "a b"\nlr', 'password:\n            "[redacted]"\nlr'),
+        ("password = \\\n    'a b'\nlr", "password = \\\n    '[redacted]'\nlr"),
+        ("password:\n            a", "password:\n            a"),
+        ("api_key=(\n  'a'\n  'b'\n)\nlr", "api_key=[redacted]\n)\nlr"),
         ("password=é\u2028é", "password=[redacted]\u2028é"),
         ("\u212aey api_\u212aey: é", "\u212aey api_\u212aey: [redacted]"),
         ("-----BEGIN PRIVATE KEY-----a-----END-----BEGIN PRIVATE KEY-----b", None),

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import stormphase
-from stormphase import PhaseProtocolError
+from stormphase import PhaseProtocolError, _sites
 from stormphase._sites import MAX_HELPER_LINES
 
 HERE = __file__.rpartition("/")[2]
@@ -291,3 +291,25 @@ def test_where_ipython_runs_nothing_a_place_is_a_file(tracker, monkeypatch):
     phase, own = tracker.enter_phase("step"), line()
     assert f"'step' ({HERE}:{own})" == phase.label
     phase.close()
+
+
+@pytest.mark.parametrize("leaves", [[bytes([each]) for each in range(256)], [], None], ids=["all", "none", "an error"])
+def test_where_instructions_are_laid_out_otherwise_no_caller_is_named(tracker, monkeypatch, leaves):
+    """What is read out of them is tried on the interpreter that runs: it is silent then, and never wrong."""
+
+    def helper():
+        return tracker.enter_phase("laid out otherwise")
+
+    monkeypatch.setattr(_sites, "_LEAVES", leaves)
+    _sites._is_layout_known.cache_clear()
+    try:
+        phase = helper()
+    finally:
+        _sites._is_layout_known.cache_clear()
+    assert "called at" not in phase.label
+    phase.close()
+
+
+def test_the_layout_of_this_interpreter_is_known():
+    """Each version that is supported is one of those."""
+    assert _sites._is_layout_known()

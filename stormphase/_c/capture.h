@@ -11,10 +11,7 @@
 #define CAPTURE_LOCAL static __thread
 #endif
 
-#ifdef __linux__
-#include <stdio.h>
-#include <sys/epoll.h>
-#endif
+#include "quiet.h"
 
 #define MOST_ACTIVE 32
 CAPTURE_LOCAL Py_ssize_t active_groups[MOST_ACTIVE];
@@ -112,6 +109,18 @@ append_to(PyObject *append, PyObject *value)
     return 0;
 }
 
+/* Return what `get` of a context variable returns, or what another callable does. */
+static PyObject *
+value_of(PyObject *get)
+{
+    PyObject *variable = variable_of(get, variable_get), *value;
+    if (variable == NULL || PyContextVar_Get(variable, NULL, &value) < 0 || value == NULL) {
+        PyErr_Clear();
+        return PyObject_CallNoArgs(get);
+    }
+    return value;
+}
+
 static int
 is_holder_open(PyObject *holder)
 {
@@ -161,7 +170,7 @@ keep_by_cell(HookObject *hook, PyObject *text, Py_ssize_t size)
         return 0;
     int kept = -1;
     Py_INCREF(cell);
-    PyObject *current = PyObject_CallNoArgs(PyTuple_GET_ITEM(cell, CELL_CURRENT));
+    PyObject *current = value_of(PyTuple_GET_ITEM(cell, CELL_CURRENT));
     if (current == NULL)
         goto done;
     Py_DECREF(current);
@@ -169,7 +178,7 @@ keep_by_cell(HookObject *hook, PyObject *text, Py_ssize_t size)
         kept = 0;
         goto done;
     }
-    PyObject *when = PyObject_CallNoArgs(PyTuple_GET_ITEM(cell, CELL_NOW));
+    PyObject *when = read_clock(PyTuple_GET_ITEM(cell, CELL_NOW));
     if (when == NULL)
         goto done;
     /* The time first, so that no text is without one. */
@@ -241,43 +250,6 @@ note_written(HookObject *hook, PyObject *text, PyObject *result, int is_passed_o
     return 0;
 }
 
-#ifdef __linux__
-enum { PAGE_IS_IDLE = 0, PAGE_FRAMES_PUT = 6, PAGE_FRAMES_SEEN = 7 }; /* as in `_tee` */
-#define MARK_EVERY_NS 100000
-
-static long long
-clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
-#endif
-
-/* Whether nothing that C wrote is under way, so that what is written now needs no mark before it: as
- * `Descriptors.begin_text` finds out. */
-static int
-is_quiet(HookObject *hook)
-{
-#ifdef __linux__
-    if (hook->probe < 0)
-        return 0;
-    struct epoll_event event;
-    const volatile uint64_t *page = hook->page.buf;
-    fflush(stdout);
-    long long now = clock_ns();
-    if (page[PAGE_FRAMES_SEEN] != page[PAGE_FRAMES_PUT] && now < hook->marked_ns + MARK_EVERY_NS)
-        return 1;
-    /* In this order: the reader says that it is idle before it looks, and that it is not before it takes. */
-    if (epoll_wait(hook->probe, &event, 1, 0) == 0 && page[PAGE_IS_IDLE] == 1)
-        return 1;
-    hook->marked_ns = now;
-#else
-    (void)hook;
-#endif
-    return 0;
-}
-
 static void
 leave_probe(HookObject *hook)
 {
@@ -302,7 +274,7 @@ hook_call(PyObject *self, PyObject *const *args, size_t flags, PyObject *keyword
     }
     Py_INCREF(self);
     /* The end of a `print` goes with what it has begun. */
-    if (hook->before != NULL && !(hook->probe >= 0 && count > 0 && is_newline(args[0])) && !is_quiet(hook)) {
+    if (hook->before != NULL && !(hook->probe >= 0 && count > 0 && is_newline(args[0])) && !is_quiet(hook->probe, &hook->page, &hook->marked_ns)) {
         result = PyObject_Vectorcall(hook->before, args, (size_t)(count > 0), NULL);
         if (result == NULL && let_go() < 0)
             goto done;

@@ -5,6 +5,8 @@
 
 #include "redaction_names.h"
 
+#include "redaction_last.h"
+
 /* `Authorization: Bearer abc` */
 static int
 find_by_scheme(Scan *scan, Py_ssize_t at)
@@ -168,7 +170,8 @@ find_key(Scan *scan, Py_ssize_t at)
         return 0;
     for (run = at + length; (each = char_at(scan, run)) == ' ' || (each >= 'A' && each <= 'Z'); run++)
         ;
-    if (run - 11 < at + length || !exactly_at(scan, run - 11, (Word)W("PRIVATE KEY-----")))
+    if (!(run - 11 >= at + length && exactly_at(scan, run - 11, (Word)W("PRIVATE KEY-----"))) &&
+        !(run - 17 >= at + length && exactly_at(scan, run - 17, (Word)W("PRIVATE KEY BLOCK-----"))))
         return 0;
     start = run + 5;
     for (end = start; end < scan->length; end++)
@@ -216,6 +219,7 @@ prepare_redaction(void)
     begin_with("ap ac au cl cr co en pr pa pw se sa si st to ", NAME);
     third_of(1, 'a', "ipct"), third_of(2, 'c', "ieon"), third_of(4, 'e', "c"), third_of(8, 'p', "isd");
     third_of(16, 's', "crsgo"), third_of(32, 't', "k");
+    begin_with("cr jw ke pa ", LAST);
     begin_with("be ba di ne ", SCHEME);
     begin_with("gh gi gl gs hf sk rk r8 xo xa ak as ai np nv py do da ey ya hv ", SHAPE);
     begin_with(":/ ", URL);
@@ -225,8 +229,10 @@ prepare_redaction(void)
 static int
 look(Scan *scan, Py_ssize_t at, int rules)
 {
-    if (rules & NAME && at >= scan->name_from && thirds[low_at(scan, at + 2) & 127] & firsts[scan->low[at]] &&
+    if (rules & NAME && at >= scan->named.from && thirds[low_at(scan, at + 2) & 127] & firsts[scan->low[at]] &&
         find_named(scan, at) < 0)
+        return -1;
+    if (rules & LAST && find_by_last_word(scan, at) < 0)
         return -1;
     if (rules & SCHEME && at >= scan->scheme_from && find_by_scheme(scan, at) < 0)
         return -1;

@@ -174,6 +174,29 @@ escaped_quote(const Scan *scan, Py_ssize_t at)
     return is_class(char_at(scan, quote), QUOTE) ? quote : -1;
 }
 
+/* The place of the quote at or, behind letters as in b'...', after a place; else -1. */
+static Py_ssize_t
+begin_quote(const Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t quote = at;
+    while (quote < at + 2 && is_class(low_at(scan, quote), PREFIX))
+        quote++;
+    return is_class(char_at(scan, quote), QUOTE) ? quote : -1;
+}
+
+/* Skip the spaces before a value, which in quotes may stand far in on the next line. */
+static Py_ssize_t
+skip_to_value(const Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t near = skip_spaces(scan, at, 8), far = near;
+    if (char_at(scan, near) == '\\')
+        far++;
+    else if (near < at + 8)
+        return near;
+    at = skip_spaces(scan, far, 64);
+    return at > far && begin_quote(scan, at) >= 0 ? at : near;
+}
+
 /* Skip what stands between a name and its value; -1 if it is something else. */
 static Py_ssize_t
 skip_assignment(const Scan *scan, Py_ssize_t at)
@@ -198,7 +221,7 @@ skip_assignment(const Scan *scan, Py_ssize_t at)
             return -1;
         at += count;
     }
-    return skip_spaces(scan, at, 8);
+    return skip_to_value(scan, at);
 }
 
 /* The place of the quote that ends what the one at `at` begins, else -1. */
@@ -213,16 +236,6 @@ end_quote(const Scan *scan, Py_ssize_t at)
             at++;
     }
     return -1;
-}
-
-/* The place of the quote at or, behind letters as in b'...', after a place; else -1. */
-static Py_ssize_t
-begin_quote(const Scan *scan, Py_ssize_t at)
-{
-    Py_ssize_t quote = at;
-    while (quote < at + 2 && is_class(low_at(scan, quote), PREFIX))
-        quote++;
-    return is_class(char_at(scan, quote), QUOTE) ? quote : -1;
 }
 
 /* The end of a value without quotes, or `at` if there is none. */
@@ -272,13 +285,27 @@ assigned(const Scan *scan, Py_ssize_t at, Py_ssize_t *start, Py_ssize_t *end)
     return *end > at ? BARE : NO_VALUE;
 }
 
+/* Whether a line that begins at a place has a quote there, but for what it stands in. */
+static int
+is_quote_next(const Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t far = at + 64;
+    while (at < far && is_of(char_at(scan, at), " \t"))
+        at++;
+    return is_class(char_at(scan, at), QUOTE);
+}
+
 /* The end of what is in brackets, of which the first one is open before `at`: `_IN_BRACKETS`. */
 static Py_ssize_t
 brackets_end(const Scan *scan, Py_ssize_t at)
 {
     int each, is_deeper = 0;
-    for (; (each = char_at(scan, at)) != NOTHING && each != '\n'; at++)
-        if (is_class(each, OPEN))
+    for (; (each = char_at(scan, at)) != NOTHING; at++)
+        if (each == '\n') {
+            if (!is_quote_next(scan, at + 1))
+                return at;
+        }
+        else if (is_class(each, OPEN))
             is_deeper = 1;
         else if (is_class(each, CLOSE)) {
             if (!is_deeper)
@@ -342,18 +369,18 @@ is_number(const Scan *scan, Py_ssize_t at, Py_ssize_t end)
     return at == end;
 }
 
-/* Take the value of a name, if it is secret. */
+/* Take the value of a name, of which `name` is where to look for what kind it is, if it is secret. */
 static int
-take_value(Scan *scan, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssize_t matched, int kind)
+take_value(Scan *scan, Named *named, Py_ssize_t name, Py_ssize_t start, Py_ssize_t end, Py_ssize_t matched, int kind)
 {
     Py_ssize_t most = scan->length / 18 > 64 ? scan->length / 18 : 64;
     if (is_not_secret(scan, start, end) ||
         (is_number(scan, start, end) && has_word(scan, name, matched, (Word)W("token"))))
         return 0;
-    if (kind == BARE && start >= scan->until)
-        end = scan->until = whole_end(scan, name, start, end);
-    if (scan->named_count++ == most) /* It is made of nothing else, and costs as much as it can. */
-        scan->name_from = end = scan->length;
+    if (kind == BARE && start >= named->until)
+        end = named->until = whole_end(scan, name, start, end);
+    if (named->count++ == most) /* It is made of nothing else, and costs as much as it can. */
+        named->from = end = scan->length;
     return add_span(scan, start, end);
 }
 
@@ -367,42 +394,58 @@ is_option(const Scan *scan, Py_ssize_t at, Py_ssize_t end)
     return char_at(scan, begin) == '-' && char_at(scan, begin + 1) == '-' && name_end(scan, at) == end;
 }
 
-static int
-find_named(Scan *scan, Py_ssize_t at)
+/* The end of the whole name that a word is in, which ends at `end`: `_REST`. */
+static Py_ssize_t
+whole_name_end(const Scan *scan, Py_ssize_t end)
 {
-    Py_ssize_t end = credential_word(scan, at), start, stop, next;
-    if (end < 0)
-        return 0;
-    Py_ssize_t word_end = end, more;
-    int first, kind;
+    Py_ssize_t more;
+    int first;
     end = name_end(scan, end);
     while (((first = char_at(scan, end)) == ' ' || first == '.') && (more = last_word(scan, end + 1)) >= 0)
         end = name_end(scan, more);
-    if ((next = skip_assignment(scan, end)) >= 0 && (kind = assigned(scan, next, &start, &stop)) != NO_VALUE) {
-        scan->name_from = stop;
-        return take_value(scan, at, start, stop, stop, kind);
-    }
-    if (end > word_end)
-        scan->name_from = end;
-    more = end;
-    if (is_class(char_at(scan, more), QUOTE))
-        more += char_at(scan, more + 1) == ',' ? 2 : 1;
-    if (!is_space_at(scan, more) || !is_option(scan, at, end))
+    return end;
+}
+
+/* Find what an option of a command line is given: whether there is something behind its end. */
+static int
+followed(const Scan *scan, Py_ssize_t end, Py_ssize_t *start, Py_ssize_t *stop)
+{
+    Py_ssize_t next = end;
+    int first;
+    if (is_class(char_at(scan, next), QUOTE))
+        next += char_at(scan, next + 1) == ',' ? 2 : 1;
+    if (!is_space_at(scan, next))
         return 0;
-    next = skip_spaces(scan, more, 8);
+    next = skip_spaces(scan, next, 8);
     first = char_at(scan, next);
     if (is_class(first, QUOTE)) {
-        start = next + 1;
-        if ((stop = end_quote(scan, next)) < 0)
-            return 0;
+        *start = next + 1;
+        return (*stop = end_quote(scan, next)) >= 0;
     }
-    else {
-        if (first == NOTHING || first == '-' || is_space_at(scan, next))
-            return 0;
-        start = stop = next;
-        while (stop < scan->length && !is_class_at(scan, stop, SPACE) && !is_class(char_at(scan, stop), QUOTE))
-            stop++;
+    if (first == NOTHING || first == '-' || is_space_at(scan, next))
+        return 0;
+    *start = *stop = next;
+    while (*stop < scan->length && !is_class_at(scan, *stop, SPACE) && !is_class(char_at(scan, *stop), QUOTE))
+        (*stop)++;
+    return 1;
+}
+
+static int
+find_named(Scan *scan, Py_ssize_t at)
+{
+    Py_ssize_t word_end = credential_word(scan, at), end, start, stop, next;
+    int kind;
+    if (word_end < 0)
+        return 0;
+    end = whole_name_end(scan, word_end);
+    if ((next = skip_assignment(scan, end)) >= 0 && (kind = assigned(scan, next, &start, &stop)) != NO_VALUE) {
+        scan->named.from = stop;
+        return take_value(scan, &scan->named, at, start, stop, stop, kind);
     }
-    scan->name_from = end; /* What follows is not consumed, since it may be a name itself. */
-    return take_value(scan, at, start, stop, end, QUOTED);
+    if (end > word_end)
+        scan->named.from = end;
+    if (!followed(scan, end, &start, &stop) || !is_option(scan, at, end))
+        return 0;
+    scan->named.from = end; /* What follows is not consumed, since it may be a name itself. */
+    return take_value(scan, &scan->named, at, start, stop, end, QUOTED);
 }

@@ -9,6 +9,12 @@ typedef struct {
     Py_ssize_t start, end;
 } Span;
 
+/* How far a rule is that looks for names: of how many it has found a value, where the last one that goes on ended, and
+ * where it looks on. */
+typedef struct {
+    Py_ssize_t count, until, from;
+} Named;
+
 typedef struct {
     const unsigned char *raw, *low; /* The text, and the text in lower case. */
     int kind;
@@ -18,8 +24,8 @@ typedef struct {
     Py_ssize_t count, room;
     int is_unsorted; /* Whether one began before the end of another. */
     Py_ssize_t last_end;
-    Py_ssize_t named_count, until; /* Values of names, and where the last one that goes on ended. */
-    Py_ssize_t name_from, scheme_from, url_from, shape_from, key_from; /* Where each rule looks on. */
+    Named named, by_last; /* Names by a word of theirs, and by their last one. */
+    Py_ssize_t scheme_from, url_from, shape_from, key_from; /* Where each rule looks on. */
 } Scan;
 
 typedef struct {
@@ -30,7 +36,7 @@ typedef struct {
 #define W(literal) {literal, (Py_ssize_t)sizeof(literal) - 1}
 
 /* The rules, as bits. */
-enum { NAME = 1, SCHEME = 2, URL = 4, SHAPE = 8, KEY = 16 };
+enum { NAME = 1, SCHEME = 2, URL = 4, SHAPE = 8, KEY = 16, LAST = 32 };
 
 /* The classes of bytes, as bits. */
 enum {

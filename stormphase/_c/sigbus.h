@@ -123,6 +123,16 @@ level_of(const struct sigaction *action)
     return -1;
 }
 
+/* On which stack ours runs, and with it whoever it calls: on that which this one wants, since an alternate stack may be
+ * too small for a handler that was not made for it, and another one (Go's) may be called on nothing else. Where nobody is
+ * called, the alternate one, if the thread has any: the system takes the thread's own where there is none. */
+static int
+stack_for(const struct sigaction *next)
+{
+    int calls_nobody = next->sa_handler == SIG_DFL || next->sa_handler == SIG_IGN;
+    return calls_nobody ? SA_ONSTACK : next->sa_flags & SA_ONSTACK;
+}
+
 /* See that faults come to us first, whoever has taken the signal meanwhile. */
 static void
 take_signal(void)
@@ -141,7 +151,7 @@ take_signal(void)
     last_level = level;
     struct sigaction ours = {.sa_sigaction = levels[level]};
     ours.sa_mask = now.sa_mask;
-    ours.sa_flags = SA_SIGINFO | SA_ONSTACK | (now.sa_flags & (int)(SA_NODEFER | SA_RESTART));
+    ours.sa_flags = SA_SIGINFO | stack_for(&now) | (now.sa_flags & (int)(SA_NODEFER | SA_RESTART));
     sigaction(SIGBUS, &ours, NULL);
 }
 

@@ -118,7 +118,7 @@ class Descriptors:
         for stream in (0, 1):
             self._saved[stream] = os.dup(stream + 1)
             opened.append(self._saved[stream])
-            read, write = os.pipe()
+            read, write = _system.pipe(_tee.PIPE_BYTES)
             self._reads.append(read)
             self._writes.append(write)
             opened += [read, write]
@@ -351,7 +351,8 @@ class Descriptors:
             return False
         return self._sync(_tee.SYNC, timeout_s)
 
-    def _sync(self, kind: int, timeout_s: float) -> bool:
+    def _sync(self, kind: int, timeout_s: float, *, patiently: bool = False) -> bool:
+        """Wait for the tee to say that it is there; patiently: for as long as its terminal takes anything."""
         number = next(self._numbers)
         event = threading.Event()
         self._waiting[number] = (event, {0, 1})
@@ -359,7 +360,11 @@ class Descriptors:
             for stream in (0, 1):
                 if self._writes:
                     self._put(stream, kind, number=number)
-        was_in_time = event.wait(timeout_s)
+        shown = self._page[_tee.SHOWN_BYTES]
+        while not (was_in_time := event.wait(timeout_s)) and patiently:
+            before, shown = shown, self._page[_tee.SHOWN_BYTES]
+            if shown == before:
+                break
         self._waiting.pop(number, None)
         return was_in_time
 
@@ -379,7 +384,7 @@ class Descriptors:
             self._restore()
             self.is_on = False
             with contextlib.suppress(OSError):
-                self._sync(_tee.END, END_S)
+                self._sync(_tee.END, END_S, patiently=True)
         finally:
             self._close()
             self._drained.set()

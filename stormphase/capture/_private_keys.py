@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from stormphase._redaction import REDACTED
+from stormphase._secret_spans import KEY_EDGES
 
-_KEY_EDGE: Final = "PRIVATE KEY-----"
 _MOST_KEY_LINES: Final = 128
 
 
@@ -21,7 +21,7 @@ class PrivateKeys:
 
     def redacted(self, source: object, text: str) -> str:
         """Return a line that comes from `source`, or what stands for one of a key."""
-        if _KEY_EDGE in text:
+        if any(edge in text for edge in KEY_EDGES):
             if text.rfind("BEGIN") > text.rfind("END"):
                 self._lines_left[source] = _MOST_KEY_LINES  # of a key whose end never comes
             else:

@@ -86,6 +86,16 @@ def above_standard() -> Iterator[None]:
             os.close(placeholder)
 
 
+def pipe(size_bytes: int) -> tuple[int, int]:
+    """Return the ends of a pipe, to read and to write, that holds so much where the system grants it."""
+    read, write = os.pipe()
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl  # noqa: PLC0415 - nobody has it on Windows
+
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, size_bytes)
+    return read, write
+
+
 def page(size_bytes: int) -> int:
     """Return a descriptor of zeroed memory that two processes can map."""
     if hasattr(os, "memfd_create"):

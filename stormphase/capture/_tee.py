@@ -11,6 +11,7 @@ header. A frame is written in one piece of at most `PIPE_BUF` bytes, so nobody's
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import select
@@ -43,11 +44,14 @@ IS_SECOND_BUSY = 3  # something was taken from the second pipe and is not shown 
 IS_GONE = 4  # and 5: whether nobody takes what is shown on this stream
 FRAMES_PUT = 6  # by the captured process, and
 FRAMES_SEEN = 7  # by the tee: what is under way between the two is known
+SHOWN_BYTES = 8  # how much was shown so far: what is slow is no dead end
 PAGE_BYTES = 4_096
 
 READ_BYTES = 65_536
+LONGEST_WRITE = 16_384  # so that who waits sees a slow terminal take it
 MOST_READS = 64  # of one pipe before the other one, and before what was read is told
-UNSETTLED_BYTES = 131_072  # more than a pipe holds before the frame that says when it was written
+PIPE_BYTES = 262_144  # as the captured process asks for: it goes on while this one waits for a core or its terminal
+PIPES_UNSETTLED = 2  # of a pipe, more than it holds before the frame that says when that was written
 MAX_UNTOLD_BYTES = 8_388_608
 
 
@@ -82,6 +86,7 @@ class Source:
         self.text_left = 0
         self.text_terminal = terminal
         self.has_ended = False
+        self.unsettled_bytes = PIPES_UNSETTLED * _size_of(pipe)
         # What was told since the last frame: it was written before the next one, however late it is read.
         self.since_frame: list[Message] = []
 
@@ -133,7 +138,7 @@ class Tee:
                     if source.has_ended or not self.read(source):
                         source.since_frame.clear()
                         break
-                source.since_frame = _last(source.since_frame, UNSETTLED_BYTES)
+                source.since_frame = _last(source.since_frame, source.unsettled_bytes)
                 if source.has_ended:
                     with contextlib.suppress(KeyError):
                         poll.unregister(source.pipe)
@@ -227,7 +232,9 @@ class Tee:
         left = memoryview(data)
         while left:
             try:
-                left = left[os.write(terminal, left) :]
+                written = os.write(terminal, left[:LONGEST_WRITE])
+                self.page[SHOWN_BYTES] += written
+                left = left[written:]
             except BlockingIOError:
                 _wait_for(terminal, select.POLLOUT)
             except InterruptedError:
@@ -293,6 +300,14 @@ def _last(messages: list[Message], size_bytes: int) -> list[Message]:
         if left < 0:
             return messages[start:]
     return messages
+
+
+def _size_of(pipe: int) -> int:
+    """Return how many bytes a pipe holds; where the system does not say, as many as it may have been made to hold."""
+    try:
+        return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+    except (AttributeError, OSError):
+        return PIPE_BYTES
 
 
 def is_one_place(terminals: list[int]) -> bool:

@@ -188,8 +188,15 @@ BUDGETS = (
         "x plain",
     ),
     Budget(
+        "print_fd_bytes",
+        'a line of bytes under `capture="fd"`, stdout on a file, training thread',
+        5,
+        _ratio("print_fd_bytes", "lines of bytes to a file, descriptor captured", "lines of bytes to a file"),
+        "x plain",
+    ),
+    Budget(
         "print_fd_cpu",
-        "the same: CPU of the program and of the process between",
+        'the `print` under `capture="fd"`: CPU of the program and of the process between',
         10,
         _ratio("print_fd_cpu", "print to a file, descriptor captured", "print to a file of its own"),
         "x plain",

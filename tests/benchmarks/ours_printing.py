@@ -195,3 +195,9 @@ class CapturedDescriptor(_Captured):
         super().close()
         os.dup2(self._saved, 1)
         os.close(self._saved)
+
+
+class CapturedDescriptorBytes(CapturedDescriptor, BytesLines):
+    """Writes lines of bytes to descriptor 1 while that is captured."""
+
+    name = "lines of bytes to a file, descriptor captured"

@@ -90,6 +90,7 @@ PANELS: dict[str, Panel] = {
     "print_binary": _cost("ours_printing:Binary", "ours_printing:CapturedBinary"),
     "print_bar": _cost("ours_printing:Bar", "ours_printing:CapturedBar"),
     "print_fd": _cost("ours_printing:Lines", "ours_printing:CapturedDescriptor"),
+    "print_fd_bytes": _cost("ours_printing:BytesLines", "ours_printing:CapturedDescriptorBytes"),
     "print_fd_cpu": Panel(
         "family_cpu",
         ("ours_printing:Lines", "ours_printing:CapturedDescriptor"),

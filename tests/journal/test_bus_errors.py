@@ -236,3 +236,79 @@ def test_a_number_that_nobody_guards_is_refused():
         for number in (-1, 1_023, 2**70):
             with pytest.raises((IndexError, OverflowError)):
                 call(number)
+
+
+STACKS = """
+SA_SIGINFO, SA_ONSTACK, SS_ONSTACK = 4, 0x08000000, 1
+
+
+class Stack(ctypes.Structure):
+    _fields_ = [("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+def alternate_stack():
+    stack = Stack()
+    assert libc.sigaltstack(None, ctypes.byref(stack)) == 0
+    return stack
+
+
+@HANDLER
+def tell_stack(number, info, context):
+    print("alternate" if alternate_stack().flags & SS_ONSTACK else "own", flush=True)
+
+
+def take(flags):
+    action = Action(ctypes.cast(tell_stack, ctypes.c_void_p), flags=SA_SIGINFO | flags)
+    assert libc.sigaction(signal.SIGBUS, ctypes.byref(action), None) == 0
+
+
+def have_alternate_stack():
+    faulthandler.enable()  # has one made for the main thread
+    assert alternate_stack().size
+"""
+
+
+@pytest.mark.parametrize(
+    ("prepare", "flags", "expected"),
+    [
+        ("have_alternate_stack()", "0", "own"),
+        ("have_alternate_stack()", "SA_ONSTACK", "alternate"),
+        ("pass", "0", "own"),
+        ("pass", "SA_ONSTACK", "own"),
+    ],
+)
+def test_a_handler_runs_on_the_stack_that_it_asked_for(run, prepare, flags, expected):
+    """With us before it as without, whether its thread has an alternate stack or not; a cut journal is ours."""
+    code, printed, _ = run(
+        STACKS
+        + f"""
+{prepare}
+take({flags})
+signal.raise_signal(signal.SIGBUS)
+tracker.start()
+signal.raise_signal(signal.SIGBUS)
+cut_and_go_on()
+tracker.stop()
+signal.raise_signal(signal.SIGBUS)
+"""
+    )
+    assert (0, [expected, expected, "went on", expected]) == (code, printed.splitlines())
+
+
+def test_where_nobody_else_is_called_a_fault_is_taken_on_the_alternate_stack(run):
+    """A thread whose own stack has no room left has one for faults, and that serves ours as well."""
+    code, printed, _ = run(
+        STACKS
+        + """
+have_alternate_stack()
+faulthandler.disable()
+signal.signal(signal.SIGBUS, signal.SIG_DFL)
+tracker.start()
+action = Action()
+libc.sigaction(signal.SIGBUS, None, ctypes.byref(action))
+print(bool(action.flags & SA_ONSTACK))
+cut_and_go_on()
+tracker.stop()
+"""
+    )
+    assert (0, "True\nwent on") == (code, printed)

@@ -126,6 +126,26 @@ def test_what_is_no_boundary_of_a_phase_is_refused(lanes):
         record_of(exit=misuse_boundary("no"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"enter": "x"}, r"'enter' of record_of is 'x'.*PhaseBoundary.from_json"),
+        ({"exit": {}}, r"'exit' of record_of is {}.*PhaseBoundary.from_json"),
+        ({"process": "x"}, r"'process' of record_of is 'x'.*ProcessIdentity"),
+        ({"correlation_id": 5}, r"'correlation_id' of record_of is 5.*string"),
+        ({"output": "lines"}, r"'output' of record_of is 'lines'.*OutputLine"),
+        ({"output": [1]}, r"'output' of record_of is \[1\].*OutputLine"),
+        ({"output": 5}, r"'output' of record_of is 5.*OutputLine"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named_with_what_to_give(lanes, arguments, says):
+    """Whichever it is, beside others that are right."""
+    phase = lanes.enter_phase("train")
+    phase.close()
+    with pytest.raises(ValueError, match=says):
+        record_of(**{"enter": enter_boundary(phase), "exit": exit_boundary(phase), **arguments})
+
+
 def test_an_enter_is_never_guessed_at(lanes):
     """An exit that does not say when it began needs its enter."""
     phase = lanes.enter_phase("a")
