@@ -114,10 +114,14 @@ class SessionSummary:
         self._program = _Program(None)
         self._lock = threading.Lock()
 
-    def begin(self) -> None:
-        """Take the calling thread's or task's lane for the main one, and now for the end of the session's start."""
+    def begin(self, first_entered_ns: int | None = None) -> None:
+        """Take the calling thread's or task's lane for the main one, and now for the end of the session's start.
+
+        Args:
+            first_entered_ns: when a phase was entered before that, and so ended the start; None if none was.
+        """
         self._program = _Program(self._lanes.lane_of_caller())
-        self._begun_ns = self._lanes.now()
+        self._begun_ns = self._lanes.now() if first_entered_ns is None else first_entered_ns
 
     def fold(self, phase: PhaseHandle) -> None:
         """Add one ended phase."""
