@@ -79,14 +79,15 @@ def _rows(text):
 def _cells(phases):
     """Return what has to stand in the row of some phases."""
     active = [_active_ns(each) for each in phases]
+    durations = [each["ended_ns"] - each["entered_ns"] for each in phases]
     paused = sum(each["paused_ns"] for each in phases)
     unwell = Counter(each["status"] for each in phases)
     return {
         "total": duration(sum(active)),
         "own": duration(sum(each["self_ns"] for each in phases)),
-        "p50": duration(_of_sketch(active, 0.5)),
-        "p95": duration(_of_sketch(active, 0.95)),
-        "max": duration(max(active)),
+        "p50": duration(_of_sketch(durations, 0.5)),
+        "p95": duration(_of_sketch(durations, 0.95)),
+        "max": duration(max(durations)),
         "paused": duration(paused) if paused else "",
         "fail": " ".join(f"{unwell[status]}{letter}" for status, letter in LETTERS.items() if unwell[status]),
     }
