@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from stormphase._phase import PhaseHandle
 
 EARLY_LANE: Final = "early_lane"
+START_WAIT_S: Final = 5.0  # for another thread that asks for a lane while the session starts
+EARLY_LANE_MESSAGE: Final = (
+    "A lane was asked for before the session was up: there is no journal yet for what is entered on it, and no sink. "
+    "Ask for it in `Session._let_phases_in`, or later. (Without these checks it is repaired, and counted.)"
+)
 _QUEUES: Final = ("enter_queues", "exit_queues", "quiet_queues")
 
 
@@ -78,6 +83,7 @@ class EarlyPhases(LostWriter):
             if lane.writer is not self:
                 continue
             repaired += 1
+            self._lanes.counts.add(EARLY_LANE)
             lane.writer = None
             if journal is not None:
                 if lane.thread_id not in writers:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from stormphase import _bridge, _claims, _configuration, _drain, _exits, _terminal
+from stormphase import _bridge, _claims, _configuration, _drain, _exits, _signals, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._capturing import SessionCapture
-from stormphase._early import EARLY_LANE, EarlyPhases
+from stormphase._early import EARLY_LANE, EARLY_LANE_MESSAGE, START_WAIT_S, EarlyPhases
 from stormphase._journaling import SessionJournal
 from stormphase._liveness import own_process
 from stormphase._overdue import LearntLimits, OverdueWatch
@@ -46,11 +46,6 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 0.02
 _JOURNAL_TIMEOUT_S: Final = 2.0
-_START_WAIT_S: Final = 5.0
-_EARLY_LANE_MESSAGE: Final = (
-    "A lane was asked for before the session was up: there is no journal yet for what is entered on it, and no sink. "
-    "Ask for it in `Session._let_phases_in`, or later. (Without these checks it is repaired, and counted.)"
-)
 
 _log = logging.getLogger("stormphase")
 
@@ -80,6 +75,7 @@ class Session:
         self._sigterm = SigtermHook(self._stop_for_sigterm, self._can_stop) if settings.stop_on_sigterm else None
         self._must_check = _configuration.wants_checks(environ)
         self._is_built = False
+        self._stays_stopped = False  # True in a child that was forked while the session stopped.
         self._has_started = Latch()  # Or failed to.
         self._starting_thread = threading.get_ident()
         self._early: EarlyPhases | None = None
@@ -200,6 +196,7 @@ class Session:
         if self._feed is not None:
             self._feed.begin()
         self._process.install()
+        _signals.hold_while_forking()
         self.capture.start(lanes, on_begin=self._on_capture_begin)
         lanes.on_timed = self._watch.start
         if self._sigterm is not None:
@@ -213,7 +210,7 @@ class Session:
         """
         # Once more, where a hook's own caller kept the first from us, or a lane was made without asking.
         if self._must_check and (self.lanes.counts[EARLY_LANE] or self.lanes.lanes()):
-            raise AssertionError(_EARLY_LANE_MESSAGE)
+            raise AssertionError(EARLY_LANE_MESSAGE)
         sinks.connect()
         self._is_built = True
         if self._summary is not None:
@@ -222,11 +219,8 @@ class Session:
 
     def _tell_early(self) -> None:
         early, self._early = self._early, None
-        repaired = 0 if early is None else early.tell()
-        for _ in range(repaired):
-            self.lanes.counts.add(EARLY_LANE)
-        if repaired:  # What was entered on them may have a limit of its own.
-            self._watch.start()
+        if early is not None and early.tell():
+            self._watch.start()  # What was entered may have a limit of its own.
 
     def _at_first_sight(self) -> bool:
         """Return whether a thread that enters its first phase may have a lane; it had better not before all is there.
@@ -259,10 +253,10 @@ class Session:
         """
         if self._must_check:
             self.lanes.counts.add(EARLY_LANE)
-            raise AssertionError(_EARLY_LANE_MESSAGE)
+            raise AssertionError(EARLY_LANE_MESSAGE)
         if threading.get_ident() == self._starting_thread:
             return True
-        self._has_started.wait(_START_WAIT_S)
+        self._has_started.wait(START_WAIT_S)
         if not self._is_built:
             self.lanes.counts.add(EARLY_LANE)
         return self._is_built
@@ -312,7 +306,8 @@ class Session:
             self._sinks.give_up()
         self._end_capture()
         self.journal.finish(0.0)
-        self._leave_process()
+        self._leave_signals()
+        self._process.remove()
         if self._claimed is not None:
             _claims.unclaim(self._claimed)
 
@@ -361,6 +356,7 @@ class Session:
         finally:
             self._stopping_thread = None
             self._stopped.open()
+            self._process.remove()  # Last: a child that is forked until then has to know that all is over.
 
     def _end(self, outcome: BaseException | None, timeout_s: float, *, is_known: bool, is_passing: bool) -> None:
         is_delivered = False
@@ -384,7 +380,9 @@ class Session:
             self.journal.finish(_JOURNAL_TIMEOUT_S, lets_go=is_delivered or self.bridge is None)
             if is_delivered:
                 self.journal.discard_spare()
-            self._leave_process()
+            self._leave_signals()
+        if self._stays_stopped:  # Forked on this thread since: it is the parent's to say what came of it.
+            return
         stats = self.sinks.stats()
         if self._summary is not None:
             _terminal.show(self._summary.report(dropped=stats[SUMMARY]["dropped"]), sys.stdout, os.environ)
@@ -419,8 +417,7 @@ class Session:
             # Set, and not reset by its token, which an exit that this interrupted as a signal handler may be using.
             carrier.variable.set(carrier.value_before(opened_here[0]))
 
-    def _leave_process(self) -> None:
-        self._process.remove()
+    def _leave_signals(self) -> None:
         if self._sigterm is not None:
             self._sigterm.remove()
 
@@ -460,13 +457,15 @@ class Session:
             self._stay_stopped()
 
     def _stay_stopped(self) -> None:
-        """Be over in a child that was forked while another thread stopped the session: that thread is not here."""
+        """Be over in a child that was forked while a thread stopped the session: as a rule that thread is not here."""
+        self._stays_stopped = True
         self._on_stop()
         self._watch.stop()
         self._end_capture()
         self.sinks.give_up()
         self.journal.give_up()
-        self._leave_process()
+        self._leave_signals()
+        self._process.remove()
         self._stopping_thread = None
         self._stopped.open()
 

@@ -192,7 +192,7 @@ def test_another_thread_waits_until_the_session_is_up(make_tracker, tmp_path, no
 
 def test_a_thread_that_the_start_itself_waits_for_gets_no_phase(make_tracker, monkeypatch, no_checks):
     """It would wait for ever: after a while it goes on without, which is counted."""
-    monkeypatch.setattr(_session, "_START_WAIT_S", 0.01)
+    monkeypatch.setattr(_session, "START_WAIT_S", 0.01)
     bridge, found = HookedBridge(), []
 
     def hook(lanes):
