@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from stormphase import PhaseStatus, _journaling, _session
+from stormphase import PhaseStatus, _exits, _journaling, _session
 from stormphase._capturing import SessionCapture
 from stormphase._early import EARLY_LANE
 from stormphase.otel import OTelBridge
@@ -232,3 +232,69 @@ def test_a_lane_that_was_made_without_asking_fails_the_checked_start(make_tracke
     bridge.hook = hook
     with pytest.raises(AssertionError, match="before the session was up"):
         make_tracker(bridge=bridge).start()
+
+
+def test_an_enter_that_was_taken_back_is_in_no_journal(make_tracker, tmp_path, no_checks):
+    """A signal handler may raise into one before the session is up, too."""
+    bridge = HookedBridge()
+
+    def hook(lanes):
+        phase = lanes.enter_phase("interrupted")
+        _exits.take_back(lanes, phase._lane, phase)
+        lanes.enter_phase("early").close()
+
+    bridge.hook = hook
+    with make_tracker(bridge=bridge, journal=tmp_path):
+        pass
+    assert ["early"] == [record.path_text for record in read_records(tmp_path, kind="phase")]
+
+
+def test_without_a_journal_the_sinks_are_told(make_tracker, no_checks):
+    """In the order in which it happened."""
+    bridge, told = HookedBridge(), []
+    bridge.hook = enter_early
+    with make_tracker(bridge=bridge, sinks=[told.append]) as tracker:
+        assert tracker.flush()
+        events = [(each.event_type, each.path[-1]) for each in told]
+    first = [("phase_enter", "plain"), ("phase_enter", "inner"), ("phase_exit", "inner"), ("phase_exit", "plain")]
+    assert (first, ("phase_enter", "left open")) == (events[:4], events[-1])
+
+
+RAISING = """
+import os, signal, sys
+import stormphase
+from stormphase import _journaling
+from stormphase.records import read_records
+
+opened = _journaling.open_journal
+
+def interrupted(*args, **options):
+    signal.raise_signal(signal.SIGUSR1)
+    return opened(*args, **options)
+
+def handle(number, frame):
+    tracker.enter_phase("handler").close()
+    raise ValueError("no")
+
+with stormphase.PhaseTracker("x", journal=sys.argv[1], bridge=None) as tracker:
+    signal.signal(signal.SIGUSR1, handle)
+    _journaling.open_journal = interrupted
+    if (pid := os.fork()) == 0:
+        try:
+            tracker.enter_phase("child")
+        except ValueError as error:
+            print(error)
+        with tracker.enter_phase("later"):
+            pass
+        tracker.stop()
+        print(tracker.stats()["misuse"])
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_handler_that_raises_as_a_child_opens_its_journal_leaves_lanes_that_work(run_python, tmp_path):
+    """The child goes on without a journal, as where none can be made; nothing waits for ever to be told."""
+    said = run_python(RAISING, str(tmp_path / "j")).stdout
+    assert ["no", "{'early_lane': 1}"] == said.splitlines()
