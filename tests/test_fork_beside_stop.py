@@ -167,9 +167,10 @@ def told_of(act, number):
     ["lambda *_: tracker.stop()", "lambda *_: tracker.flush(5)", "lambda *_: tracker._session.lanes.close('done')"],
     ids=["stops", "flushes", "closes"],
 )
-def test_a_handler_that_runs_in_a_child_finds_the_childs_own_session(run_python, tmp_path, act):
+@pytest.mark.parametrize("number", ["SIGUSR1", "SIGINT"])
+def test_a_handler_that_runs_in_a_child_finds_the_childs_own_session(run_python, tmp_path, act, number):
     """Signals wait while a process forks: the parent's phases are told once, and its journal is not written to."""
-    said = run_python(SIGNALLED + f"told_of({act}, signal.SIGUSR1)", str(tmp_path)).stdout.splitlines()
+    said = run_python(SIGNALLED + f"told_of({act}, signal.{number})", str(tmp_path)).stdout.splitlines()
     expected = ["0", "parent enter step", "parent enter train", "parent exit step", "parent exit train"]
     assert expected == sorted(said)
     statuses = [record.status.value for record in read_records(tmp_path, kind="phase")]
