@@ -131,6 +131,7 @@ class LaneSet(CopiesToItself):
         "clock",
         "counts",
         "current_phase",
+        "early",
         "enter_queues",
         "exit_queues",
         "handle_type",
@@ -179,7 +180,7 @@ class LaneSet(CopiesToItself):
         """Start with no lane; the first phase of a thread makes one.
 
         Before that `on_first_sight` is called. Where it returns False, since not all that a lane is given at its making
-        is there yet, none is made, and the caller is like a sink's thread: its phases are none.
+        was there in time, none is made, and the caller is like a sink's thread: its phases are none.
         """
         self.session_id = session_id
         self.rank = rank
@@ -193,6 +194,7 @@ class LaneSet(CopiesToItself):
         self.attribute_counts = AttributeCounts()
         self.id_base = new_base()
         self.journal: Journal | None = None
+        self.early: PhaseWriter | None = None  # In the place of the journal's writers until a session is up.
         self.lane_numbers = itertools.count(1)
         self.step: int | None = None
         self.now = clock.monotonic_ns
@@ -318,7 +320,9 @@ class LaneSet(CopiesToItself):
     def _lane_of_new_thread(self, local: threading.local) -> Lane:
         lane = Lane(self, get_ident(), threading.current_thread().name, None)
         journal = self.journal
-        if journal is not None:
+        if self.early is not None:
+            lane.writer = self.early
+        elif journal is not None:
             lane.writer = journal.new_writer(lane)
             lane.write_exit = journal.write_exit
         guard = ThreadGuard(lane, self._gone)

@@ -102,4 +102,8 @@ def exception_at_exit() -> BaseException | None:
 
 def _after_fork_in_child() -> None:
     for watch in tuple(_watches):
-        watch.after_fork_in_child()
+        try:
+            watch.after_fork_in_child()
+        except KeyboardInterrupt:  # In the midst of it, and Python lets none out of here: all is done once more.
+            watch.after_fork_in_child()
+            raise

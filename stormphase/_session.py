@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from stormphase import _bridge, _claims, _configuration, _drain, _exits, _terminal
+from stormphase import _bridge, _claims, _configuration, _drain, _exits, _signals, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._capturing import SessionCapture
+from stormphase._early import EARLY_LANE, EARLY_LANE_MESSAGE, START_WAIT_S, EarlyPhases
 from stormphase._journaling import SessionJournal
 from stormphase._liveness import own_process
 from stormphase._overdue import LearntLimits, OverdueWatch
@@ -45,11 +46,6 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 0.02
 _JOURNAL_TIMEOUT_S: Final = 2.0
-EARLY_LANE: Final = "early_lane"
-_EARLY_LANE_MESSAGE: Final = (
-    "A lane was asked for before the session was up: it would have no journal, and the sinks would not be told of its "
-    "first phases. Ask for it in `Session._let_phases_in`, or later."
-)
 
 _log = logging.getLogger("stormphase")
 
@@ -80,6 +76,10 @@ class Session:
         self._sigterm = SigtermHook(self._stop_for_sigterm, self._can_stop) if settings.stop_on_sigterm else None
         self._must_check = _configuration.wants_checks(environ)
         self._is_built = False
+        self._stays_stopped = False  # True in a child that was forked while the session stopped.
+        self._has_started = Latch()  # Or failed to.
+        self._starting_thread = threading.get_ident()
+        self._early: EarlyPhases | None = None
         self.has_closed_lanes = False  # From then on nothing is open that an error of ours could end.
         self.is_child = settings.carried is not None  # Else from the first fork on.
         self._claimed: RankIdentity | None = None
@@ -102,6 +102,8 @@ class Session:
         except BaseException:
             self._take_back()
             raise
+        finally:
+            self._has_started.open()
 
     def _find_identity(self, settings: Settings, environ: Mapping[str, str]) -> bool:
         """Find out who this is; returns whether this rank is to print a summary."""
@@ -168,6 +170,8 @@ class Session:
         lanes.redactor = redactor  # Before there is a lane: the names of threads and tasks have secrets, too.
         lanes.sequence = itertools.count(settings.first_sequence)
         lanes.works_for_another = self.is_child
+        self._early = EarlyPhases(lanes)
+        self._early.stand_for_sinks()
         if bridge is not None:
             bridge.bind(lanes)
             if self.is_child:
@@ -193,38 +197,70 @@ class Session:
         if self._feed is not None:
             self._feed.begin()
         self._process.install()
-        self._sinks.connect()
+        _signals.hold_while_forking()
         self.capture.start(lanes, on_begin=self._on_capture_begin)
         lanes.on_timed = self._watch.start
         if self._sigterm is not None:
             self._sigterm.install()
-        self._let_phases_in()
+        self._let_phases_in(self._early, self._sinks)
 
-    def _let_phases_in(self) -> None:
-        """Have lanes made from now on: all that one is given at its making is there. Stands last in `_build`."""
-        if self._must_check and self.lanes.counts[EARLY_LANE]:
-            raise AssertionError(_EARLY_LANE_MESSAGE)  # Once more, where a hook's own caller kept the first from us.
+    def _let_phases_in(self, early: EarlyPhases, sinks: SinkSet) -> None:
+        """Have lanes made from now on: all that one is given at its making is there. Stands last in `_build`.
+
+        What a hook has entered all the same is told now, as if it had waited.
+        """
+        # Once more, where a hook's own caller kept the first from us, or a lane was made without asking.
+        if self._must_check and (self.lanes.counts[EARLY_LANE] or self.lanes.lanes()):
+            raise AssertionError(EARLY_LANE_MESSAGE)
+        sinks.connect()
         self._is_built = True
         if self._summary is not None:
-            self._summary.begin()
+            self._summary.begin(early.first_entered_ns)
+        self._tell_early()
+
+    def _tell_early(self) -> None:
+        early, self._early = self._early, None
+        if early is not None and early.tell():
+            self._watch.start()  # What was entered may have a limit of its own.
 
     def _at_first_sight(self) -> bool:
-        """Return whether a thread that enters its first phase may have a lane; it must not before all is there.
+        """Return whether a thread that enters its first phase may have a lane; it had better not before all is there.
 
         In a forked child there are no workers and no journal yet.
         """
         if not self._is_built:
-            self.lanes.counts.add(EARLY_LANE)
-            if self._must_check:
-                raise AssertionError(_EARLY_LANE_MESSAGE)
-            return False
-        if not self.journal.open_in_child():
-            self.lanes.counts.add(EARLY_LANE)
-            return False
+            return self._may_be_early()
+        try:
+            if not self.journal.open_in_child():  # A signal handler, while what it interrupted is about that.
+                self._early = self._early or EarlyPhases(self.lanes)
+                return True
+        except BaseException:  # A signal handler raised, and may have a lane.
+            self._begin_work()
+            raise
+        self._begin_work()
+        return True
+
+    def _begin_work(self) -> None:
+        """Have all there that the first lane of a process needs."""
+        self._tell_early()
         self.sinks.start_threads()
         if self._has_learnt_limits:
             self._watch.start()
-        return True
+
+    def _may_be_early(self) -> bool:
+        """Return whether a thread may have a lane while the session starts: who starts it at once, others thereafter.
+
+        One that waited in vain gets none, and is counted: the start takes too long, or waits for that thread itself.
+        """
+        if self._must_check:
+            self.lanes.counts.add(EARLY_LANE)
+            raise AssertionError(EARLY_LANE_MESSAGE)
+        if threading.get_ident() == self._starting_thread:
+            return True
+        self._has_started.wait(START_WAIT_S)
+        if not self._is_built:
+            self.lanes.counts.add(EARLY_LANE)
+        return self._is_built
 
     def _on_capture_begin(self, capture: CaptureSession) -> None:
         """Have what is captured sent by the bridge, and its last lines kept beside the journal."""
@@ -265,11 +301,14 @@ class Session:
     def _take_back(self) -> None:
         """Take back what a start that failed had begun."""
         self._may_stop.clear()
+        if self._early is not None:
+            self._close_lanes(None)
         if self._sinks is not None:
             self._sinks.give_up()
         self._end_capture()
         self.journal.finish(0.0)
-        self._leave_process()
+        self._leave_signals()
+        self._process.remove()
         if self._claimed is not None:
             _claims.unclaim(self._claimed)
 
@@ -318,6 +357,7 @@ class Session:
         finally:
             self._stopping_thread = None
             self._stopped.open()
+            self._process.remove()  # Last: a child that is forked until then has to know that all is over.
 
     def _end(self, outcome: BaseException | None, timeout_s: float, *, is_known: bool, is_passing: bool) -> None:
         is_delivered = False
@@ -341,7 +381,9 @@ class Session:
             self.journal.finish(_JOURNAL_TIMEOUT_S, lets_go=is_delivered or self.bridge is None)
             if is_delivered:
                 self.journal.discard_spare()
-            self._leave_process()
+            self._leave_signals()
+        if self._stays_stopped:  # Forked on this thread since: it is the parent's to say what came of it.
+            return
         stats = self.sinks.stats()
         if self._summary is not None:
             _terminal.show(self._summary.report(dropped=stats[SUMMARY]["dropped"]), sys.stdout, os.environ)
@@ -376,8 +418,7 @@ class Session:
             # Set, and not reset by its token, which an exit that this interrupted as a signal handler may be using.
             carrier.variable.set(carrier.value_before(opened_here[0]))
 
-    def _leave_process(self) -> None:
-        self._process.remove()
+    def _leave_signals(self) -> None:
         if self._sigterm is not None:
             self._sigterm.remove()
 
@@ -417,13 +458,15 @@ class Session:
             self._stay_stopped()
 
     def _stay_stopped(self) -> None:
-        """Be over in a child that was forked while another thread stopped the session: that thread is not here."""
+        """Be over in a child that was forked while a thread stopped the session: as a rule that thread is not here."""
+        self._stays_stopped = True
         self._on_stop()
         self._watch.stop()
         self._end_capture()
         self.sinks.give_up()
         self.journal.give_up()
-        self._leave_process()
+        self._leave_signals()
+        self._process.remove()
         self._stopping_thread = None
         self._stopped.open()
 

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 STOP_WAIT_S: Final = 15.0
 COME_AGAIN_S: Final = 0.005
-_SIGTERM: Final = (signal.SIGTERM,)
+# What a fault of the running thread raises cannot wait.
+_OF_FAULTS: Final = frozenset(
+    getattr(signal, name)
+    for name in ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
+    if hasattr(signal, name)
+)
 
 _masks: Final[dict[int, list[set[Any]]]] = {}  # what each thread had blocked before it began to fork
 _fork_guard: Final[list[bool]] = []
@@ -60,10 +65,6 @@ class SigtermHook:
 
     def install(self) -> None:
         """Take SIGTERM over."""
-        if not _fork_guard and hasattr(os, "register_at_fork"):
-            _fork_guard.append(True)
-            os.register_at_fork(before=_hold, after_in_parent=_let_come, after_in_child=_let_come_in_child)
-            os.register_at_fork(after_in_parent=_let_come)  # Once more, where an exception came into the first one.
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def remove(self) -> None:
@@ -133,13 +134,26 @@ def _is_main_thread() -> bool:
 
 
 # A signal that comes to a child before Python has told it of the fork is lost, since Python forgets what has come until
-# then, and one that comes a little later finds the parent's session there. So SIGTERM waits in the kernel.
+# then, and one that comes a little later finds the parent's sessions there: a handler that enters a phase, flushes or
+# stops would do that to them, and tell of the parent's phases once more. So all wait in the kernel, but for Ctrl-C
+# where that is nobody's: what it raises would be lost in here, and `_process` sees to it that it harms nothing.
+
+
+def hold_while_forking() -> None:
+    """Have signals wait while this process forks; to be called when sessions have registered what they do then."""
+    if not _fork_guard and hasattr(os, "register_at_fork"):
+        _fork_guard.append(True)
+        os.register_at_fork(before=_hold, after_in_parent=_let_come, after_in_child=_let_come_in_child)
+        os.register_at_fork(after_in_parent=_let_come)  # Once more, where an exception came into the first one.
 
 
 def _hold() -> None:
     own = _masks.setdefault(threading.get_ident(), [])
     own.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))  # Known before anything is blocked.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGTERM)
+    held = signal.valid_signals() - _OF_FAULTS
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        held -= {signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
 
 
 def _let_come() -> None:

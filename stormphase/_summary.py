@@ -5,6 +5,9 @@
 The lane that started the session is the main one: its rows' own times, plus what no phase covered (*untracked*), plus
 what is in no row, plus the session's own start, are the wall time. Phases on other threads and tasks ran beside it, and
 stand in a tree of theirs; but for tasks that ran on its thread one after another, which are its continuation.
+
+Times add up, so they are without pauses: a generator's phase while its consumer works. Durations, of which there are
+quantiles and the longest, go from enter to exit, as everywhere else.
 """
 
 from __future__ import annotations
@@ -114,10 +117,14 @@ class SessionSummary:
         self._program = _Program(None)
         self._lock = threading.Lock()
 
-    def begin(self) -> None:
-        """Take the calling thread's or task's lane for the main one, and now for the end of the session's start."""
+    def begin(self, first_entered_ns: int | None = None) -> None:
+        """Take the calling thread's or task's lane for the main one, and now for the end of the session's start.
+
+        Args:
+            first_entered_ns: when a phase was entered before that, and so ended the start; None if none was.
+        """
         self._program = _Program(self._lanes.lane_of_caller())
-        self._begun_ns = self._lanes.now()
+        self._begun_ns = self._lanes.now() if first_entered_ns is None else first_entered_ns
 
     def fold(self, phase: PhaseHandle) -> None:
         """Add one ended phase."""
@@ -251,8 +258,10 @@ class _Fold:
     def add(self, phase: PhaseHandle, elsewhere_ns: int = 0, elsewhere_own_ns: int = 0) -> None:
         """Add an ended phase, without what it spent on other lanes."""
         paused = paused_ns(phase)
+        duration_ns = phase._ended_ns - phase._entered_ns
         self._totals_of(phase._path).add(
-            active_ns=phase._ended_ns - phase._entered_ns - paused - elsewhere_ns,
+            duration_ns=duration_ns,
+            active_ns=duration_ns - paused - elsewhere_ns,
             own_ns=self_ns(phase) - elsewhere_own_ns,
             paused_ns=paused,
             status=phase._status,

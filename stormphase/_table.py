@@ -48,6 +48,7 @@ _EXPLAINED: Final = {
     _UNTRACKED_HERE: "(untracked here): phases on other threads and tasks may have run then",
     _ONLY_BESIDE: "phases ran side by side on other threads and tasks only: their times are no sum",
 }
+_PAUSED_EXPLAINED: Final = "paused: counted in p50, p95 and max (from enter to exit), and nowhere else"
 _UNITS: Final = ((1_000, "ns", 1), (1_000_000, "us", 1_000), (1_000_000_000, "ms", 1_000_000), (60e9, "s", 1e9))
 
 
@@ -115,6 +116,8 @@ def table_of(report: SummaryReport) -> Table:
     beside = _lines(report.beside, wall_ns, BESIDE_ROWS)
     has = {column for line in (*main, *beside) for column in line.cells}
     columns = tuple(c for c in (COUNT, TOTAL, OWN, SHARE, P50, P95, MAX, PAUSED, FAIL) if c in has)
+    if PAUSED in has:
+        notes.append(_PAUSED_EXPLAINED)
     unwell = {letter for line in (*main, *beside) for letter in line.cells.get(FAIL, "") if letter.isalpha()}
     meanings = [f"{letter} {status}" for status, letter in LETTERS.items() if letter in unwell]
     if meanings:

@@ -20,9 +20,10 @@ class PathFigures:
         total_ns: their time on a lane: durations without pauses; own time plus what ran on top, to the nanosecond.
         own_ns: their time with nothing on top.
         paused_ns: how long they were paused, all together.
-        p50_ns: half of them took at most this; within 2 % of a true median.
-        p95_ns: 95 % of them took at most this; likewise.
-        max_ns: the longest.
+        p50_ns: half of them had at most this duration, from enter to exit, as their records, their spans and
+            `postmortem` count it: pauses included. Within 2 % of a true median.
+        p95_ns: 95 % of them had at most this duration; likewise.
+        max_ns: the longest duration.
         unwell: how many ended otherwise than succeeded, by status.
     """
 
@@ -52,16 +53,16 @@ class PathTotals:
         self.by_status: Counter[PhaseStatus] = Counter()
         self.buckets: Counter[int] = Counter()
 
-    def add(self, *, active_ns: int, own_ns: int, paused_ns: int, status: PhaseStatus) -> None:
-        """Add one ended phase; `active_ns` is its duration without its pauses."""
-        self.min_ns = active_ns if self.count == 0 else min(self.min_ns, active_ns)
-        self.max_ns = max(self.max_ns, active_ns)
+    def add(self, *, duration_ns: int, active_ns: int, own_ns: int, paused_ns: int, status: PhaseStatus) -> None:
+        """Add one ended phase; `active_ns` is how much of its duration it was on a lane, here and not elsewhere."""
+        self.min_ns = duration_ns if self.count == 0 else min(self.min_ns, duration_ns)
+        self.max_ns = max(self.max_ns, duration_ns)
         self.count += 1
         self.total_ns += active_ns
         self.own_ns += own_ns
         self.paused_ns += paused_ns
         self.by_status[status] += 1
-        self.buckets[bucket_of(active_ns)] += 1
+        self.buckets[bucket_of(duration_ns)] += 1
 
     def add_time(self, *, active_ns: int, own_ns: int) -> None:
         """Add the time that a phase spent here which ended elsewhere, and is counted there."""
@@ -81,7 +82,7 @@ class PathTotals:
         self.buckets.update(other.buckets)
 
     def quantile_ns(self, fraction: float) -> int:
-        """Return a quantile of the time on a lane, kept between the extremes, which are exact."""
+        """Return a quantile of the durations, kept between the extremes, which are exact."""
         return quantile_between(self.buckets, fraction, self.min_ns, self.max_ns) or 0
 
     def figures(self) -> PathFigures:

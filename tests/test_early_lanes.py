@@ -11,7 +11,7 @@ import pytest
 
 import stormphase
 from stormphase import PhaseStatus
-from stormphase._session import EARLY_LANE
+from stormphase._early import EARLY_LANE
 from stormphase.records import read_records
 
 COUNT = 14  # phases of `work`
@@ -149,14 +149,15 @@ def test_the_summary_counts_what_no_phase_covered_on_the_starting_lane(make_trac
 
 @pytest.mark.parametrize("way", ["with", "start"])
 def test_a_hook_that_enters_a_phase_during_the_start_harms_nobody(make_tracker, tmp_path, monkeypatch, way):
-    """Its phase is none, as on a sink's thread, and counted; all that comes later is in the journal."""
+    """Its lane is repaired, and counted: its phase and all that comes later are in the journal."""
     monkeypatch.delenv("STORMPHASE_CHECKS")
     bridge = EnteringBridge()
     with started(make_tracker(bridge=bridge, journal=tmp_path, summary=True), way) as tracker:
         bridge.phase.close()
         work(tracker)
         assert 1 == tracker.stats()["misuse"][EARLY_LANE]
-    assert COUNT == len(phases_in(tmp_path))
+    phases = phases_in(tmp_path)
+    assert (COUNT + 1, ("early", PhaseStatus.SUCCEEDED)) == (len(phases), phases[0])
 
 
 def test_the_checks_of_our_own_tests_find_a_lane_that_is_asked_for_too_early(make_tracker):
@@ -186,7 +187,7 @@ def test_a_signal_handler_that_enters_phases_during_the_start_harms_nobody(make_
 
 
 def test_a_handler_that_interrupts_a_childs_opening_of_its_journal_costs_it_no_phase(run_python, tmp_path):
-    """The handler's own phase is none: a lane made now would have no journal, and the thread would be left with it."""
+    """The handler's own is in the journal, too: the lane that it was given is repaired once that is there."""
     said = run_python(
         """
 import os, signal, sys
@@ -215,4 +216,4 @@ print([record.path_text for record in read_records(sys.argv[1], kind="phase")])
 """,
         str(tmp_path / "j"),
     ).stdout
-    assert ["{'early_lane': 1}", "['child']"] == said.splitlines()
+    assert ["{'early_lane': 1}", "['handler', 'child']"] == said.splitlines()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from stormphase.records import read_records
+
 STOPPING = """
 import os, sys, threading
 from stormphase import PhaseTracker
@@ -124,3 +126,73 @@ with PhaseTracker(bridge=None, stop_on_sigterm=True):
     print(masks, ended(pid))
 """
     assert ["set() 0"] == run_python(TERMINATED + source).stdout.splitlines()
+
+
+SIGNALLED = """
+import os, signal, sys, threading
+from stormphase import PhaseTracker
+
+parent, may_go, is_armed = os.getpid(), threading.Event(), []
+
+def sink(boundary):
+    scope = boundary.metadata["phase_scope"]
+    if os.getpid() == parent:
+        may_go.wait(10)  # So that all of it waits in the queue.
+    os.write(1, f"{'parent' if os.getpid() == parent else 'child'} {scope['action']} {scope['name']}\\n".encode())
+
+def told_of(act, number):
+    # What a signal does in a child before any of our hooks has run there.
+    signal.signal(number, act)
+    os.register_at_fork(after_in_child=lambda: is_armed and signal.raise_signal(number))
+    tracker = PhaseTracker(bridge=None, sinks=[sink], journal=sys.argv[1], on_misuse="record").start()
+    globals()["tracker"] = tracker
+    train = tracker.enter_phase("train")
+    with tracker.enter_phase("step"):
+        pass
+    is_armed.append(True)
+    pid = os.fork()
+    if not pid:
+        tracker.stop()
+        os._exit(0)
+    del is_armed[:]
+    print(os.waitpid(pid, 0)[1], flush=True)
+    may_go.set()
+    train.close()
+    tracker.stop()
+"""
+
+
+@pytest.mark.parametrize(
+    "act",
+    ["lambda *_: tracker.stop()", "lambda *_: tracker.flush(5)", "lambda *_: tracker._session.lanes.close('done')"],
+    ids=["stops", "flushes", "closes"],
+)
+@pytest.mark.parametrize("number", ["SIGUSR1", "SIGINT"])
+def test_a_handler_that_runs_in_a_child_finds_the_childs_own_session(run_python, tmp_path, act, number):
+    """Signals wait while a process forks: the parent's phases are told once, and its journal is not written to."""
+    said = run_python(SIGNALLED + f"told_of({act}, signal.{number})", str(tmp_path)).stdout.splitlines()
+    expected = ["0", "parent enter step", "parent enter train", "parent exit step", "parent exit train"]
+    assert expected == sorted(said)
+    statuses = [record.status.value for record in read_records(tmp_path, kind="phase")]
+    assert ["succeeded", "succeeded"] == statuses
+
+
+def test_ctrl_c_in_a_child_that_resets_its_session_leaves_it_reset(run_python):
+    """Python lets no exception out of what runs at a fork, so that must have done its work all the same."""
+    source = """
+from stormphase import _drain
+reset, may_raise = _drain.SinkWorker.after_fork_in_child, [True]
+
+def interrupted(self):
+    if may_raise:
+        may_raise.clear()
+        signal.raise_signal(signal.SIGINT)
+    reset(self)
+
+_drain.SinkWorker.after_fork_in_child = interrupted
+told_of(signal.SIG_DFL, signal.SIGUSR2)
+"""
+    source = SIGNALLED.replace("is_armed and", "False and") + source
+    said = run_python(source.replace("journal=sys.argv[1], ", ""), check=False).stdout.splitlines()
+    expected = ["0", "parent enter step", "parent enter train", "parent exit step", "parent exit train"]
+    assert expected == sorted(said)

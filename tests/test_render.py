@@ -61,6 +61,7 @@ train                    1 19.0s 100ms  95.0%  19.0s 9.00ms 9.00ms
 wall time                        20.0s 100.0%
 beside, on other threads and tasks:
 train / prefetch        40 1m10s 1m10s 350.0%  1.75s 9.00ms 9.00ms
+paused: counted in p50, p95 and max (from enter to exit), and nowhere else
 fail: F failed, C cancelled"""
 
 

@@ -153,7 +153,8 @@ def test_columns_with_nothing_to_say_are_left_out():
     busy = table_of(report(SummaryRow("a", 1, figures(5, 5, paused_ns=7, unwell={"failed": 2, "lost": 1}))))
     assert (COUNT, TOTAL, OWN, SHARE, "p50", "p95", "max") == plain.columns
     assert (*plain.columns, "paused", FAIL) == busy.columns
-    assert ("2F 1L", ("fail: F failed, L lost",)) == (busy.main[0].cells[FAIL], busy.notes)
+    assert ("2F 1L", "fail: F failed, L lost") == (busy.main[0].cells[FAIL], busy.notes[-1])
+    assert busy.notes[0].startswith("paused: counted in p50, p95 and max")
 
 
 def test_the_lines_end_with_what_adds_up():

@@ -17,12 +17,14 @@ def test_sums_and_extremes_are_exact(phases):
     """To the nanosecond; quantiles stay between the extremes."""
     totals = PathTotals()
     for active_ns, own_ns, paused_ns, status in phases:
-        totals.add(active_ns=active_ns, own_ns=own_ns, paused_ns=paused_ns, status=status)
+        duration_ns = active_ns + paused_ns
+        totals.add(duration_ns=duration_ns, active_ns=active_ns, own_ns=own_ns, paused_ns=paused_ns, status=status)
     figures = totals.figures()
+    durations = [phase[0] + phase[2] for phase in phases]
     active = [phase[0] for phase in phases]
-    assert (len(phases), sum(active), max(active)) == (figures.count, figures.total_ns, figures.max_ns)
+    assert (len(phases), sum(active), max(durations)) == (figures.count, figures.total_ns, figures.max_ns)
     assert (sum(phase[1] for phase in phases), sum(phase[2] for phase in phases)) == (figures.own_ns, figures.paused_ns)
-    assert min(active) <= figures.p50_ns <= figures.p95_ns <= max(active)
+    assert min(durations) <= figures.p50_ns <= figures.p95_ns <= max(durations)
     unwell = [phase[3] for phase in phases if phase[3] is not PhaseStatus.SUCCEEDED]
     assert {status.value: unwell.count(status) for status in unwell} == dict(figures.unwell)
 
@@ -30,5 +32,5 @@ def test_sums_and_extremes_are_exact(phases):
 def test_the_only_duration_is_every_quantile():
     """One phase has one duration, exactly."""
     totals = PathTotals()
-    totals.add(active_ns=123_456_789, own_ns=0, paused_ns=0, status=PhaseStatus.SUCCEEDED)
+    totals.add(duration_ns=123_456_789, active_ns=1, own_ns=0, paused_ns=0, status=PhaseStatus.SUCCEEDED)
     assert (123_456_789, 123_456_789) == (totals.figures().p50_ns, totals.figures().p95_ns)

@@ -155,7 +155,7 @@ def step_word(step: int | None) -> int:
 def _envelope_of(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[int, dict[str, Any]]:
     path = phase._path
     extra = phase._extra
-    flags, envelope = _kinship_of(phase, has_derived_ids=phase_trace is not None)
+    flags, envelope = _kinship_of(phase)
     if extra is not None:
         if extra.is_sync:
             flags |= _format.IS_SYNC
@@ -170,10 +170,12 @@ def _envelope_of(phase: PhaseHandle, phase_trace: PhaseTrace | None) -> tuple[in
     trace = None if phase_trace is None else phase_trace(phase)
     if trace is not None:
         envelope["trace"] = dict(trace)
+    elif _has_other_id(phase):
+        envelope["trace"] = {"root_id": phase.scope_id}
     return flags, envelope
 
 
-def _kinship_of(phase: PhaseHandle, *, has_derived_ids: bool) -> tuple[int, dict[str, Any]]:
+def _kinship_of(phase: PhaseHandle) -> tuple[int, dict[str, Any]]:
     """Return flags and envelope of what numbers alone do not tell: a parent elsewhere, or with another id, a task."""
     flags = 0
     envelope: dict[str, Any] = {}
@@ -184,13 +186,13 @@ def _kinship_of(phase: PhaseHandle, *, has_derived_ids: bool) -> tuple[int, dict
             envelope["task"] = lane.task_name[:_MAX_LABEL_CHARS]
         if parent is not None:
             flags |= _format.IS_ROOT
-    if parent is not None and (parent._lane.id_base != lane.id_base or (has_derived_ids and _has_derived_id(parent))):
+    if parent is not None and (parent._lane.id_base != lane.id_base or _has_other_id(parent)):
         envelope["parent"] = parent.scope_id
     return flags, envelope
 
 
-def _has_derived_id(phase: PhaseHandle) -> bool:
-    """Whether the phase's id is another one than its number gives: that of the root of a trace of its own."""
+def _has_other_id(phase: PhaseHandle) -> bool:
+    """Whether the phase's id is not what its number gives: it is a trace's root, or another maker's tracer chose it."""
     return phase.scope_id_number != scope_id_number(phase._lane.id_base, phase._sequence)
 
 

@@ -358,6 +358,9 @@ class RealCarrier(SpanCarrier):
             if not was_put_before(phase):
                 phase._outer = outer
                 phase._real = None if start is None else start(phase)
+                writer = phase._lane.writer
+                if phase._real is not None and writer is not None:
+                    writer.traces_phases = True  # The journal is to say the span's id, which no number gives.
             if phase._real is None and outer is plain_outer:
                 return set_variable(context_type({phase_key: phase}))
             values = outer.copy()

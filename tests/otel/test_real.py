@@ -14,13 +14,18 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from stormphase.otel import ids
+from stormphase.otel import OTelBridge, ids
 from stormphase.otel._provider import Way
+from stormphase.records import read_records
+from stormphase.stores import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from conftest import Bridged
+
+    from stormphase import PhaseTracker
 
 
 class OtherTracer(trace.Tracer):
@@ -332,3 +337,40 @@ def test_a_forked_child_that_gets_a_provider_hangs_under_no_span_that_never_ends
         span.context.trace_id,
         span.parent.span_id,
     )
+
+
+@pytest.mark.parametrize("made", [OtherProvider, trace.NoOpTracerProvider])
+def test_journal_store_and_sink_have_the_ids_of_the_spans(
+    make_tracker: Callable[..., PhaseTracker], tmp_path: Path, made: Callable[[], Any]
+) -> None:
+    """Of plain phases, of those with attributes, of failed and moved ones, and of their parents; as open ones, too."""
+    told: list[Any] = []
+    options = {"journal": tmp_path / "j", "store": SqliteStore(tmp_path / "runs.db"), "sinks": [told.append]}
+    spans = made()
+    with make_tracker(bridge=OTelBridge(spans), **options) as tracker, tracker.enter_phase("train"):
+        for number in range(2):
+            with tracker.enter_phase("step", {"number": number}), tracker.enter_phase("load"):
+                pass
+        with pytest.raises(ValueError, match="no"), tracker.enter_phase("failed"), tracker.enter_phase("inner"):
+            raise ValueError("no")
+        tracker.acquire(tracker.enter_phase("moved").release()).close()
+        assert tracker.flush()
+        is_open = {each.scope_id for each in read_records(tmp_path / "j", kind="phase") if each.name == "train"}
+    expected = sorted(
+        (
+            scope["path"],
+            scope["scope_id"],
+            scope["parent_scope_id"],
+            (scope.get("error") or {}).get("root_cause_scope_id"),
+        )
+        for scope in (each.metadata["phase_scope"] for each in told if each.event_type == "phase_exit")
+    )
+    for source in ("j", "runs.db"):
+        records = read_records(tmp_path / source, kind="phase")
+        assert expected == sorted(
+            (list(each.path), each.scope_id, each.parent_scope_id, each.root_cause_scope_id) for each in records
+        ), source
+    assert {scope_id for path, scope_id, *_ in expected if path == ["train"]} == is_open
+    if isinstance(spans, OtherProvider):
+        ids = {f"{span.context.span_id:016x}" for span in spans.exporter.get_finished_spans()}
+        assert {scope_id for _, scope_id, *_ in expected} <= ids

@@ -11,11 +11,14 @@ import re
 from collections import Counter, defaultdict
 
 from story_figures import (
+    lanes_are_stacks,
     output_is_kept,
     owners_are_spans,
     pending_spans_are_of_phases,
+    ranks_are_whole,
     spans_look_right,
     summary_adds_up,
+    threads_are_as_they_were,
     usual_is_what_records_say,
 )
 from story_oracle import key_of
@@ -443,11 +446,13 @@ WHILE_ALIVE = (
     starts_are_as_they_were,
     times_add_up,
     usual_is_what_records_say,
+    threads_are_as_they_were,
+    lanes_are_stacks,
 )
 CHECKS = (
     tell_the_same, tell_once, commands_say_what_python_says, owners_are_the_same, open_ones_are_the_same,
     journal_knows_all, all_know_what_was_flushed, events_are_out_when_flushed, ends_are_as_they_were,
     starts_are_as_they_were, times_add_up, counts_add_up, summary_counts, spans_arrive,
     summary_adds_up, usual_is_what_records_say, spans_look_right, owners_are_spans, output_is_kept,
-    pending_spans_are_of_phases,
+    pending_spans_are_of_phases, threads_are_as_they_were, lanes_are_stacks, ranks_are_whole,
 )  # fmt: skip

@@ -79,14 +79,15 @@ def _rows(text):
 def _cells(phases):
     """Return what has to stand in the row of some phases."""
     active = [_active_ns(each) for each in phases]
+    durations = [each["ended_ns"] - each["entered_ns"] for each in phases]
     paused = sum(each["paused_ns"] for each in phases)
     unwell = Counter(each["status"] for each in phases)
     return {
         "total": duration(sum(active)),
         "own": duration(sum(each["self_ns"] for each in phases)),
-        "p50": duration(_of_sketch(active, 0.5)),
-        "p95": duration(_of_sketch(active, 0.95)),
-        "max": duration(max(active)),
+        "p50": duration(_of_sketch(durations, 0.5)),
+        "p95": duration(_of_sketch(durations, 0.95)),
+        "max": duration(max(durations)),
         "paused": duration(paused) if paused else "",
         "fail": " ".join(f"{unwell[status]}{letter}" for status, letter in LETTERS.items() if unwell[status]),
     }
@@ -190,3 +191,60 @@ def owners_are_spans(run):
                             field,
                             **{teller.teller: record[field], story.teller: span[name]},
                         )
+
+
+# --- where phases ran -------------------------------------------------------------------------------------------------
+
+
+def threads_are_as_they_were(run):
+    """A phase that did not move says the name of the thread that entered it, also where it was LOST."""
+    for key, line in run.oracle.entered.items():
+        scope = run.keys.get(key)
+        is_told = key not in run.oracle.moved and not run.program["tracker"].get("redact")
+        if scope is None or not is_told:
+            continue
+        for name, story in run.stories.items():
+            facts = story.phases.get(scope, {})
+            if facts.get("thread_name", line["thread"]) != line["thread"]:
+                run.say("thread", scope, "thread_name", program=line["thread"], **{name: facts["thread_name"]})
+
+
+def lanes_are_stacks(run):
+    """What `postmortem` puts on one lane is one thread's, and on a lane of its own stands what a task begins."""
+    if run.journal is None:
+        return
+    for rank in run.postmortem["ranks"]:
+        is_open = {phase["scope_id"]: phase for phase in rank["open"]}
+        threads = defaultdict(set)
+        for scope, phase in is_open.items():
+            facts = run.journal.phases.get(scope, {})
+            if not facts or key_of(facts) in run.oracle.moved:
+                continue
+            threads[phase["pid"], phase["lane"]].add(facts["thread_id"])
+            above, parent = is_open.get(facts["parent"]), run.journal.phases.get(facts["parent"])
+            if above is None or parent is None or key_of(parent) in run.oracle.moved:
+                continue
+            here, there = (phase["pid"], phase["lane"]), (above["pid"], above["lane"])
+            is_one_thread = facts["thread_id"] == parent["thread_id"]
+            is_one_stack = is_one_thread and phase["task_name"] == above["task_name"]
+            is_wrong = not is_one_stack if here == there else is_one_thread and phase["task_name"] is None
+            if here[0] == there[0] and is_wrong:
+                run.say("lane", scope, "lane", parent=above, postmortem=phase)
+        for lane, of in threads.items():
+            if len(of) > 1:
+                run.say("lane", None, "thread_id", lane=lane, threads=sorted(of))
+
+
+def ranks_are_whole(run):
+    """Spans, sent or recovered, say of rank and world size what the rank's record does."""
+    known = {}
+    for teller in filter(None, (run.journal, run.store)):
+        for (kind, _), record in teller.owners.items():
+            if kind == "rank":
+                known |= {"rank": record["rank"], "world_size": record["attributes"]["stormphase.world_size"]}
+                known |= {"local_rank": record["attributes"].get("stormphase.local_rank", record["rank"])}
+    for story in filter(None, (run.spans, run.resent)):
+        for scope, said in story.launches.items():
+            wrong = {name: value for name, value in said.items() if known and known[name] != value}
+            if wrong:
+                run.say("span", scope, "rank", record=known, **{story.teller: wrong})

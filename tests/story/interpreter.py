@@ -95,7 +95,8 @@ class Interpreter:
         """Note that a phase is open."""
         scope = None if handle is None else handle.scope_id
         path = None if handle is None else list(handle.path)
-        self.log("entered", key=key, scope=scope, path=path or None, **facts)
+        thread = threading.current_thread().name
+        self.log("entered", key=key, scope=scope, path=path or None, thread=thread, **facts)
 
     def ended(self, key, error, *, did="ended", status=None):
         """Note that a phase has ended by an exception or without, and where that exception arose."""
@@ -174,7 +175,8 @@ class Interpreter:
 
     async def _token(self, op, key, name, attributes):
         token = self.tracker.enter(name, attributes, sync=op["sync"])
-        self.log("entered", key=key, scope=token.scope_id, path=None, attributes=attributes)
+        thread = threading.current_thread().name
+        self.log("entered", key=key, scope=token.scope_id, path=None, thread=thread, attributes=attributes)
         error = None
         try:
             with self.is_open(key, None):
@@ -394,7 +396,8 @@ class Interpreter:
                 for name in op["names"]:
                     key = self.key(op)
                     left.append((key, self.tracker.enter(name, {"op": key})))
-                    self.log("entered", key=key, scope=left[-1][1].scope_id, path=None, attributes={"op": key})
+                    scope, thread = left[-1][1].scope_id, threading.current_thread().name
+                    self.log("entered", key=key, scope=scope, path=None, thread=thread, attributes={"op": key})
                 with self.is_open(outer, None):
                     await self.body(op["in"])
                 if op["fails"]:

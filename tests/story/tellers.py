@@ -54,6 +54,7 @@ TELLS = {
         {"path", "status", "ended_ns", "duration_s", "attributes", "step", "session_id", "rank", "error_type", "cause"}
     ),
 }  # fmt: skip
+LAUNCH = ("rank", "local_rank", "world_size")
 FINAL = frozenset({"succeeded", "failed", "cancelled", "abandoned", "lost"})
 OURS = ("stormphase.", "thread.", "code.", "error.", "exception.")
 
@@ -311,6 +312,11 @@ def spans_of(documents):
                     yield from scope["spans"]
 
 
+def _launch(attributes):
+    """Return what a span says of the rank and of how many there are."""
+    return {name: attributes[f"stormphase.{name}"] for name in LAUNCH if f"stormphase.{name}" in attributes}
+
+
 def span_story(teller, spans):
     """Return what spans tell; `owners` are those of sessions, ranks and processes."""
     story = Story(teller)
@@ -321,6 +327,7 @@ def span_story(teller, spans):
     phases = [span for span in told if span not in story.pending]
     owners = {span["spanId"]: span for span in spans if "stormphase.phase.path" not in otlp_attributes(span)}
     story.owners = {("span", scope): span for scope, span in owners.items()}
+    story.launches = {span["spanId"]: _launch(otlp_attributes(span)) for span in spans}
     ids = {span["spanId"] for span in phases}
     for span in phases:
         facts = _of_span(span, owners)

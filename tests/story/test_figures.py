@@ -110,6 +110,40 @@ def test_output_that_a_store_lost_is_seen(clean):
     assert _sees(clean, figures.output_is_kept, change)
 
 
+def test_another_threads_name_for_a_lost_phase_is_seen(killed):
+    """The program wrote down in which thread it entered it."""
+
+    def change(run):
+        keys = run.oracle.entered.keys() - run.oracle.moved
+        known = [run.journal.phases[run.keys[key]] for key in sorted(keys)]
+        next(each for each in known if each["status"] == "lost")["thread_name"] = "another"
+
+    assert _sees(killed, figures.threads_are_as_they_were, change)
+
+
+def test_a_wrong_lane_of_an_open_phase_is_seen(killed):
+    """A phase stands on its parent's lane, if no task or thread begins with it."""
+
+    def change(run):
+        is_open = {phase["scope_id"]: phase for rank in run.postmortem["ranks"] for phase in rank["open"]}
+        scope = next(scope for scope in is_open if run.journal.phases[scope]["parent"] in is_open)
+        phase, parent = is_open[scope], is_open[run.journal.phases[scope]["parent"]]
+        is_same = phase["lane"] == parent["lane"]
+        phase["lane"] = 1_000 if is_same else parent["lane"]
+
+    assert _sees(killed, figures.lanes_are_stacks, change)
+
+
+@pytest.mark.parametrize("fact", ["rank", "world_size"])
+def test_another_rank_or_world_size_in_a_recovered_span_is_seen(killed, fact):
+    """The rank's record has them."""
+
+    def change(run):
+        next(said for said in run.resent.launches.values() if fact in said)[fact] = 77
+
+    assert _sees(killed, figures.ranks_are_whole, change)
+
+
 def test_what_waits_in_a_function_beneath_a_loop_lets_nothing_else_run(runner):
     """A generator's body in a task sleeps, and moves phases to threads, without breaking off."""
     inside = [
