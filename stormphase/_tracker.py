@@ -56,7 +56,7 @@ class PhaseTracker(CopiesToItself):
 
     Args:
         name: the job, for people; shown on the session's span and in the summary.
-        session_id: one launch of the job, on all ranks; by default `STORMPHASE_SESSION_ID`, else the launcher's, or new.
+        session_id: one launch of the job, on all ranks; by default `STORMPHASE_SESSION_ID`, the launcher's, or new.
         attempt: how often the session was restarted, from 0; by default `STORMPHASE_ATTEMPT`, else it is counted.
         rank: this process among the session's; by default found from the launcher (docs/identity.md), else 0.
         world_size: how many processes the session has; by default found from the launcher, else 1.
