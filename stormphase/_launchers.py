@@ -96,10 +96,9 @@ def launched(environ: Mapping[str, str], process: ProcessFacts) -> Launch | None
     with contextlib.nullcontext() if group is None else contextlib.suppress(ConfigurationError):
         launch = _larger(_by_variables(environ, process), _lightning(environ, process))
     if group is not None:
-        local_rank = _local_rank(environ)
-        launch = _larger(
-            launch, Launch("torch", group.rank, group.world_size, local_rank or 0, title="torch.distributed")
-        )
+        is_first_hosts = process.spawned is not None and process.spawned[1] == group.rank
+        local_rank = _local_rank(environ) or (group.rank if is_first_hosts else 0)
+        launch = _larger(launch, Launch("torch", group.rank, group.world_size, local_rank, title="torch.distributed"))
     if launch is None:
         launch = _known(process.mpi, "mpi4py")
     if launch is None:

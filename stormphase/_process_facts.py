@@ -86,6 +86,7 @@ class ProcessFacts:
         this: the process itself, or None where it cannot be read.
         starter: who has started a tracker in this process, or in the one that it was forked from; None if nobody has.
         program: what it runs, as a short name that is the same on all ranks, or None.
+        spawned: the process that multiprocessing made this one for, and as which of its children, from 0; or None.
         count_start: counts the starts of processes with one key on this host, or returns None.
     """
 
@@ -101,6 +102,7 @@ class ProcessFacts:
     this: AncestorProcess | None = None
     starter: Starter | None = None
     program: str | None = None
+    spawned: tuple[AncestorProcess, int] | None = None
     count_start: Callable[[str], int | None] = _count_nothing
 
     @property
@@ -111,10 +113,11 @@ class ProcessFacts:
     @classmethod
     def of_this_process(cls) -> ProcessFacts:
         """Read the facts of this process; what the platform does not tell is None, and nothing ever fails."""
+        ancestors = _ancestors(os.getppid())
         return cls(
             host=_host(),
             pid=os.getpid(),
-            ancestors=_ancestors(os.getppid()),
+            ancestors=ancestors,
             boot_id=_text_of("/proc/sys/kernel/random/boot_id"),
             ray=_ray_facts(sys.modules),
             jax=_jax_facts(sys.modules),
@@ -123,6 +126,7 @@ class ProcessFacts:
             this=next(iter(_lineage(os.getpid(), 1)), None),
             starter=last_here(),
             program=_program(),
+            spawned=_spawned(sys.modules, ancestors),
             count_start=count_start,
         )
 
@@ -227,6 +231,17 @@ def _jax_facts(modules: Mapping[str, Any]) -> PeerFacts | None:
         return PeerFacts(rank=_number(state.process_id), world_size=_number(state.num_processes))
     except Exception:  # noqa: BLE001 - not imported, or another version's: as if JAX were not there
         return None
+
+
+def _spawned(modules: Mapping[str, Any], ancestors: tuple[AncestorProcess, ...]) -> tuple[AncestorProcess, int] | None:
+    """Return for whom multiprocessing made this process, and as which of its children, from 0."""
+    try:
+        process = modules["multiprocessing.process"]
+        parent, number = process.parent_process(), process.current_process()._identity[-1]
+        (found,) = (each for each in ancestors if parent is not None and each.pid == parent.pid)
+    except Exception:  # noqa: BLE001 - not imported, no child of it, a parent that is gone, or another version's
+        return None
+    return found, number - 1
 
 
 def _mpi_facts(modules: Mapping[str, Any]) -> PeerFacts | None:

@@ -103,7 +103,10 @@ def find_session_id(
         return new
     group = process.torch
     if group is not None and (group.rank, group.world_size) == (launch.rank, launch.world_size):
-        return _agreed(group, new)
+        siblings = _of_siblings(environ, process, launch)
+        if siblings is not None and launch.rank > 0:
+            return siblings
+        return _agreed(group, siblings or new)
     raise _cannot_agree(launch)
 
 
@@ -133,6 +136,20 @@ def _program_of(environ: Mapping[str, str], process: ProcessFacts, launch: Launc
     between = itertools.takewhile(lambda each: not _is_launcher(each, launch), process.ancestors)
     has_launcher = any(_is_launcher(each, launch) for each in process.ancestors)
     return process.program if has_launcher and any(each.may_run_several for each in between) else None
+
+
+def _of_siblings(environ: Mapping[str, str], process: ProcessFacts, launch: Launch) -> FoundSession | None:
+    """Return the session of ranks that one process has spawned, rank 0 first; None where that is not known.
+
+    They need not ask rank 0, which may be done and gone when they begin. Later ones of that process, and those of other
+    hosts, have another rank than place among its children.
+    """
+    spawned = process.spawned
+    if spawned is None or spawned[0].started is None or spawned[1] != launch.rank or process.boot_id is None:
+        return None
+    if value(environ, "TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None  # That store lasts longer than the one who spawned them.
+    return FoundSession(_derived(process, f"spawned by {spawned[0].pid} {spawned[0].started}"))
 
 
 def _agreed(group: TorchGroup, new: FoundSession) -> FoundSession:

@@ -289,6 +289,21 @@ def test_a_rank_that_waits_in_vain_fails_and_says_what_to_set(asked):
         assert "rank 0 named no session to them within 10 s" in str(caught.value)
 
 
+def test_ranks_that_one_process_spawned_need_not_ask(asked):
+    """Rank 0 of a short job is gone before the last one has imported what it needs; on other hosts they do ask."""
+    store = Store()
+    here = [attrs.evolve(group(rank, 3, lambda: store), spawned=(LAUNCHER, rank)) for rank in range(3)]
+    late = detect_rank({}, process=attrs.evolve(here[1], torch=TorchGroup(1, 3, None)))
+    first = detect_rank({}, process=here[0])
+    assert (first.session_id, 0) == (late.session_id, late.attempt)
+    elsewhere = attrs.evolve(here[2], spawned=(LAUNCHER, 0), host="node8")
+    asked(store, 0)
+    from stormphase import _torch_group
+
+    _torch_group._agreed[0] = 0
+    assert first.session_id == detect_rank({}, process=elsewhere).session_id
+
+
 AGENTS = {
     "GROUP_RANK": "1",
     "GROUP_WORLD_SIZE": "2",
