@@ -12,7 +12,7 @@ from typing import Any, Final
 import attrs
 
 from stormphase._start_counts import count_start
-from stormphase._starters import Starter, last_here
+from stormphase._starters import Starter, first_here
 from stormphase._torch_group import TorchGroup, torch_group
 
 _MAX_ANCESTORS: Final = 32
@@ -84,7 +84,7 @@ class ProcessFacts:
         mpi: what mpi4py knows, if this process has imported it and MPI is up.
         torch: torch's process group, if it is up.
         this: the process itself, or None where it cannot be read.
-        starter: who has started a tracker in this process, or in the one that it was forked from; None if nobody has.
+        starter: who has started a tracker here, or in the process that this one was forked from; None if nobody has.
         program: what it runs, as a short name that is the same on all ranks, or None.
         spawned: the process that multiprocessing made this one for, and as which of its children, from 0; or None.
         count_start: counts the starts of processes with one key on this host, or returns None.
@@ -124,7 +124,7 @@ class ProcessFacts:
             mpi=_mpi_facts(sys.modules),
             torch=torch_group(sys.modules),
             this=next(iter(_lineage(os.getpid(), 1)), None),
-            starter=last_here(),
+            starter=first_here(),
             program=_program(),
             spawned=_spawned(sys.modules, ancestors),
             count_start=count_start,

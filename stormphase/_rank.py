@@ -101,13 +101,12 @@ def find_place(
         ConfigurationError: if what is given is wrong or contradictory, or if the ranks cannot agree on a session id.
     """
     _check_argument("attempt", attempt, 0)
-    mark = Starter.of(environ) or process.starter
+    mark = _mark_of(environ, process)
     is_own = mark is not None and mark.is_process(process.pid, process.started)
-    if mark is not None and not is_own and rank is None and world_size is None:
-        by_rank = _started_by_rank(environ, process, mark, session_id)
-        if by_rank is not None:
-            place = _place(environ, process, SINGLE, by_rank, attempt or 0, has_attempt=attempt is not None)
-            return attrs.evolve(place, started_by=mark.session_id)
+    if mark is not None and rank is None and world_size is None:
+        program = _as_program(environ, process, mark, session_id, attempt)
+        if program is not None:
+            return program
     launch = _placed(environ, process, rank, world_size)
     before = mark if is_own and process.starter is None else None  # It has replaced itself by exec.
     found = find_session_id(
@@ -208,23 +207,49 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _started_by_rank(
-    environ: Mapping[str, str], process: ProcessFacts, mark: Starter, session_id: str | None
-) -> str | None:
-    """Return the session of a program that a rank has started; None if this is none, but what its launcher says."""
+def _mark_of(environ: Mapping[str, str], process: ProcessFacts) -> Starter | None:
+    """Return the mark that counts: this process's own, else what it has inherited by the environment, or by a fork."""
+    here = process.starter
+    if here is not None and here.is_process(process.pid, process.started):
+        return here
+    return Starter.of(environ) or here
+
+
+def _as_program(
+    environ: Mapping[str, str], process: ProcessFacts, mark: Starter, session_id: str | None, attempt: int | None
+) -> Place | None:
+    """Return the place of a program that a rank has started; None if this is none, but what its launcher says."""
     if process.torch is not None:
         return None
     launch = launched(environ, process)
     is_lightnings_first = launch is not None and launch.launcher == LIGHTNING.launcher and launch.local_rank == 0
-    if not is_lightnings_first and not mark.has_launch(launch, _job_digest(launch)):
+    is_own = mark.is_process(process.pid, process.started)
+    if is_own and mark.started_by is None:
+        return None
+    if not mark.has_launch(launch, _job_digest(launch)) and not (is_lightnings_first and not is_own):
         return None
     given = given_session_id(environ, session_id)
-    if not mark.runs and (launch is None or given is not None):
-        return None  # What the starter was is over, and its launcher's word alone is still around.
-    is_inherited = session_id is None and given == mark.session_variable
-    if given is not None and given != mark.session_id and not is_inherited:
-        return given
-    return session_beneath(mark.session_id, process)
+    counted = 0
+    if is_own:
+        # One that was given its parent's id has made that its own; and exec makes it the next attempt.
+        is_ours = given is None or session_id is None or mark.session_id.startswith(f"{given}.")
+        found = mark.session_id if is_ours else str(given)
+        counted = mark.attempt + 1 if process.starter is None and is_ours else 0
+        started_by = mark.started_by
+    else:
+        if not mark.runs and (launch is None or given is not None):
+            return None  # What the starter was is over, and its launcher's word alone is still around.
+        is_inherited = session_id is None and given == mark.session_variable
+        is_its_own = given is not None and given != mark.session_id and not is_inherited
+        found = str(given) if is_its_own else session_beneath(mark.session_id, process)
+        started_by = mark.session_id
+    place = _place(
+        environ, process, SINGLE, found, counted if attempt is None else attempt, has_attempt=attempt is not None
+    )
+    of_rank = attrs.evolve(
+        place.starter, rank=mark.rank, world_size=mark.world_size, job=mark.job, started_by=started_by
+    )
+    return attrs.evolve(place, starter=of_rank, started_by=started_by)
 
 
 def _session_before(before: Starter | None, launch: Launch) -> FoundSession | None:

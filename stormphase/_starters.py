@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from stormphase._launchers import Launch
 
 VARIABLE: Final = "STORMPHASE_STARTED_BY"
-_FIELDS: Final = 9
+_FIELDS: Final = 10
 _MAX_DIGITS: Final = 18
 _UNKNOWN: Final = "-"
 _ANY: Final = "?"  # the job of a process that has not said which it has
 
 _running: Final[list[Starter]] = []
-_last: Final[list[Starter]] = []
+_first: Final[list[Starter]] = []
 _inherited: Final[list[str | None]] = []
 
 
@@ -49,6 +49,8 @@ class Starter:
         attempt: which attempt of its session.
         session_id: its session.
         session_variable: what `STORMPHASE_SESSION_ID` was there, or None.
+        started_by: the session of the rank that has started it, if it is such a program; then rank, size and job are
+            those of that rank, whose variables its own programs inherit as well.
         runs: whether its tracker runs, as far as the mark tells.
     """
 
@@ -60,6 +62,7 @@ class Starter:
     attempt: int
     session_id: str
     session_variable: str | None
+    started_by: str | None = None
     runs: bool = True
 
     def to_text(self) -> str:
@@ -73,7 +76,7 @@ class Starter:
         fields = environ.get(VARIABLE, "").split(":")
         if len(fields) != _FIELDS:
             return _carrier_in(environ)
-        pid, started, rank, world_size, job, attempt, session_id, session_variable, runs = (
+        pid, started, rank, world_size, job, attempt, session_id, session_variable, started_by, runs = (
             None if field == _UNKNOWN else field for field in fields
         )
         numbers = [_number(text) for text in (pid, rank, world_size, attempt)]
@@ -88,6 +91,7 @@ class Starter:
             attempt=numbers[3] or 0,
             session_id=session_id,
             session_variable=session_variable,
+            started_by=started_by,
             runs=runs == "1",
         )
 
@@ -132,39 +136,38 @@ def _carrier_in(environ: Mapping[str, str]) -> Starter | None:
 
 
 def enter(starter: Starter) -> None:
-    """Mark this process, in which a tracker starts; while several run, the mark is the first one's."""
+    """Mark this process, in which a tracker starts; of several sessions the mark is the first one's."""
     if not _running:
         _inherited[:] = [os.environ.get(VARIABLE)]
-        os.environ[VARIABLE] = starter.to_text()
     _running.append(starter)
-    _last[:] = [starter]
+    if not _first or _first[0].pid != starter.pid or _first[0].session_id == starter.session_id:
+        _first[:] = [starter]  # The latest attempt of it.
+    os.environ[VARIABLE] = _first[0].to_text()
 
 
 def leave(starter: Starter) -> None:
     """Take the mark out of `os.environ` with the last tracker that stops; subprocesses inherit it all the same."""
     if starter not in _running:
         return
-    first = _running[0]
     _running.remove(starter)
     if _running:
-        os.environ[VARIABLE] = _running[0].to_text()
         return
     before = _inherited[0]
     if before is None:
         os.environ.pop(VARIABLE, None)
     else:
         os.environ[VARIABLE] = before
-    if first.pid == os.getpid():
+    if _first[0].pid == os.getpid():
         # os.environ does not see this, and exec and subprocesses do.
-        os.putenv(VARIABLE, attrs.evolve(first, runs=False).to_text())
+        os.putenv(VARIABLE, attrs.evolve(_first[0], runs=False).to_text())
 
 
-def last_here() -> Starter | None:
-    """Return who has started a tracker last in this process or, before a fork, in its parent; None if nobody has."""
-    return attrs.evolve(_last[0], runs=bool(_running)) if _last else None
+def first_here() -> Starter | None:
+    """Return who has started a tracker first in this process or, before a fork, in its parent; None if nobody has."""
+    return attrs.evolve(_first[0], runs=bool(_running)) if _first else None
 
 
 def mark() -> dict[str, str]:
     """Return the mark as a variable for a subprocess; empty if this process has started no tracker."""
-    starter = _running[0] if _running else last_here()
+    starter = first_here()
     return {} if starter is None else {VARIABLE: starter.to_text()}

@@ -87,6 +87,34 @@ def test_a_program_that_a_rank_starts_is_a_session_of_its_own(play, launcher, en
     assert child[0].startswith(rank[0] + ".")
 
 
+@pytest.mark.parametrize("launcher", ["none", "torchrun", "hydra"])
+def test_a_program_of_a_program_is_no_rank_either(play, launcher):
+    """However far below a rank; nor is the second tracker of such a program, nor what it replaces itself by."""
+    start = "with stormphase.PhaseTracker('x', bridge=None) as tracker:\n"
+    rank, first, second, replaced, below = play(
+        "import os, subprocess, sys, stormphase\n"
+        "generation = int(os.environ.get('GENERATION', '0'))\n"
+        f"{start}"
+        f"    {TELL}\n"
+        "    if generation == 0:\n"
+        "        subprocess.run([sys.executable, *sys.argv], check=True, env={**os.environ, 'GENERATION': '1'})\n"
+        "    if generation == 1:\n"
+        f"        {start}"
+        f"            {TELL}\n"
+        "        os.environ['GENERATION'] = '2'\n"
+        "        os.execv(sys.executable, [sys.executable, *sys.argv])\n"
+        "    if generation == 2:\n"
+        "        subprocess.run([sys.executable, 'child.py'], check=True)\n",
+        LAUNCHERS[launcher],
+        journal=True,
+    )
+    assert [[0, 1]] * 4 == [each[2:] for each in (first, second, replaced, below)]
+    assert first[0].startswith(rank[0] + ".")
+    assert [f"{first[0]}.2", 0] == second[:2]
+    assert [first[0], 1] == replaced[:2]
+    assert below[0].startswith(first[0] + ".")
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "slurm", "hydra"])
 def test_a_program_that_is_started_after_the_tracker_has_stopped_is_no_rank_either(play, launcher):
     """What evaluates once training is over."""
@@ -195,7 +223,7 @@ def test_nothing_stays_in_the_environment_of_a_program(make_tracker):
     with make_tracker(session_id="one") as one, make_tracker(session_id="two") as two:
         assert "one" == Starter.of(os.environ).session_id
         one.stop()
-        assert "two" == Starter.of(os.environ).session_id
+        assert "one" == Starter.of(os.environ).session_id
         assert two.environment()[_starters.VARIABLE] == os.environ[_starters.VARIABLE]
     assert _starters.VARIABLE not in os.environ
 
