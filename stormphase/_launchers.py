@@ -89,6 +89,18 @@ def launched(environ: Mapping[str, str], process: ProcessFacts) -> Launch | None
     Raises:
         ConfigurationError: if something does, and nothing says which of them this is.
     """
+    launch = named_launch(environ, process)
+    if launch is None and not _is_ray_worker(environ):
+        _refuse_lone(environ)
+    return launch
+
+
+def named_launch(environ: Mapping[str, str], process: ProcessFacts) -> Launch | None:
+    """Return what the innermost launcher says, or None if nothing names a rank.
+
+    Raises:
+        ConfigurationError: if what it says makes no sense.
+    """
     if _is_ray_worker(environ):
         return _ray(environ, process)
     group = process.torch
@@ -99,11 +111,7 @@ def launched(environ: Mapping[str, str], process: ProcessFacts) -> Launch | None
         is_first_hosts = process.spawned is not None and process.spawned[1] == group.rank
         local_rank = _local_rank(environ) or (group.rank if is_first_hosts else 0)
         launch = _larger(launch, Launch("torch", group.rank, group.world_size, local_rank, title="torch.distributed"))
-    if launch is None:
-        launch = _known(process.mpi, "mpi4py")
-    if launch is None:
-        _refuse_lone(environ)
-    return launch
+    return launch or _known(process.mpi, "mpi4py")
 
 
 def _larger(launch: Launch | None, other: Launch | None) -> Launch | None:

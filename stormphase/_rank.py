@@ -11,7 +11,7 @@ import attrs
 from stormphase._attempts import Launched
 from stormphase._environ import MAX_SHOWN_CHARS, integer, value
 from stormphase._launch_names import LIGHTNING
-from stormphase._launchers import SINGLE, Launch, launched, out_of_range, restarts
+from stormphase._launchers import SINGLE, Launch, launched, named_launch, out_of_range, restarts
 from stormphase._model import RankIdentity
 from stormphase._process_facts import ProcessFacts
 from stormphase._session_id import (
@@ -221,7 +221,7 @@ def _as_program(
     """Return the place of a program that a rank has started; None if this is none, but what its launcher says."""
     if process.torch is not None:
         return None
-    launch = launched(environ, process)
+    launch = named_launch(environ, process)
     is_lightnings_first = launch is not None and launch.launcher == LIGHTNING.launcher and launch.local_rank == 0
     is_own = mark.is_process(process.pid, process.started)
     if is_own and mark.started_by is None:
@@ -263,7 +263,7 @@ def _session_of_launcher(mark: Starter, process: ProcessFacts, launch: Launch) -
     """Return the session of Lightning's first rank, which starts the others and may have begun it before."""
     launcher = launcher_process(launch, process) if launch.is_on_one_host else None
     is_lightning = launch.launcher == LIGHTNING.launcher
-    if launcher is None or not is_lightning or not mark.is_process(launcher.pid, launcher.started):
+    if launcher is None or not is_lightning or not mark.runs or not mark.is_process(launcher.pid, launcher.started):
         return None
     return FoundSession(mark.session_id, attempt=mark.attempt)
 

@@ -170,6 +170,18 @@ def test_ranks_that_a_tracked_driver_launches_are_ranks(play):
     assert said[1][0] == said[2][0] != said[0][0]
 
 
+def test_a_program_of_a_rank_that_was_given_its_place_needs_to_be_given_none(play):
+    """The environment speaks of eight ranks and names none: the rank knew, and what it starts is none."""
+    said = play(
+        "import subprocess, sys, stormphase\n"
+        "with stormphase.PhaseTracker('train', session_id='s', rank=3, world_size=8, bridge=None) as tracker:\n"
+        f"    {TELL}\n"
+        "    subprocess.run([sys.executable, 'child.py'], check=True)\n",
+        {"WORLD_SIZE": "8"},
+    )
+    assert [[0, 3, 8], [0, 0, 1]] == [each[1:] for each in said]
+
+
 def test_a_program_may_name_its_own_session(play):
     """By argument or by a variable of its own: only what it has inherited says nothing."""
     said = play(
