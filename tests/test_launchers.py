@@ -304,6 +304,17 @@ def test_ranks_that_one_process_spawned_need_not_ask(asked):
     assert first.session_id == detect_rank({}, process=elsewhere).session_id
 
 
+def test_ranks_that_were_spawned_below_an_agent_ask(asked):
+    """The store is the agents', and lasts longer than the process that spawned them: they go on with its session."""
+    store = Store()
+    session_id = asked(store, 0).session_id
+    from stormphase import _torch_group
+
+    _torch_group._agreed[0] = 0
+    process = attrs.evolve(group(1, 2, lambda: store), spawned=(LAUNCHER, 1))
+    assert session_id == detect_rank({"TORCHELASTIC_USE_AGENT_STORE": "True"}, process=process).session_id
+
+
 AGENTS = {
     "GROUP_RANK": "1",
     "GROUP_WORLD_SIZE": "2",
