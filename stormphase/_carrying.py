@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from stormphase import _starters
 from stormphase._carried import MAX_ANCESTORS, TRACE_KEYS, Carried
 from stormphase._errors import ids_up_from
 
@@ -30,6 +31,8 @@ def environment(self: PhaseTracker, environ: Mapping[str, str] | None = None) ->
     """
     copy = dict(os.environ if environ is None else environ)
     session = self._session
+    if environ is None:
+        copy.update(_starters.mark())
     if session is not None and session.bridge is not None:
         copy.update(session.bridge.environment())
     if session is not None and session.is_running:

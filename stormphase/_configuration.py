@@ -25,6 +25,7 @@ CHECKS_VARIABLE: Final = "STORMPHASE_CHECKS"
 ALL_RANKS: Final = "all"
 QUEUE_BOUND: Final = 131_072
 MAX_CORRELATION_CHARS: Final = 256
+MAX_ATTEMPTS: Final = 1 << 31
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
@@ -241,6 +242,21 @@ def _checked_patterns(patterns: Any) -> tuple[str | re.Pattern[str], ...]:
     return found
 
 
+def _checked_attempt(attempt: Any) -> int | None:
+    """Return which attempt of its session a tracker is to be.
+
+    Raises:
+        ConfigurationError: if it is neither None nor a whole number from 0 that every place has room for.
+    """
+    if attempt is None or (type(attempt) is int and 0 <= attempt < MAX_ATTEMPTS):
+        return attempt
+    raise ConfigurationError(
+        f"attempt must be a whole number from 0, not {attempt!r:.40}.",
+        setting="attempt",
+        fix="Write attempt=0 for the first start of a session, 1 for its first restart, or leave it out.",
+    )
+
+
 def _checked_level(level: int | str | None) -> int | None:
     return None if level is None else level_number(level)
 
@@ -251,6 +267,7 @@ class Settings:
 
     name: str | None = attrs.field(default=None, converter=_checked_name)
     session_id: str | None = None
+    attempt: int | None = attrs.field(default=None, converter=_checked_attempt)
     rank: int | None = None
     world_size: int | None = None
     bridge: Bridge | DefaultBridge | None = attrs.field(default=DEFAULT_BRIDGE, converter=_checked_bridge)

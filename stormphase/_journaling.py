@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from stormphase import _bridge, _errors
+from stormphase._attempts import UNKNOWN_LAUNCH, Launched
 from stormphase._ids import scope_id_number, to_hex
 from stormphase._owner_records import rank_scope_id
 from stormphase.exceptions import ConfigurationError
@@ -70,18 +71,19 @@ class SessionJournal:
         self._watches: list[Callable[[], object]] = []
         self._start_lock: StartLock | None = None
 
-    def place(self, identity: RankIdentity) -> RankIdentity:
+    def place(self, identity: RankIdentity, launched: Launched = UNKNOWN_LAUNCH) -> RankIdentity:
         """Return who this rank is, its attempt counted after those whose journals are there; makes the directory.
 
         Raises:
-            ConfigurationError: if the directory cannot be used, or a process of the same session and rank lives.
+            ConfigurationError: if the directory cannot be used, a process of the same session and rank lives, or the
+                attempt was given and is taken.
         """
         if self._options is not None:
             self._directory = make_directory(self._options.directory, identity.session_id)
         if self._directory is not None and self._forked_from is None:
             self._start_lock = StartLock(self._directory, identity)
             try:
-                identity = attrs.evolve(identity, attempt=attempt_of(self._directory, identity))
+                identity = attrs.evolve(identity, attempt=attempt_of(self._directory, identity, launched))
             except BaseException:
                 self._end_start()
                 raise

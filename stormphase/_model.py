@@ -96,7 +96,7 @@ class RankIdentity:
         local_world_size: how many of them are on this host, or None if the launcher does not say.
         node_rank: this host among the hosts, or None if the launcher does not say.
         host: the host's name.
-        launcher: what told us: "explicit", "torchrun", "open_mpi", "pmi", "slurm", "ray", "jax" or "single".
+        launcher: what told us, as docs/identity.md names them: "explicit", "torchrun", "slurm", ..., or "single".
     """
 
     session_id: str

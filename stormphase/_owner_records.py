@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CORRELATION_VARIABLE: Final = "STORMPHASE_CORRELATION_ID"
 MAX_CORRELATION_CHARS: Final = 256
 JOURNAL: Final = "stormphase.journal"
+LAUNCH: Final = "stormphase.launch"
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _ZEROS: Final = frozenset("0")
@@ -35,6 +36,8 @@ class SessionFacts:
         started_ns: when the session started, on the monotonic clock.
         correlation_id: the caller's word, else the trace id.
         caller_scope_id: the span that `TRACEPARENT` names, under which the session stands, or None.
+        launch: what the ranks that were launched together share, or None; see `stormphase._attempts`.
+        started_by: the session of the rank that started this program, or None.
     """
 
     name: str | None
@@ -42,10 +45,20 @@ class SessionFacts:
     started_ns: int
     correlation_id: str | None
     caller_scope_id: str | None
+    launch: str | None = None
+    started_by: str | None = None
 
     @classmethod
     def of(
-        cls, identity: RankIdentity, *, name: str | None, started_ns: int, environ: Mapping[str, str], wish: str | None
+        cls,
+        identity: RankIdentity,
+        *,
+        name: str | None,
+        started_ns: int,
+        environ: Mapping[str, str],
+        wish: str | None,
+        launch: str | None = None,
+        started_by: str | None = None,
     ) -> SessionFacts:
         """Return what is known at the start.
 
@@ -55,6 +68,8 @@ class SessionFacts:
             started_ns: when the session started, on the monotonic clock.
             environ: the environment; `STORMPHASE_CORRELATION_ID` and `TRACEPARENT` count.
             wish: the correlation id that the caller gave, or None.
+            launch: what the ranks that were launched together share, or None.
+            started_by: the session of the rank that started this program, or None.
         """
         trace_id, caller = caller_of(environ)
         if trace_id is None:
@@ -66,6 +81,8 @@ class SessionFacts:
             started_ns=started_ns,
             correlation_id=said or trace_id,
             caller_scope_id=caller,
+            launch=launch,
+            started_by=started_by,
         )
 
 
@@ -90,6 +107,7 @@ class OwnerFacts:
         entered_ns: when it started, in nanoseconds since the Unix epoch.
         entered_monotonic_ns: the same on its monotonic clock.
         journal: the file of its journal, or None.
+        launch: what the ranks that were launched together share, or None.
     """
 
     identity: RankIdentity
@@ -100,13 +118,15 @@ class OwnerFacts:
     entered_ns: int
     entered_monotonic_ns: int
     journal: str | None = None
+    launch: str | None = None
 
 
 def rank_records(facts: OwnerFacts) -> tuple[PhaseRecord, ...]:
     """Return the open record of the rank, the last, and on rank 0, which tells of it, the session's before it."""
     identity = facts.identity
     common: dict[str, object] = {"stormphase.session.name": facts.name, "stormphase.world_size": identity.world_size}
-    own = {"stormphase.local_rank": identity.local_rank, "stormphase.launcher": identity.launcher}
+    own: dict[str, object] = {"stormphase.local_rank": identity.local_rank, "stormphase.launcher": identity.launcher}
+    own[LAUNCH] = facts.launch
     session_id = to_hex(root_span_id(identity.session_id, identity.attempt))
     rank = with_journal(
         _record(facts, RecordKind.RANK, rank_scope_id(identity), session_id, {**common, **own}), facts.journal

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from stormphase import _bridge, _claims, _configuration, _drain, _exits, _signals, _terminal
+from stormphase import _bridge, _claims, _configuration, _drain, _exits, _signals, _starters, _terminal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._capturing import SessionCapture
@@ -22,7 +22,7 @@ from stormphase._liveness import own_process
 from stormphase._overdue import LearntLimits, OverdueWatch
 from stormphase._owner_records import SessionFacts
 from stormphase._process import ProcessWatch
-from stormphase._rank import ProcessFacts, detect_rank
+from stormphase._rank import Place, ProcessFacts, find_place
 from stormphase._redaction import Redactor
 from stormphase._signals import SigtermHook
 from stormphase._sinks import SUMMARY, SinkSet
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 0.02
 _JOURNAL_TIMEOUT_S: Final = 2.0
+_COUNTS_ALONE: Final = (
+    "stormphase: each of torchrun's agents counts only the failures of its own ranks, so that after a restart they may "
+    "not agree on the attempt. Give a journal directory (STORMPHASE_DIR) that counts them, start the tracker once the "
+    "process group is up, or set STORMPHASE_ATTEMPT."
+)
 
 _log = logging.getLogger("stormphase")
 
@@ -83,6 +88,7 @@ class Session:
         self.has_closed_lanes = False  # From then on nothing is open that an error of ours could end.
         self.is_child = settings.carried is not None  # Else from the first fork on.
         self._claimed: RankIdentity | None = None
+        self._place: Place | None = None  # None where this process works for another one.
         wants_summary = False
         if settings.carried is None:
             wants_summary = self._find_identity(settings, environ)
@@ -107,23 +113,32 @@ class Session:
 
     def _find_identity(self, settings: Settings, environ: Mapping[str, str]) -> bool:
         """Find out who this is; returns whether this rank is to print a summary."""
-        found = detect_rank(
+        place = find_place(
             environ,
             session_id=settings.session_id,
             rank=settings.rank,
             world_size=settings.world_size,
+            attempt=settings.attempt,
             process=ProcessFacts.of_this_process(),
         )
-        wants_summary = _configuration.wants_summary(settings.summary, environ, found.rank)
+        wants_summary = _configuration.wants_summary(settings.summary, environ, place.identity.rank)
         self.journal = SessionJournal(settings.journal, environ, spare=_spare_of(settings))
-        claimed = _claims.claim(found, is_explicit=settings.session_id is not None)
+        launched = place.launched
+        claimed = _claims.claim(
+            place.identity, is_explicit=settings.session_id is not None, has_attempt=launched.has_attempt
+        )
         try:
-            counted = number_attempt(settings.store, claimed) if self.journal._options is None else claimed
-            self.identity: RankIdentity = self.journal.place(counted)
+            has_journal = self.journal._options is not None
+            counted = claimed if has_journal else number_attempt(settings.store, claimed, launched)
+            self.identity: RankIdentity = self.journal.place(counted, launched)
         except BaseException:
             _claims.unclaim(claimed)
             raise
-        self._claimed = claimed
+        _claims.count_on(claimed, self.identity)
+        if place.counts_alone and not has_journal:
+            _log.warning(_COUNTS_ALONE)
+        self._place = place.with_identity(self.identity)
+        self._claimed = self.identity
         return wants_summary
 
     def _take_identity(self, settings: Settings, environ: Mapping[str, str]) -> Mapping[str, str]:
@@ -179,7 +194,13 @@ class Session:
         self._has_learnt_limits = settings.hang_factor is not None
         self._summary = SessionSummary(self.name, identity, lanes, started_ns=started_ns) if wants_summary else None
         facts = self._facts = SessionFacts.of(
-            identity, name=self.name, started_ns=started_ns, environ=environ, wish=settings.correlation_id
+            identity,
+            name=self.name,
+            started_ns=started_ns,
+            environ=environ,
+            wish=settings.correlation_id,
+            launch=None if self._place is None else self._place.launched.launch,
+            started_by=None if self._place is None else self._place.started_by,
         )
         self._feed = self._store_feed(settings.store, facts)
         learnt = None if settings.hang_factor is None else LearntLimits(settings.hang_factor)
@@ -214,6 +235,8 @@ class Session:
             raise AssertionError(EARLY_LANE_MESSAGE)
         sinks.connect()
         self._is_built = True
+        if self._place is not None:
+            _starters.enter(self._place.starter)
         if self._summary is not None:
             self._summary.begin(early.first_entered_ns)
         self._tell_early()
@@ -307,7 +330,7 @@ class Session:
             self._sinks.give_up()
         self._end_capture()
         self.journal.finish(0.0)
-        self._leave_signals()
+        self._leave_process()
         self._process.remove()
         if self._claimed is not None:
             _claims.unclaim(self._claimed)
@@ -381,7 +404,7 @@ class Session:
             self.journal.finish(_JOURNAL_TIMEOUT_S, lets_go=is_delivered or self.bridge is None)
             if is_delivered:
                 self.journal.discard_spare()
-            self._leave_signals()
+            self._leave_process()
         if self._stays_stopped:  # Forked on this thread since: it is the parent's to say what came of it.
             return
         stats = self.sinks.stats()
@@ -418,7 +441,11 @@ class Session:
             # Set, and not reset by its token, which an exit that this interrupted as a signal handler may be using.
             carrier.variable.set(carrier.value_before(opened_here[0]))
 
-    def _leave_signals(self) -> None:
+    def _leave_process(self) -> None:
+        if self._place is not None:
+            _starters.leave(self._place.starter)
+        if self._claimed is not None:
+            _claims.release(self._claimed)
         if self._sigterm is not None:
             self._sigterm.remove()
 
@@ -465,7 +492,7 @@ class Session:
         self._end_capture()
         self.sinks.give_up()
         self.journal.give_up()
-        self._leave_signals()
+        self._leave_process()
         self._process.remove()
         self._stopping_thread = None
         self._stopped.open()

@@ -49,22 +49,20 @@ _numbers: Final = itertools.count(1)  # One C call, so no lock.
 class PhaseTracker(CopiesToItself):
     """Tracks the phases of one session on this rank, from `start` to `stop`, which its `with` block calls.
 
-    Thread-, task-, signal- and fork-safe. A forked child goes on with empty lanes, under the phase that was open at the
-    fork.
+    Thread-, task-, signal- and fork-safe. A forked child goes on with empty lanes under the phase open at the fork.
 
     A copy of it, also a deep one of a model that holds it, is itself. Its pickle refers to the tracker that runs where
     it is read, as `stormphase.phase` finds it: that is what comes out of it, or else an `AmbientTracker`.
 
     Args:
         name: the job, for people; shown on the session's span and in the summary.
-        session_id: one launch of the job, the same on all ranks; by default `STORMPHASE_SESSION_ID`, else found from
-            the launcher (see docs/identity.md), else new.
-        rank: this process among the session's; by default found from the launcher, else 0.
+        session_id: one launch of the job, on all ranks; by default `STORMPHASE_SESSION_ID`, the launcher's, or new.
+        attempt: how often the session was restarted, from 0; by default `STORMPHASE_ATTEMPT`, else it is counted.
+        rank: this process among the session's; by default found from the launcher (docs/identity.md), else 0.
         world_size: how many processes the session has; by default found from the launcher, else 1.
         bridge: an `OTelBridge`; by default one on the globally set OTel providers; None for none.
         store: a `RecordStore` that keeps every phase's record, such as `SqliteStore("runs.db")`; closed at stop.
-        correlation_id: what else the run is known by, in its records; by default `STORMPHASE_CORRELATION_ID`, else the
-            trace id.
+        correlation_id: what else the run is known by; by default `STORMPHASE_CORRELATION_ID`, else the trace id.
         sinks: callables that take every `PhaseBoundary`, each on a worker thread of its own.
         on_misuse: "raise" for a `PhaseProtocolError`, or "record" to recover, count and never raise into training.
         level: phases given a lower one (a number, or a name as in `logging`) are shown only if they fail.
@@ -84,7 +82,7 @@ class PhaseTracker(CopiesToItself):
         clock: where times come from; tests give their own.
 
     Raises:
-        ConfigurationError: if an argument cannot work, at construction; if identity cannot be found, at `start`.
+        ConfigurationError: if an argument cannot work, at construction; if identity is not found, or taken, at `start`.
     """
 
     def __init__(
@@ -92,6 +90,7 @@ class PhaseTracker(CopiesToItself):
         name: str | None = None,
         *,
         session_id: str | None = None,
+        attempt: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         bridge: Bridge | DefaultBridge | None = DEFAULT_BRIDGE,
@@ -113,6 +112,7 @@ class PhaseTracker(CopiesToItself):
         self._settings = _configuration.Settings(
             name=name,
             session_id=session_id,
+            attempt=attempt,
             rank=rank,
             world_size=world_size,
             bridge=bridge,

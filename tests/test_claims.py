@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stormphase import ConfigurationError, RankIdentity, _claims
-from stormphase._claims import claim, unclaim
+from stormphase._claims import claim, count_on, release, unclaim
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +64,34 @@ def test_what_is_given_back_may_be_claimed_again():
     """A start that failed has used nothing up."""
     unclaim(claim(identity("back"), is_explicit=True))
     assert "back" == claim(identity("back"), is_explicit=True).session_id
+
+
+def test_a_session_that_was_stopped_may_be_started_again():
+    """As its next attempt, whatever a journal has counted of the one before."""
+    first = identity("again")
+    claim(first, is_explicit=True)
+    counted = identity("again", attempt=4)
+    count_on(first, counted)
+    with pytest.raises(ConfigurationError, match="is running already, in this process"):
+        claim(first, is_explicit=True)
+    release(counted)
+    assert 5 == claim(first, is_explicit=True).attempt
+
+
+def test_an_attempt_that_was_given_is_no_other_one():
+    """It is taken, or refused."""
+    for attempt in (3, 1):
+        given = identity("given", attempt=attempt)
+        assert given == claim(given, is_explicit=True, has_attempt=True)
+        with pytest.raises(ConfigurationError, match="is running already, in this process"):
+            claim(given, is_explicit=True, has_attempt=True)
+        release(given)
+        with pytest.raises(ConfigurationError, match="Give a higher attempt"):
+            claim(given, is_explicit=True, has_attempt=True)
+
+
+def test_a_session_that_was_found_is_numbered_also_when_the_first_has_stopped():
+    """A program that trains and then evaluates has two sessions."""
+    found = identity("found")
+    release(claim(found, is_explicit=False))
+    assert "found.2" == claim(found, is_explicit=False).session_id

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 ROOMS = """
     _derived_ids, _speedups, _version, exceptions, typing
     _arrays, _attribute_counts, _clock, _copying, _histogram, _marks, _model, _said_lines, _secret_spans, _sites
+    _launch_names, _start_counts, _torch_group
     _caught, _redaction
     _attempts, _attributes + _plain_values, _bell, _counts, _ids, _liveness, _paths, _process, _status, _tasks, _totals
     _record + _record_fields + _recording + _attribution + _phase_boundary + _lost + _owner_records
     _phase + _boundary + _errors + _misuse + _enter + _exits + _moves + _noop + _lane + _native + _lanes + _recorder
     _signals
-    _ambient, _bridge, _rank + _environ + _launchers + _process_facts + _session_id + _carried
+    _ambient, _bridge, _rank + _environ + _launchers + _process_facts + _session_id + _carried + _starters
     _decorator + _awaitables + _filters + _options + _recipe + _suspension + _wrappers, _drain
     capture, journal
     stores

@@ -78,8 +78,11 @@ def test_another_users_environment_is_unknown(monkeypatch):
 @pytest.mark.parametrize(
     ("stat", "expected"),
     [
-        (f"7 (a) b) S 1 7 7 {'34817'} {'0 ' * 14}555 0", AncestorProcess(7, "555", frozenset({"A", "B"}), True)),
-        (f"7 (sh) S 0 7 7 0 {'0 ' * 14}555 0", AncestorProcess(7, "555", frozenset({"A", "B"}), False)),
+        (
+            f"7 (a) b) S 1 7 7 {'34817'} {'0 ' * 14}555 0",
+            AncestorProcess(7, "555", frozenset({"A", "B"}), True, "a) b"),
+        ),
+        (f"7 (sh) S 0 7 7 0 {'0 ' * 14}555 0", AncestorProcess(7, "555", frozenset({"A", "B"}), False, "sh")),
         ("7 (sh) S", AncestorProcess(7)),
         ("", AncestorProcess(7)),
         ("7 (sh) S x y z", AncestorProcess(7)),

@@ -128,6 +128,18 @@ SLURM_STEP = {
     "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
 }
 
+# As they are in the shell of `srun --pty bash`.
+SLURM_SHELL = {
+    **SLURM_STEP,
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_PTY_PORT": "40011",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+}
+
 # As srun sets them where it starts one torchrun on each of two hosts.
 AGENTS_OF_SRUN = {**SLURM_STEP, "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
 
@@ -219,15 +231,14 @@ def test_each_launcher_tells_the_rank(environ, process, expected):
         SLURM_BATCH,
         {**SLURM_BATCH, "SLURM_STEP_ID": "4294967291"},
         {**SLURM_BATCH, "SLURM_STEP_ID": "4294967290"},
-        {**SLURM_STEP, "SLURM_PTY_PORT": "40011", "PMIX_RANK": "0"},
-        {name: value for name, value in SLURM_STEP.items() if "JOB" not in name},
-        {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"},
+        {**SLURM_SHELL, "PMIX_RANK": "0"},
         {"RANK": "", "WORLD_SIZE": " "},
-        {"RANK": " ", "WORLD_SIZE": "2"},
+        {"RANK": " ", "WORLD_SIZE": "1"},
+        {"LOCAL_RANK": "0"},
         {**RAY_WORKER, **SLURM_STEP},
         {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"},
     ],
-    ids=["batch", "batch-step", "interactive-step", "pty", "no-job", "sizes", "empty", "blank", "ray-task", "no-rank"],
+    ids=["batch", "batch-step", "interactive-step", "pty", "empty", "blank", "first", "ray-task", "no-rank"],
 )
 def test_what_names_no_rank_claims_none(environ):
     """A process that no launcher started as a rank is single, even with a launcher's variables around it."""
@@ -408,7 +419,7 @@ def test_the_launcher_gives_the_session_id(environ, expected):
 def test_the_numbers_of_a_copy_name_the_launcher_and_the_job():
     """Where a script copied srun's numbers into torch's, everything that SLURM says holds."""
     found = detect({**SLURM_STEP, "RANK": "5", "WORLD_SIZE": "8", "SLURM_RESTART_COUNT": "3"})
-    assert ("torchrun", 5, 8, 1, 4, 1) == as_tuple(found)
+    assert ("environment", 5, 8, 1, 4, 1) == as_tuple(found)
     assert 3 == found.attempt
 
 
@@ -441,8 +452,9 @@ def test_ray_tells_the_session():
         RAY_TRAIN,
         {**RAY_TRAIN, "WORLD_SIZE": "2", "RANK": "1"},
         {"RANK": "1", "WORLD_SIZE": "2"},
+        {name: value for name, value in SLURM_STEP.items() if "JOB" not in name},
     ],
-    ids=["torchrun", "srun", "srun-broken", "hydra", "jax", "ray", "ray-one-host", "bare"],
+    ids=["torchrun", "srun", "srun-broken", "hydra", "jax", "ray", "ray-one-host", "bare", "no-job"],
 )
 def test_ranks_that_cannot_agree_fail(environ):
     """Where nothing that all ranks share tells launches apart, the error names the variable to set."""

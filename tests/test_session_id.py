@@ -19,12 +19,12 @@ PROCESS = ProcessFacts(host="node7", pid=4_001)
 
 def given_id(session_id: object, environ: dict[str, str] | None = None) -> str:
     """Return the id of a process alone, to whom the caller gave this one."""
-    return find_session_id(environ or {}, PROCESS, SINGLE, session_id)[0]
+    return find_session_id(environ or {}, PROCESS, SINGLE, session_id).session_id
 
 
 def launchers_id(job_id: str) -> str:
     """Return the id of a process whose launcher names this job."""
-    return find_session_id({}, PROCESS, attrs.evolve(SINGLE, job_id=job_id), None)[0]
+    return find_session_id({}, PROCESS, attrs.evolve(SINGLE, job_id=job_id), None).session_id
 
 
 BAD_SESSION_IDS = [

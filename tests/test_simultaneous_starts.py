@@ -148,7 +148,8 @@ except stormphase.exceptions.ConfigurationError as error:
     assert "0\n" == run_python(source, file).stdout
     with make_tracker(session_id="s", store=SqliteStore(file)) as tracker:
         assert 1 == tracker.identity.attempt
-        assert "is running already, as process" in run_python(source, file).stdout
+        stranger = {"STORMPHASE_STARTED_BY": ""}
+        assert "is running already, as process" in run_python(source, file, env=stranger).stdout
 
 
 def test_the_error_can_be_told_by_its_setting():

@@ -612,11 +612,12 @@ def test_trackers_may_follow_each_other(make_tracker, monkeypatch):
     assert ["sequential", "sequential.2", "sequential.3"] == found
 
 
-def test_the_same_explicit_session_twice_is_refused(make_tracker):
+def test_the_same_explicit_session_twice_at_a_time_is_refused(make_tracker):
     """Two trackers with one session and rank would write one trace: the caller chose so, and is told."""
-    with make_tracker(session_id="twice"):
-        pass
-    with pytest.raises(ConfigurationError, match="Give each PhaseTracker of a process its own session_id"):
+    with (
+        make_tracker(session_id="twice"),
+        pytest.raises(ConfigurationError, match="Give each PhaseTracker of a process its own session_id"),
+    ):
         make_tracker(session_id="twice").start()
 
 

@@ -15,6 +15,7 @@ from stormphase.analysis._ranks import LAST_ENDED, Past, ProcessReport, report_p
 from stormphase.analysis._words import MAX_MESSAGE, shown
 from stormphase.cli._shares import processes_for, shared_out
 from stormphase.exceptions import JournalError, JournalIncompleteError, StormphaseError
+from stormphase.journal._header import text_or_none
 from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_header, read_journal
 from stormphase.journal._said import read_said
 
@@ -43,6 +44,8 @@ class Selection:
         session_id: the session.
         attempt: its attempt.
         files: the journals of that attempt.
+        stray_files: journals of ranks that this attempt lacks, in the attempt before: they belong to this one.
+        stray_ranks: which ranks those are.
         other_attempts: others that have journals.
         other_sessions: others that have journals, newest first.
         unreadable: journals that cannot be read, or directories of sessions, of this session or unknown whose.
@@ -52,6 +55,8 @@ class Selection:
     session_id: str
     attempt: int
     files: tuple[Path, ...]
+    stray_files: tuple[Path, ...]
+    stray_ranks: tuple[int, ...]
     other_attempts: tuple[int, ...]
     other_sessions: tuple[str, ...]
     unreadable: tuple[UnreadableJournal, ...]
@@ -66,6 +71,10 @@ class _Peek:
     session_id: str
     attempt: int
     started_wall_ns: int
+    alive_wall_ns: int
+    rank: int
+    world_size: int
+    started_by: str | None
 
 
 def select(directory: Path, *, session_id: str | None = None, attempt: int | None = None) -> Selection:
@@ -88,7 +97,9 @@ def select(directory: Path, *, session_id: str | None = None, attempt: int | Non
     began: dict[str, int] = {}
     for peek in peeks:
         began[peek.session_id] = max(peek.started_wall_ns, began.get(peek.session_id, peek.started_wall_ns))
-    sessions = sorted(began, key=lambda each: (-began[each], each))
+    # A program that a rank has started is newer than its session, and not what is asked about.
+    programs = {peek.session_id for peek in peeks if peek.started_by in began}
+    sessions = sorted(began, key=lambda each: (each in programs, -began[each], each))
     chosen = _chosen(directory, sessions, session_id)
     attempts = sorted({peek.attempt for peek in peeks if peek.session_id == chosen})
     newest = attempts[-1] if attempt is None else attempt
@@ -97,15 +108,34 @@ def select(directory: Path, *, session_id: str | None = None, attempt: int | Non
         raise NoJournalsError(
             f"No journal of attempt {newest} of session {chosen!a} in {str(directory)!a}: give {known}."
         )
+    own = [peek for peek in peeks if (peek.session_id, peek.attempt) == (chosen, newest)]
+    before = max((each for each in attempts if each < newest), default=None)
+    strays = _strays(own, [peek for peek in peeks if (peek.session_id, peek.attempt) == (chosen, before)])
     return Selection(
         session_id=chosen,
         attempt=newest,
-        files=tuple(peek.file for peek in peeks if (peek.session_id, peek.attempt) == (chosen, newest)),
+        files=tuple(peek.file for peek in own),
+        stray_files=tuple(peek.file for peek in strays),
+        stray_ranks=tuple(sorted({peek.rank for peek in strays})),
         other_attempts=tuple(each for each in attempts if each != newest),
         other_sessions=tuple(each for each in sessions if each != chosen),
         unreadable=tuple(each for each in unreadable if may_be_of(each.file, directory, chosen)),
         unreadable_others=tuple(each for each in unreadable if not may_be_of(each.file, directory, chosen)),
     )
+
+
+def _strays(own: list[_Peek], before: list[_Peek]) -> list[_Peek]:
+    """Return those of the attempt before that belong to this one, which lacks their ranks.
+
+    They lived when this one began, or no rank has begun both: then a launch was taken for two, as where its ranks are
+    on hosts that have no place in common, and one died before the others began.
+    """
+    ranks, ranks_before = {peek.rank for peek in own}, {peek.rank for peek in before}
+    sizes = {peek.world_size for peek in own}
+    began_ns = min(peek.started_wall_ns for peek in own)
+    living = {peek.rank for peek in before if peek.alive_wall_ns >= began_ns}
+    found = (ranks_before if ranks.isdisjoint(ranks_before) else living) - ranks
+    return [peek for peek in before if peek.rank in found and peek.world_size in sizes]
 
 
 def _chosen(directory: Path, sessions: list[str], wanted: str | None) -> str:
@@ -130,7 +160,17 @@ def _peek(file: Path) -> _Peek | UnreadableJournal | None:
     except JournalError as error:
         return UnreadableJournal(file=file, error=error)
     identity = header.identity
-    return _Peek(file, identity.session_id, identity.attempt, header.anchor.to_wall_ns(header.started_ns))
+    note = header.end_note
+    return _Peek(
+        file,
+        identity.session_id,
+        identity.attempt,
+        started_wall_ns=header.anchor.to_wall_ns(header.started_ns),
+        alive_wall_ns=header.heartbeat_wall_ns if note is None else header.anchor.to_wall_ns(note.ended_ns),
+        rank=identity.rank,
+        world_size=identity.world_size,
+        started_by=text_or_none(header.facts.get("started_by")),
+    )
 
 
 def read_reports(

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from stormphase._clock import SystemClock
 from stormphase.analysis._places import DEFAULT_HANG_NS, SECOND_NS
 from stormphase.analysis._postmortem import Postmortem, diagnose, group_to_dict, rank_to_dict, suspect_to_dict
 from stormphase.analysis._ranks import ProcessReport
-from stormphase.analysis._words import counted, shown
+from stormphase.analysis._words import counted, ranks_text, shown
 from stormphase.cli._exit_codes import UNWELL, WELL, told
 from stormphase.cli._journals import Selection, read_reports, select
 from stormphase.cli._output import DIM, YELLOW, Page, seconds
@@ -63,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     selection = select(arguments.directory, session_id=arguments.session, attempt=arguments.attempt)
     unreadable = list(selection.unreadable)
     processes: list[ProcessReport] = []
-    for found in read_reports(selection.files, clock):
+    for found in read_reports((*selection.files, *selection.stray_files), clock):
         if isinstance(found, ProcessReport):
-            processes.append(found)
+            processes.append(attrs.evolve(found, identity=attrs.evolve(found.identity, attempt=selection.attempt)))
         else:
             unreadable.append(found)
     if not processes:
@@ -95,6 +97,7 @@ def write_json(
         "notes": list(postmortem.notes),
         "older_attempts": list(postmortem.older_attempts),
         "other_sessions": list(selection.other_sessions),
+        "ranks_of_attempt_before": list(selection.stray_ranks),
         "ranks": (rank_to_dict(rank) for rank in postmortem.ranks),
         "session_id": postmortem.session_id,
         "suspects": [suspect_to_dict(suspect) for suspect in postmortem.suspects],
@@ -124,6 +127,11 @@ def _pieces(value: Any) -> Iterator[str]:
 
 
 def _write_rest(page: Page, selection: Selection, unreadable: Sequence[UnreadableJournal]) -> None:
+    if selection.stray_ranks:
+        text = (
+            f"of the attempt before: {ranks_text(selection.stray_ranks)}, launched with these and not begun with them"
+        )
+        page.wrapped(text, first="  ", indent="    ", style=DIM)
     for each in unreadable[:_MAX_UNREADABLE]:
         page.wrapped(shown(str(each.error), 400), first="  unreadable: ", indent="    ", style=YELLOW)
     if len(unreadable) > _MAX_UNREADABLE:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from stormphase import _liveness
-from stormphase._attempts import Begun, next_attempt, running_already
+from stormphase._attempts import UNKNOWN_LAUNCH, Begun, Launched, next_attempt, running_already
 from stormphase._clock import SystemClock
 from stormphase._liveness import Liveness
 from stormphase._model import EndKind, ProcessIdentity
@@ -20,7 +20,7 @@ from stormphase._said_lines import said_path
 from stormphase.exceptions import ConfigurationError, JournalError
 from stormphase.journal import _format
 from stormphase.journal._damage import Damage
-from stormphase.journal._header import check, int_or_none, parse_header
+from stormphase.journal._header import check, int_or_none, parse_header, text_or_none
 from stormphase.journal._source import FileSource
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class _Found:
     rank: int
     attempt: int
     world_size: int
+    has_ended: bool
     has_ended_well: bool
+    launch: str | None
     forked_from: int | None
     process: ProcessIdentity
     heartbeat_wall_ns: int
@@ -105,11 +107,11 @@ def warn_of_no_room(directory: Path, error: OSError) -> None:
     )
 
 
-def attempt_of(path: Path, identity: RankIdentity) -> int:
+def attempt_of(path: Path, identity: RankIdentity, launched: Launched = UNKNOWN_LAUNCH) -> int:
     """Return which attempt of its session a rank begins, after those whose journals lie in `path`; see `next_attempt`.
 
     Raises:
-        ConfigurationError: if a process of the same session and rank lives.
+        ConfigurationError: if a process of the same session and rank lives, or the attempt was given and is taken.
     """
     found = [journal for journal in _journals(path) if journal.session_id == identity.session_id]
     if not found:
@@ -128,13 +130,21 @@ def attempt_of(path: Path, identity: RankIdentity) -> int:
                 is_alive=journal in alive,
                 is_done=journal.has_ended_well and journal.world_size == identity.world_size,
                 is_child=journal.forked_from is not None,
+                launch=journal.launch,
             )
             for journal in found
         ],
+        launched,
     )
 
 
 def _is_alive(journal: _Found, this: ProcessIdentity) -> bool:
+    """Whether the session that a journal is about goes on, as far as its process is known to live.
+
+    A rank's own earlier journal is one that it has stopped, or that it left behind when it replaced itself by `exec`.
+    """
+    if journal.has_ended or (journal.process == this and journal.forked_from is None):
+        return False
     now_ns = SystemClock.wall_ns()
     verdict = _liveness.judge(
         journal.process, heartbeat_wall_ns=journal.heartbeat_wall_ns, now_wall_ns=now_ns, this=this
@@ -167,7 +177,9 @@ def _look_at(file: Path) -> _Found | None:
         rank=identity.rank,
         attempt=identity.attempt,
         world_size=identity.world_size,
+        has_ended=header.end_note is not None,
         has_ended_well=header.end_note is not None and header.end_note.kind is EndKind.CLEAN,
+        launch=text_or_none(header.facts.get("launch")),
         forked_from=int_or_none(header.facts.get("forked_from")),
         process=header.process,
         heartbeat_wall_ns=header.heartbeat_wall_ns,

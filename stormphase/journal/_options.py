@@ -104,6 +104,8 @@ def open_journal(
         "node_rank": identity.node_rank,
         "host": identity.host,
         "launcher": identity.launcher,
+        "launch": session.launch,
+        "started_by": session.started_by,
         "name": session.name,
         "correlation_id": session.correlation_id,
         "parent_scope_id": parent_scope_id,

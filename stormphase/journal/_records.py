@@ -98,6 +98,7 @@ def _owners(image: JournalImage, paths: Mapping[str, tuple[str, ...]]) -> tuple[
         entered_ns=image.anchor.to_wall_ns(image.started_ns),
         entered_monotonic_ns=image.started_ns,
         journal=str(image.file.absolute()),
+        launch=text_or_none(image.facts.get("launch")),
     )
     if image.facts.get("forked_from") is not None:
         open_records: tuple[PhaseRecord, ...] = (

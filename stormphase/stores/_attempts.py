@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from stormphase._attempts import UNKNOWN_LAUNCH, Launched
 from stormphase.exceptions import StoreError
 
 if TYPE_CHECKING:
@@ -13,16 +14,19 @@ if TYPE_CHECKING:
     from stormphase.typing import RecordStore
 
 
-def number_attempt(store: RecordStore | None, identity: RankIdentity) -> RankIdentity:
+def number_attempt(
+    store: RecordStore | None, identity: RankIdentity, launched: Launched = UNKNOWN_LAUNCH
+) -> RankIdentity:
     """Return the identity with the attempt that the store counts, if it can; a store that fails counts nothing.
 
     Raises:
-        ConfigurationError: if the store knows that a process of the same session and rank lives.
+        ConfigurationError: if the store knows that a process of the same session and rank lives, or that it has begun
+            the attempt that was given.
     """
-    count = getattr(store, "begin_attempt", None) or getattr(store, "next_attempt", None)
+    count = getattr(store, "begin_attempt", None)
     if count is None:
         return identity
     try:
-        return attrs.evolve(identity, attempt=count(identity))
+        return attrs.evolve(identity, attempt=count(identity, launched))
     except StoreError:
         return identity

@@ -89,4 +89,5 @@ def _facts(lanes: LaneSet, facts: SessionFacts, process: ProcessIdentity, starte
         caller_scope_id=facts.caller_scope_id,
         entered_ns=lanes.anchor.to_wall_ns(started_ns),
         entered_monotonic_ns=started_ns,
+        launch=facts.launch,
     )

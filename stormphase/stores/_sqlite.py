@@ -9,13 +9,13 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from stormphase._attempts import Begun, next_attempt, running_already
+from stormphase._attempts import UNKNOWN_LAUNCH, Begun, Launched, next_attempt, running_already
 from stormphase._clock import SystemClock
 from stormphase._copying import CopiesToItself
 from stormphase._liveness import Liveness, judge, own_process
 from stormphase._model import PhaseStatus
 from stormphase._record import PhaseRecord, RecordKind
-from stormphase._status import FAILURES
+from stormphase._status import FAILURES, TABLE
 from stormphase.exceptions import ConfigurationError, StoreError
 from stormphase.stores import _sqlite_rows as rows
 from stormphase.stores._journals import remove_spares, spare_launches
@@ -43,11 +43,14 @@ _READ_ROWS: Final = 256
 _SAME_PROCESS: Final = "host IS ? AND boot_id IS ? AND pid IS ? AND pid_started IS ? AND pid_namespace IS ?"
 
 _BEGIN_TIMEOUT_S: Final = 0.5
+_UNFINISHED: Final = ", ".join(f"'{status}'" for status, rule in TABLE.rules.items() if not rule.is_final)
 # An owner's own record is the first of its rows; one that has only just begun has none yet.
 _BEGUN_SQL: Final = f"""
     SELECT o.session_attempt, o.rank, r.kind,
         CASE WHEN r.status = 'succeeded' AND json_valid(r.attributes)
             THEN json_extract(r.attributes, '$."stormphase.world_size"') = ? END,
+        CASE WHEN json_valid(r.attributes) THEN json_extract(r.attributes, '$."stormphase.launch"') END,
+        r.status NOT IN ({_UNFINISHED}),
         o.last_seen_ns, o.host, o.boot_id, o.pid, o.pid_started, o.pid_namespace
     FROM stored_owner o LEFT JOIN stored_record r ON r.id = o.id << {SEQUENCE_BITS}
     WHERE o.session_id = ? AND typeof(o.session_attempt) = 'integer'
@@ -200,27 +203,28 @@ class SqliteStore(CopiesToItself):
         found = [seen_ns for (seen_ns,) in self._read(sql, place) if type(seen_ns) is int]
         return found[0] if found else None
 
-    def next_attempt(self, identity: RankIdentity) -> int:
+    def next_attempt(self, identity: RankIdentity, launched: Launched = UNKNOWN_LAUNCH) -> int:
         """Return which attempt of its session a rank begins, after those that are here; at least its own.
 
         Raises:
             StoreError: if the file cannot be read.
         """
         try:
-            return next_attempt(identity, [each for each, _, _ in self._begun(identity, self._read)])
+            return next_attempt(identity, [each for each, _, _ in self._begun(identity, self._read)], launched)
         except rows.WrongRowError as error:
             raise trouble(self.path, error) from error
 
-    def begin_attempt(self, identity: RankIdentity) -> int:
+    def begin_attempt(self, identity: RankIdentity, launched: Launched = UNKNOWN_LAUNCH) -> int:
         """Return the same, and have this process known as that rank, so that no other one begins as it meanwhile.
 
         Raises:
-            ConfigurationError: if another process that lives is that rank of the session.
+            ConfigurationError: if another process that lives is that rank of the session, or the attempt was given and
+                is taken.
             StoreError: if the file cannot be read or written, or is held by others for longer than half a second.
         """
-        return self._ask(lambda: self._begin_attempt(identity))
+        return self._ask(lambda: self._begin_attempt(identity, launched))
 
-    def _begin_attempt(self, identity: RankIdentity) -> int:
+    def _begin_attempt(self, identity: RankIdentity, launched: Launched) -> int:
         timeout_s = min(self._busy_timeout_s, _BEGIN_TIMEOUT_S)
         make_file(self.path, timeout_s)
         connection = connect(self.path, timeout_s)
@@ -233,7 +237,7 @@ class SqliteStore(CopiesToItself):
             for each, is_rank, process in begun:
                 if is_rank and each.is_alive and each.rank == identity.rank and process is not None and process != this:
                     raise running_already(identity, f"process {process.pid} on {process.host}")
-            attempts.append(next_attempt(identity, [each for each, _, _ in begun]))
+            attempts.append(next_attempt(identity, [each for each, _, _ in begun], launched))
             row = (rows.sound(identity.session_id), attempts[0], identity.rank, self._clock.wall_ns(), *_place(this))
             connection.execute(_BEGIN_SQL, row)
 
@@ -250,14 +254,15 @@ class SqliteStore(CopiesToItself):
         """Return who has begun attempts of a session: also whether it is a rank or about to be one, and the process."""
         found = []
         values = (identity.world_size, rows.sound(identity.session_id))
-        for attempt, rank, kind, is_done, seen_ns, *place in read(_BEGUN_SQL, values):
+        for attempt, rank, kind, is_done, launch, has_ended, seen_ns, *place in read(_BEGUN_SQL, values):
             process = rows.process_of(place)
             begun = Begun(
                 attempt=attempt,
                 rank=rank,
-                is_alive=self._lives(process, seen_ns),
+                is_alive=not has_ended and self._lives(process, seen_ns),
                 is_done=bool(is_done),
                 is_child=kind != RecordKind.RANK.value,
+                launch=launch if isinstance(launch, str) else None,
             )
             found.append((begun, kind in (None, RecordKind.RANK.value), process))
         return found

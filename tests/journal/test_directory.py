@@ -12,6 +12,7 @@ import pytest
 from journal_sample import FACTS, journal
 
 from stormphase import _liveness
+from stormphase._attempts import Launched
 from stormphase._liveness import Liveness, Verdict
 from stormphase._model import RankIdentity
 from stormphase._tracker import PhaseTracker
@@ -45,9 +46,11 @@ def put(tmp_path, monkeypatch):
     )
 
     def put_one(
-        pid, *, rank=0, attempt=0, is_alive=False, forked_from=None, session_id="a-session", world_size=8, end=None
-    ):
+        pid, *, rank=0, attempt=0, is_alive=False, forked_from=None, session_id="a-session", world_size=8, end=None,
+        launch=None,
+    ):  # fmt: skip
         facts = {**FACTS, "rank": rank, "attempt": attempt, "forked_from": forked_from, "session_id": session_id}
+        facts["launch"] = launch
         note = None if end is None else {"kind": end, "ended_ns": 5_000}
         data = journal(facts={**facts, "world_size": world_size}, end_note=note)
         struct.pack_into("<Q", data, 48, pid)
@@ -106,6 +109,28 @@ def test_a_living_process_of_that_rank_is_an_error(tmp_path, put):
     put(10, is_alive=True)
     with pytest.raises(ConfigurationError, match="is running already, as process 10"):
         attempt_of(tmp_path, IDENTITY)
+
+
+def test_a_rank_joins_those_that_were_launched_with_it(tmp_path, put):
+    """Also when all of them are dead before it has begun."""
+    put(11, rank=1, launch="a#0", end="exception")
+    assert 0 == attempt_of(tmp_path, IDENTITY, Launched(launch="a#0"))
+    assert 1 == attempt_of(tmp_path, IDENTITY, Launched(launch="b#0"))
+
+
+def test_a_process_that_has_ended_its_session_does_not_run_it(tmp_path, put):
+    """A notebook that goes on living refuses nobody."""
+    put(10, is_alive=True, end="clean")
+    assert 1 == attempt_of(tmp_path, IDENTITY)
+
+
+def test_an_attempt_that_is_given_twice_is_refused(tmp_path, put):
+    """Whoever gives it is told to give another one."""
+    put(10, attempt=2)
+    given = Launched(has_attempt=True)
+    assert 1 == attempt_of(tmp_path, attrs.evolve(IDENTITY, attempt=1), given)
+    with pytest.raises(ConfigurationError, match="Attempt 2 of session 'a-session', rank 0, was begun already"):
+        attempt_of(tmp_path, attrs.evolve(IDENTITY, attempt=2), given)
 
 
 def test_a_forked_child_that_outlives_its_parent_refuses_nobody(tmp_path, put):

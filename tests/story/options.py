@@ -77,6 +77,7 @@ FACTORS = {
     "end": Factor(("kill", "clean", "exception", "sigterm")),
     "name": _argument("name", "story", None),
     "session_id": _argument("session_id", None, "given"),
+    "given_attempt": _argument("attempt", None, 3),
     "place": Factor(((None, None), (0, 1), (0, 2), (1, 2)), tracker=("rank", "world_size")),
     "bridge": _argument("bridge", "own", "default", None),
     "sinks": _argument("sinks", "one", "two", "none"),
@@ -150,6 +151,19 @@ ELSEWHERE = {
             "SLURM_TASKS_PER_NODE",
         ),
         "what launchers set beside those in LAUNCHERS: tests/test_rank.py",
+    ),
+    "STORMPHASE_STARTED_BY": "what a rank leaves to the programs that it starts: tests/test_starters.py",
+    **dict.fromkeys(
+        (
+            "ALPS_APP_PE", "CROSS_RANK", "FLUX_JOB_ID", "FLUX_JOB_ID_PATH", "FLUX_JOB_SIZE",
+            "FLUX_TASK_LOCAL_ID", "FLUX_TASK_RANK", "HOROVOD_CROSS_RANK", "HOROVOD_LOCAL_RANK",
+            "HOROVOD_LOCAL_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE", "I_MPI_", "JSM_NAMESPACE_LOCAL_RANK",
+            "JSM_NAMESPACE_LOCAL_SIZE", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "LOCAL_SIZE",
+            "LSB_JOBID", "MASTER_ADDR", "MASTER_PORT", "MV2_COMM_WORLD_LOCAL_RANK",
+            "MV2_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE",
+            "OMPI_NUM_APP_CTX", "PALS_LOCAL_SIZE", "PALS_RANKID", "TORCHELASTIC_USE_AGENT_STORE",
+        ),
+        "of other launchers: tests/test_launchers.py",
     ),
 }  # fmt: skip
 
@@ -282,6 +296,7 @@ def program_of(row, number):
         if row["bridge"] == "own"
         else row["bridge"]
     )
+    tracker["attempt"] = row["given_attempt"]
     return {
         "seed": number,
         "body": _body(row["end"], holds=number % 4 == 0, is_slow=row["pending"] and number % 3 == 0),

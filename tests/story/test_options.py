@@ -49,7 +49,8 @@ def test_every_variable_that_the_source_names_is_an_option_or_tested_elsewhere(r
 
 def test_every_variable_of_a_launcher_is_an_option_or_tested_elsewhere(repository):
     """Who this rank is, a launcher says by variables, which must go together with all options."""
-    sources = [repository / "stormphase" / name for name in ("_launchers.py", "_rank.py", "_session_id.py")]
+    modules = ("_launch_names.py", "_launchers.py", "_rank.py", "_session_id.py")
+    sources = [repository / "stormphase" / name for name in modules]
     named = {name for source in sources for name in _OF_LAUNCHERS.findall(source.read_text(encoding="utf-8"))}
     assert {"MAX_SESSION_ID_CHARS"} == named - _given("environ") - options.ELSEWHERE.keys()  # which is none
 

@@ -46,7 +46,7 @@ def sinks(lines: list[str]) -> PhaseTracker:
     def note(boundary: PhaseBoundary) -> None:
         lines.append(boundary.context)
 
-    return PhaseTracker("resnet", session_id="s", rank=0, world_size=1, bridge=None, sinks=[note], on_misuse="record")
+    return PhaseTracker("resnet", session_id="s", attempt=2, rank=0, world_size=1, bridge=None, sinks=[note])
 
 
 def decorated(tracker: PhaseTracker) -> None:
