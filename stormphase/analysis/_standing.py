@@ -1,0 +1,229 @@
+"""Rules on ranks that came to a stand: who is missing, who was stopped, who was the first, and who is still there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import median
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from stormphase.analysis._endings import HOSTS_NS, End, Nature, came_before, firsts_of
+from stormphase.analysis._facts import LAUNCHER_NS, Facts, Finding, end_text, finding, spot_of, who
+from stormphase.analysis._places import LEAST_OVERDUE_NS, has_usual
+from stormphase.analysis._ranks import IN_ORDER, ProcessReport, RankState
+from stormphase.analysis._words import counted, path_text, ranks_text, span
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from stormphase.analysis._waits import Missing, Wait
+
+# Who came to a stand so much earlier or later came with the other.
+STAND_NS: Final = 5_000_000
+
+
+def missing_where_others_wait(facts: Facts) -> Finding | None:
+    """Suspect who has not entered the point in which others are far longer than ever, though it lived meanwhile.
+
+    One that ended before they came, or as they did, is for the rules on ends: it may have been ended like them.
+    """
+    absent: dict[int, list[tuple[Wait, Missing]]] = {}
+    for wait in facts.hung:
+        if any(_lived_meanwhile(wait, facts.ends.get(each.rank), facts) for each in wait.missing):
+            for each in wait.missing:
+                absent.setdefault(each.rank, []).append((wait, each))
+    if not absent:
+        return None
+    waits_itself = {rank for rank in absent if _waits_itself(rank, facts)}
+    ranks = absent.keys() - waits_itself
+    if not ranks:
+        awaited_by = {rank: max(len(wait.ranks) for wait, _ in found) for rank, found in absent.items()}
+        most = max(awaited_by.values())
+        ranks = {rank for rank, count in awaited_by.items() if count == most}
+        if most <= len(ranks) and len(facts.hung) > 1:
+            parts = " and ".join(f"rank {ranks_text(wait.ranks)} in {path_text(wait.path)}" for wait in facts.hung)
+            return Finding((), f"{parts} wait for each other: which of them went another way nothing tells")
+    stands = [stand for rank in ranks if (stand := _stand_of(rank, facts)) is not None] if len(ranks) > 1 else []
+    # Who is late, or ended, before who may be at work; of two of those what came first.
+    ranks = {end.rank for end in firsts_of(stands)} or ranks
+    wait, missing = max((absent[rank][0] for rank in sorted(ranks)), key=lambda each: len(each[0].ranks))
+    return Finding(tuple(sorted(ranks)), _awaited_text(wait, missing, ranks))
+
+
+def _awaited_text(wait: Wait, missing: Missing, ranks: Collection[int]) -> str:
+    verb, tense = ("waited", "had") if wait.is_over else ("wait", "has")
+    if len(wait.ranks) == 1 and not wait.is_over:
+        verb = "waits"
+    often = "" if missing.entries is None else f" ({missing.entries:,} of {counted(wait.entries, 'time')})"
+    shows = "" if wait.is_marked else ", which nobody marked as a point where they do"
+    late = "have not" if len(ranks) > 1 else f"{tense} not"
+    who = f"rank {ranks_text(ranks)}"
+    return (
+        f"{counted(len(wait.ranks), 'rank')} {verb} in {path_text(wait.path)} for {span(wait.for_ns)}{shows}, "
+        f"and {who} {late} entered it as often{often}"
+    )
+
+
+def _lived_meanwhile(wait: Wait, end: End | None, facts: Facts) -> bool:
+    """Whether a rank that is missing lived while the others waited, for long enough to say that it hung."""
+    if end is None or end.nature in {Nature.LEFT, Nature.STOPPED}:
+        return True  # Who left in order did not come, and that is all there is to it.
+    if wait.for_ns <= LEAST_OVERDUE_NS:
+        return False
+    if 2 * end.stood_ns >= wait.for_ns:
+        return True
+    owns = [facts.ranks[rank].own for rank in wait.ranks]
+    one = [wait.entered_ns[own.identity.rank] - own.clock_ns for own in owns if own.process.boot_id == end.clock]
+    if one and end.clock is not None:
+        return end.from_ns - end.clock_ns - median(one) > LEAST_OVERDUE_NS
+    return end.from_ns - median(wait.entered_ns.values()) > HOSTS_NS
+
+
+def _waits_itself(rank: int, facts: Facts) -> bool:
+    if facts.ranks[rank].own.is_stopped:
+        return False
+    return facts.places[rank].sync is not None or any(
+        rank in wait.ranks and not wait.is_marked and wait.missing for wait in facts.hung
+    )
+
+
+def stopped_by_the_kernel(facts: Facts) -> Finding | None:
+    """Suspect who is there and may not run, as the kernel says: a signal or a debugger has stopped it."""
+    failed = [end for end in facts.ended(Nature.OWN, Nature.OUTSIDE) if not end.is_echo and end.rank not in facts.late]
+    stopped = [end for end in facts.ended(Nature.STOPPED) if not any(came_before(each, end) for each in failed)]
+    if not stopped:
+        return None
+    kept_by = facts.ranks[stopped[0].rank].own.kept_by
+    return finding(stopped, f"{who(stopped)} {kept_by}, as the kernel says")
+
+
+def first_to_stand(facts: Facts) -> Finding | None:
+    """Suspect who first stopped doing as usual: by its end, or by being in a phase for longer than it ever took.
+
+    Only where a rank is late in what was measured before. Ranks that are in one phase for as often wait for each other,
+    or for another one: they are suspects only if all others are, and then it tells of none.
+    """
+    stands = [stand for rank in facts.ranks if (stand := _stand_of(rank, facts)) is not None]
+    spots = Counter(spot_of(stand.rank, facts) for stand in stands)
+    alone = [stand for stand in stands if spots[spot_of(stand.rank, facts)] == 1]
+    if not facts.late or not alone:
+        return None
+    first = firsts_of(_in_time(alone, stands, facts))
+    if not first or len(first) == len(facts.ranks) > 1:
+        return None
+    latest = "" if len(stands) == 1 else ", before any other rank came to a stand"
+    if len(first) > 1:
+        return finding(first, f"{who(first)} the first to come to a stand, and clocks do not tell which before which")
+    (stand,) = first
+    late = facts.late.get(stand.rank)
+    if late is not None:
+        where = f"{path_text(late.path)} for {span(late.for_ns)}"
+        return finding(first, f"{who(first)} in {where}, far longer than ever before{latest}")
+    if stand.rank in facts.ends:
+        return finding(first, end_text(facts.ends[stand.rank]) + latest)
+    phase = facts.places[stand.rank].phase
+    where = "" if phase is None else f" in {path_text(phase.path)}, which was never measured, for {span(phase.for_ns)}"
+    return finding(first, f"{who(first)}{where}, and others came to a stand after it")
+
+
+def _in_time(alone: Sequence[End], stands: Sequence[End], facts: Facts) -> list[End]:
+    """Return those that did not still go on when ranks that stand together were late: else they held up none."""
+    apart = {end.rank for end in alone}
+    together = firsts_of(end for end in stands if end.rank not in apart)
+    return [end for end in alone if not any(came_before(each, _began(end, facts)) for each in together)]
+
+
+def _began(stand: End, facts: Facts) -> End:
+    """Return when a rank did something for the last time: it ended, or entered the phase in which it stands."""
+    late = facts.late.get(stand.rank)
+    if late is None or stand.nature is not Nature.STOOD:
+        return stand
+    return attrs.evolve(stand, from_ns=late.entered_ns, to_ns=late.entered_ns)
+
+
+def no_sign_of_life(facts: Facts) -> Finding | None:
+    """Suspect who is there and gives no sign of life, where others that hang give theirs."""
+    still = [rank for rank, report in facts.ranks.items() if report.own.still_ns]
+    if not facts.hung or not still or 2 * len(still) >= len(facts.ranks):
+        return None
+    least = min(facts.ranks[rank].own.still_ns for rank in still)
+    many = len(still) > 1
+    who = f"rank{'s' * many} {ranks_text(still)} {'are' if many else 'is'}"
+    return Finding(tuple(still), f"{who} there without a sign of life for {span(least)}, and the others give theirs")
+
+
+def still_there(facts: Facts) -> Finding | None:
+    """Suspect who is still there when the others have ended in order, longer ago than a hang takes."""
+    left = [end for end in facts.ended(Nature.LEFT) if not facts.ranks[end.rank].own.is_there]
+    here = [rank for rank in facts.ranks if _is_still_there(rank, facts)]
+    if not left or not here or len(left) + len(here) < len(facts.ranks):
+        return None
+    since_ns = min(_since(left, rank, facts) for rank in here)
+    if since_ns <= facts.hang_ns:
+        return None
+    many = len(here) > 1
+    who = f"rank{'s' * many} {ranks_text(here)} {'are' if many else 'is'}"
+    rest = f"the other {counted(len(left), 'rank')}" if len(left) > 1 else "the other rank"
+    have = "have" if len(left) > 1 else "has"
+    return Finding(tuple(here), f"{who} still there {span(since_ns)} after {rest} {have} ended in order")
+
+
+def _is_still_there(rank: int, facts: Facts) -> bool:
+    own, place = facts.ranks[rank].own, facts.places[rank]
+    if own.state in IN_ORDER:
+        return own.is_there
+    goes_on = place.phase is not None and has_usual(place.phase) and rank not in facts.late
+    return own.state is RankState.RUNNING and not goes_on
+
+
+def _since(left: Sequence[End], rank: int, facts: Facts) -> int:
+    """Return for how long at least the last of those that left is gone, as a rank's machine tells."""
+    own = facts.ranks[rank].own
+    now_ns = max(own.measured_ns, own.there_ns or 0)
+    gaps = []
+    for end in left:
+        is_one = end.clock is not None and end.clock == own.process.boot_id
+        gap_ns = now_ns - own.clock_ns - (end.to_ns - end.clock_ns) if is_one else now_ns - end.to_ns - HOSTS_NS
+        gaps.append(gap_ns)
+    return min(gaps)
+
+
+def _stand_of(rank: int, facts: Facts) -> End | None:
+    """Return when a rank stopped doing as usual; None if it goes on, or waits for one that is known."""
+    if rank in facts.victims or rank in facts.at_work:
+        return None
+    end, late, own, place = facts.ends.get(rank), facts.late.get(rank), facts.ranks[rank].own, facts.places[rank]
+    if late is not None:
+        at_ns = late.entered_ns + max(0 if late.usual is None else late.usual.max_ns, LEAST_OVERDUE_NS)
+        stand = _stood(own, rank, at_ns, late.for_ns)
+        return end if end is not None and not end.is_echo and came_before(end, stand) else stand
+    if end is not None:
+        may_be = not end.is_echo and (end.nature is not Nature.LEFT or _left_as_one_of_few(end, facts))
+        return end if may_be else None
+    phase = place.phase
+    if phase is None or has_usual(phase) or own.state is not RankState.RUNNING:
+        return None
+    last_ns = max(phase.entered_ns, own.last_ended[-1].ended_ns if own.last_ended else 0)
+    at_ns = last_ns + LEAST_OVERDUE_NS
+    return _stood(own, rank, at_ns, phase.for_ns) if at_ns <= own.measured_ns else None
+
+
+def _left_as_one_of_few(end: End, facts: Facts) -> bool:
+    """Whether a rank left as one of few, and not so long before others came to a stand that they went on without it."""
+    if 2 * len(facts.ended(Nature.LEFT)) >= len(facts.ranks):
+        return False
+    began = [phase.entered_ns for phase in facts.late.values()]
+    return not began or min(began) - end.to_ns <= LAUNCHER_NS
+
+
+def _stood(own: ProcessReport, rank: int, at_ns: int, stood_ns: int) -> End:
+    return End(
+        rank=rank,
+        nature=Nature.STOOD,
+        from_ns=at_ns - STAND_NS,
+        to_ns=at_ns + STAND_NS,
+        clock=own.process.boot_id,
+        clock_ns=own.clock_ns,
+        stood_ns=stood_ns,
+    )
