@@ -19,13 +19,16 @@ LAUNCHER_NS: Final = 60_000_000_000
 MAX_ERROR: Final = 80
 
 
-class Confidence(str, enum.Enum):
-    """What the evidence shows; the text is what JSON and people get."""
+class Answer(str, enum.Enum):
+    """What the evidence shows; the text is what JSON and people get.
 
-    WELL = "nothing wrong"
-    CULPRIT = "culprit shown"
+    WELL: nothing is wrong. NAMED: a culprit. TIE: several, of which one may be it. UNTOLD: none.
+    """
+
+    WELL = "well"
+    NAMED = "named"
     TIE = "tie"
-    UNKNOWN = "cannot be told"
+    UNTOLD = "cannot be told"
 
     def __str__(self) -> str:
         """Return the text."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from stormphase.analysis._endings import Nature
-from stormphase.analysis._facts import Confidence, Facts
+from stormphase.analysis._facts import Answer, Facts
 from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, has_usual, places_of
 from stormphase.analysis._ranks import DEAD, WELL, OpenPhase, ProcessReport, RankReport, RankState, Usual, ranks_of
 from stormphase.analysis._standing import still_there
@@ -156,7 +156,7 @@ def _notes(facts: Facts, absent: list[int], verdict: Verdict) -> Iterable[str]:
                 f"{counted(len(wait.ranks), 'rank')} wait in {path_text(wait.path)} for {span(wait.for_ns)}, longer "
                 f"than ever, and rank {ranks_text([each.rank for each in wait.missing])} may be at work meanwhile"
             )
-    if verdict.confidence is not Confidence.WELL and not any(report.own.has_sync for report in ranks.values()):
+    if verdict.answer is not Answer.WELL and not any(report.own.has_sync for report in ranks.values()):
         yield _NOT_MARKED
     yield from _still(ranks.values())
     if absent:

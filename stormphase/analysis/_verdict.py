@@ -15,7 +15,7 @@ from stormphase.analysis._ended import (
     worker_died,
 )
 from stormphase.analysis._endings import Nature
-from stormphase.analysis._facts import Confidence, Facts, Rule
+from stormphase.analysis._facts import Answer, Facts, Rule
 from stormphase.analysis._ranks import WELL, RankState
 from stormphase.analysis._standing import (
     first_to_stand,
@@ -50,13 +50,13 @@ class Verdict:
     """What all rules together conclude.
 
     Attributes:
-        confidence: whether a culprit is shown, several tie, it cannot be told, or nothing is wrong.
+        answer: whether a culprit is shown, several tie, it cannot be told, or nothing is wrong.
         ranks: the culprit, or those that tie.
         why: the evidence in one sentence with its numbers, or why it cannot be told.
         rule: the name of the rule that decided, "" if none did.
     """
 
-    confidence: Confidence
+    answer: Answer
     ranks: tuple[int, ...]
     why: str
     rule: str
@@ -64,7 +64,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
         return {
-            "confidence": str(self.confidence),
+            "answer": str(self.answer),
             "ranks": list(self.ranks),
             "why": self.why,
             "rule": self.rule,
@@ -77,13 +77,13 @@ def verdict_of(facts: Facts) -> Verdict:
         finding = rule(facts)
         if finding is None:
             continue
-        kinds = (Confidence.UNKNOWN, Confidence.CULPRIT, Confidence.TIE)
-        confidence = kinds[min(len(finding.ranks), 2)]
-        return Verdict(confidence=confidence, ranks=finding.ranks, why=finding.why, rule=rule.__name__)
+        kinds = (Answer.UNTOLD, Answer.NAMED, Answer.TIE)
+        answer = kinds[min(len(finding.ranks), 2)]
+        return Verdict(answer=answer, ranks=finding.ranks, why=finding.why, rule=rule.__name__)
     why = next(_unknown(facts), None)
     if why is not None:
-        return Verdict(confidence=Confidence.UNKNOWN, ranks=(), why=why, rule="")
-    return Verdict(confidence=Confidence.WELL, ranks=(), why=_well_text(facts), rule="")
+        return Verdict(answer=Answer.UNTOLD, ranks=(), why=why, rule="")
+    return Verdict(answer=Answer.WELL, ranks=(), why=_well_text(facts), rule="")
 
 
 def _unknown(facts: Facts) -> Iterator[str]:

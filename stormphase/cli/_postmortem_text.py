@@ -62,9 +62,9 @@ def write_postmortem(page: Page, postmortem: Postmortem, now_wall_ns: int, wante
 
 
 def verdict_text(verdict: Verdict) -> str:
-    """Return a verdict in words: `culprit shown: 3 ranks wait in ..., and rank 2 has not entered it as often`."""
-    named = f", ranks {ranks_text(verdict.ranks)}" if len(verdict.ranks) > 1 else ""
-    return f"{verdict.confidence}{named}: {verdict.why}"
+    """Return a verdict in words: `named, rank 2: 3 ranks wait in ..., and rank 2 has not entered it as often`."""
+    named = f", rank{'s' * (len(verdict.ranks) > 1)} {ranks_text(verdict.ranks)}" if verdict.ranks else ""
+    return f"{verdict.answer}{named}: {verdict.why}"
 
 
 def _write_suspects(page: Page, suspects: Sequence[Suspect]) -> None:

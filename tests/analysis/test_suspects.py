@@ -231,7 +231,7 @@ def test_a_point_without_history_hangs_after_the_limit(job: Any) -> None:
     job.rank(2, "train,4000", "train / step,31")
     assert [] == found(job)
     postmortem = job.diagnose(hang_ns=20 * jobs.SECOND)
-    assert ((), True, "cannot be told") == (postmortem.suspects, postmortem.is_hung, postmortem.verdict.confidence)
+    assert ((), True, "cannot be told") == (postmortem.suspects, postmortem.is_hung, postmortem.verdict.answer)
     assert [(2, "awaited")] == found(job, hang_ns=2 * jobs.SECOND)
 
 
@@ -283,7 +283,7 @@ def test_if_all_were_killed_at_once_none_was_first(job: Any) -> None:
     waiting(job, 0, 1, 3, seconds=0.6, verdict="dead")
     job.rank(2, "train,4000", "train / step,0.7", usual=USUAL, verdict="dead")
     postmortem = job.diagnose()
-    assert ((), "cannot be told") == (postmortem.suspects, postmortem.verdict.confidence)
+    assert ((), "cannot be told") == (postmortem.suspects, postmortem.verdict.answer)
     assert "4 ranks ended from outside at one time" in postmortem.verdict.why
 
 
@@ -437,7 +437,7 @@ def test_groups_that_failed_waiting_for_each_other_accuse_nobody_as_dead(job: An
     left = ("train,4000", "train / step,3", "train / step / barrier,2.4,sync")
     failed(job, 2, 3, left=left, usual={**USUAL, "train / step / barrier": [0.01] * 119 + [2.4]})
     postmortem = job.diagnose()
-    assert ((), "cannot be told") == (postmortem.suspects, postmortem.verdict.confidence)
+    assert ((), "cannot be told") == (postmortem.suspects, postmortem.verdict.answer)
 
 
 def test_who_waits_for_a_known_one_is_not_behind_the_others(job: Any) -> None:
