@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Ranks that ended within this ended at one time.
 SAME_TIME_NS: Final = 1_000_000_000
+# How long before the end of the first node others may have waited already, as in any step.
+LATE_NS: Final = 5_000_000_000
 
 
 def one_cause_for_all(facts: Facts) -> Finding | None:
@@ -81,7 +83,7 @@ def _did_less(rank: int, others: Iterable[End], facts: Facts) -> bool:
 
 def ended_node_by_node(facts: Facts) -> Finding | None:
     """Suspect nobody where all ranks were ended from outside, those of each node together and the nodes one by one."""
-    ends = facts.ended(Nature.OUTSIDE)
+    ends = facts.ended(Nature.OUTSIDE, Nature.SILENT)
     if len(ends) < len(facts.ranks):
         return None
     nodes: dict[object, list[int]] = {}
@@ -90,6 +92,9 @@ def ended_node_by_node(facts: Facts) -> Finding | None:
         nodes.setdefault((end.clock, own.process.host, own.identity.node_rank), []).append(end.from_ns)
     apart_ns = max(end.from_ns for end in ends) - min(end.from_ns for end in ends)
     is_together = all(max(times) - min(times) <= 2 * SAME_TIME_NS for times in nodes.values())
+    late_ns = max((phase.for_ns for phase in facts.late.values()), default=0)
+    if late_ns > apart_ns + LATE_NS:
+        return None  # They had come to a stand before.
     if len(nodes) == 1 or not is_together or apart_ns > LAUNCHER_NS + HOSTS_NS:
         return None
     return Finding(

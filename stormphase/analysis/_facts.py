@@ -10,7 +10,7 @@ import attrs
 
 from stormphase.analysis._endings import End, Nature, ends_of
 from stormphase.analysis._places import Place, is_overdue
-from stormphase.analysis._ranks import OpenPhase, RankReport
+from stormphase.analysis._ranks import OpenPhase, RankReport, RankState
 from stormphase.analysis._waits import Wait, entries
 from stormphase.analysis._words import ranks_text, shown
 
@@ -61,6 +61,7 @@ class Facts:
         hang_ns: how long waiting is no hang where nothing is known to be usual.
         hung: the waits that last too long, and whose missing ranks are not merely at work.
         victims: the ranks that wait in those for others, which are known.
+        absent: ranks of the attempt that have no journal here.
         at_work: the ranks that may be at work as far as is known, and those that wait for them.
     """
 
@@ -72,11 +73,18 @@ class Facts:
     hang_ns: int
     hung: Sequence[Wait]
     victims: Collection[int]
+    absent: Collection[int]
     at_work: Collection[int]
 
     @classmethod
     def of(
-        cls, ranks: Mapping[int, RankReport], places: Mapping[int, Place], waits: Sequence[Wait], hang_ns: int
+        cls,
+        ranks: Mapping[int, RankReport],
+        places: Mapping[int, Place],
+        waits: Sequence[Wait],
+        *,
+        hang_ns: int,
+        absent: Collection[int] = (),
     ) -> Facts:
         """Take them from what is known of each rank."""
         hung = [wait for wait in waits if wait.is_hung and not wait.may_go_on]
@@ -90,13 +98,21 @@ class Facts:
             late=late,
             hang_ns=hang_ns,
             hung=hung,
-            victims={rank for wait in hung if wait.missing for rank in wait.ranks},
+            absent=absent,
+            victims={
+                rank for wait in hung if wait.missing for rank in wait.ranks if _waited(ranks[rank], rank in late)
+            },
             at_work={rank for wait in patient for rank in (*wait.ranks, *(each.rank for each in wait.missing))},
         )
 
     def ended(self, *natures: Nature) -> list[End]:
         """Return the ends of these kinds."""
         return [end for end in self.ends.values() if end.nature in natures]
+
+
+def _waited(report: RankReport, is_late: bool) -> bool:  # noqa: FBT001
+    """Whether a rank waited for long, gave up, or waits for one that is gone: else it may have ended like others."""
+    return is_late or bool(report.own.unwound) or report.own.state is RankState.RUNNING
 
 
 def _late(place: Place, hang_ns: int) -> OpenPhase | None:

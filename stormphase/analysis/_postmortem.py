@@ -89,13 +89,13 @@ def diagnose(
     by_rank = {report.rank: report for report in reports}
     places = places_of(reports)
     waits = waits_of(by_rank, places, hang_ns)
-    facts = Facts.of(by_rank, places, waits, hang_ns)
-    verdict = verdict_of(facts)
-    identity = reports[0].own.identity
-    others = sorted(set(other_attempts), reverse=True)
     world_size = max(process.identity.world_size for report in reports for process in report.processes)
     # As many as the files that were read may speak for: a damaged one may claim a world of any size.
     absent = [rank for rank in range(min(world_size, 2 * len(reports) + 1_000)) if rank not in by_rank]
+    facts = Facts.of(by_rank, places, waits, hang_ns=hang_ns, absent=absent)
+    verdict = verdict_of(facts)
+    identity = reports[0].own.identity
+    others = sorted(set(other_attempts), reverse=True)
     return Postmortem(
         session_id=identity.session_id,
         attempt=identity.attempt,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from statistics import median
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -12,15 +12,13 @@ from stormphase.analysis._endings import HOSTS_NS, End, Nature, came_before, fir
 from stormphase.analysis._facts import LAUNCHER_NS, Facts, Finding, end_text, finding, spot_of, who
 from stormphase.analysis._places import LEAST_OVERDUE_NS, has_usual
 from stormphase.analysis._ranks import IN_ORDER, ProcessReport, RankState
+from stormphase.analysis._waits import entries
 from stormphase.analysis._words import counted, path_text, ranks_text, span
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from stormphase.analysis._waits import Missing, Wait
-
-# Who came to a stand so much earlier or later came with the other.
-STAND_NS: Final = 5_000_000
 
 
 def missing_where_others_wait(facts: Facts) -> Finding | None:
@@ -105,12 +103,12 @@ def first_to_stand(facts: Facts) -> Finding | None:
     or for another one: they are suspects only if all others are, and then it tells of none.
     """
     stands = [stand for rank in facts.ranks if (stand := _stand_of(rank, facts)) is not None]
-    spots = Counter(spot_of(stand.rank, facts) for stand in stands)
-    alone = [stand for stand in stands if spots[spot_of(stand.rank, facts)] == 1]
+    spots = Counter(_spot_of(stand, facts) for stand in stands)
+    alone = [stand for stand in stands if spots[_spot_of(stand, facts)] == 1]
     if not facts.late or not alone:
         return None
     first = firsts_of(_in_time(alone, stands, facts))
-    if not first or len(first) == len(facts.ranks) > 1:
+    if not first or _tells_nothing(first, facts):
         return None
     latest = "" if len(stands) == 1 else ", before any other rank came to a stand"
     if len(first) > 1:
@@ -125,6 +123,21 @@ def first_to_stand(facts: Facts) -> Finding | None:
     phase = facts.places[stand.rank].phase
     where = "" if phase is None else f" in {path_text(phase.path)}, which was never measured, for {span(phase.for_ns)}"
     return finding(first, f"{who(first)}{where}, and others came to a stand after it")
+
+
+def _tells_nothing(first: Sequence[End], facts: Facts) -> bool:
+    """Whether these are most of the ranks, or wait for others while nothing is known of those that have no journal."""
+    if len(first) > 1 and 2 * len(first) > len(facts.ranks):
+        return True
+    return bool(facts.absent) and all(facts.places[stand.rank].point is not None for stand in first)
+
+
+def _spot_of(stand: End, facts: Facts) -> object:
+    """Return where a rank stands and how often it came there; one that ended before it was late is by itself."""
+    phase = facts.places[stand.rank].phase
+    if stand.rank in facts.late or stand.nature is not Nature.STOOD or phase is None:
+        return spot_of(stand.rank, facts)
+    return phase.path, entries(facts.ranks[stand.rank].own, phase.path)
 
 
 def _in_time(alone: Sequence[End], stands: Sequence[End], facts: Facts) -> list[End]:
@@ -195,8 +208,9 @@ def _stand_of(rank: int, facts: Facts) -> End | None:
         return None
     end, late, own, place = facts.ends.get(rank), facts.late.get(rank), facts.ranks[rank].own, facts.places[rank]
     if late is not None:
-        at_ns = late.entered_ns + max(0 if late.usual is None else late.usual.max_ns, LEAST_OVERDUE_NS)
-        stand = _stood(own, rank, at_ns, late.for_ns)
+        usual = late.usual
+        least_ns, most_ns = (0, LEAST_OVERDUE_NS) if usual is None else (usual.median_ns or 0, usual.max_ns)
+        stand = _stood(own, rank, (late.entered_ns + least_ns, late.entered_ns + most_ns), late.for_ns)
         return end if end is not None and not end.is_echo and came_before(end, stand) else stand
     if end is not None:
         may_be = not end.is_echo and (end.nature is not Nature.LEFT or _left_as_one_of_few(end, facts))
@@ -205,8 +219,8 @@ def _stand_of(rank: int, facts: Facts) -> End | None:
     if phase is None or has_usual(phase) or own.state is not RankState.RUNNING:
         return None
     last_ns = max(phase.entered_ns, own.last_ended[-1].ended_ns if own.last_ended else 0)
-    at_ns = last_ns + LEAST_OVERDUE_NS
-    return _stood(own, rank, at_ns, phase.for_ns) if at_ns <= own.measured_ns else None
+    between = (last_ns, last_ns + LEAST_OVERDUE_NS)
+    return _stood(own, rank, between, phase.for_ns) if between[1] <= own.measured_ns else None
 
 
 def _left_as_one_of_few(end: End, facts: Facts) -> bool:
@@ -217,12 +231,13 @@ def _left_as_one_of_few(end: End, facts: Facts) -> bool:
     return not began or min(began) - end.to_ns <= LAUNCHER_NS
 
 
-def _stood(own: ProcessReport, rank: int, at_ns: int, stood_ns: int) -> End:
+def _stood(own: ProcessReport, rank: int, between: tuple[int, int], stood_ns: int) -> End:
+    """Return when a rank came to a stand: after as long as its phase usually takes, or as long as it ever took."""
     return End(
         rank=rank,
         nature=Nature.STOOD,
-        from_ns=at_ns - STAND_NS,
-        to_ns=at_ns + STAND_NS,
+        from_ns=between[0],
+        to_ns=between[1],
         clock=own.process.boot_id,
         clock_ns=own.clock_ns,
         stood_ns=stood_ns,

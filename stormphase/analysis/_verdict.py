@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 RULES: Final[tuple[Rule, ...]] = (
     missing_where_others_wait,
     stopped_by_the_kernel,
+    ended_node_by_node,
     first_to_stand,
     one_cause_for_all,
     left_before_the_others,
-    ended_node_by_node,
     first_to_end,
     no_sign_of_life,
     still_there,
@@ -96,11 +96,13 @@ def _unknown(facts: Facts) -> Iterator[str]:
                 f"rank {ranks_text(ranks)} does meanwhile was never measured: it may be at work, as while code is "
                 "compiled, or stuck"
             )
+    plural = "s" * (len(facts.absent) > 1)
+    absent = f", and there is no journal of rank{plural} {ranks_text(facts.absent)}" if facts.absent else ""
     for wait in facts.hung:
         if not wait.missing:
             yield (
                 f"{counted(len(wait.ranks), 'rank')} came to {path_text(wait.path)} equally often and stand there for "
-                f"{span(wait.for_ns)}: no journal shows one that is missing"
+                f"{span(wait.for_ns)}: no journal shows one that is missing{absent}"
             )
     outside = facts.ended(Nature.OUTSIDE, Nature.SILENT)
     if len(outside) > 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from stormphase.analysis._places import Place, has_usual, is_overdue
+from stormphase.analysis._places import LEAST_COUNT, Place, has_usual, is_overdue
 from stormphase.analysis._ranks import DEAD, IN_ORDER, RankReport, RankState
 
 if TYPE_CHECKING:
@@ -84,23 +84,49 @@ def waits_of(ranks: Mapping[int, RankReport], places: Mapping[int, Place], hang_
     for place in places.values():
         if place.point is not None:
             by_path.setdefault(place.point.path, {})[place.rank] = place.point
-        elif place.late is not None:
-            late.setdefault(place.late.path, {})[place.rank] = place.late
+        elif (phase := place.late or place.phase) is not None and _is_too_long(phase, hang_ns):
+            late.setdefault(phase.path, {})[place.rank] = phase
     marked = [_wait(path, members, ranks, places, hang_ns) for path, members in by_path.items()]
     largest = sorted(late.items(), key=lambda each: (-len(each[1]), each[0]))[:_MOST_UNMARKED]
     unmarked = (_wait(path, members, ranks, places, hang_ns, is_marked=False) for path, members in largest)
-    found = [*marked, *(wait for wait in unmarked if _shows_itself(wait, places))]
+    found = [*marked, *(wait for wait in unmarked if _shows_itself(wait, ranks, places))]
     return tuple(sorted(found, key=lambda wait: (not wait.is_marked, -len(wait.ranks), wait.path)))
 
 
-def _shows_itself(wait: Wait, places: Mapping[int, Place]) -> bool:
+def _is_too_long(phase: OpenPhase, hang_ns: int) -> bool:
+    """Whether a phase lasts too long for a rank that goes on as usual; one that was never measured for the limit."""
+    if has_usual(phase):
+        return is_overdue(phase, hang_ns)
+    return is_overdue(attrs.evolve(phase, is_sync=True), hang_ns)
+
+
+def _shows_itself(wait: Wait, ranks: Mapping[int, RankReport], places: Mapping[int, Place]) -> bool:
     """Whether a phase that nobody marked is one in which ranks wait: more are late in it than have not entered it.
 
-    Of as many those that have not entered it must be late in nothing themselves: else each may wait for the other.
+    Of as many those that have not entered it must be late in nothing that the others have not come to, and be all
+    others: else each may wait for the other.
+    Where it was never measured, they must have done until then what the others did: there are programs in which ranks
+    have duties of their own.
     """
     if not wait.missing or len(wait.ranks) < len(wait.missing):
         return False
-    return len(wait.ranks) > len(wait.missing) or all(places[each.rank].late is None for each in wait.missing)
+    are_all = len(wait.ranks) + len(wait.missing) == len(ranks)
+    if len(wait.ranks) == len(wait.missing) and not are_all:
+        return False
+    one = ranks[wait.ranks[0]].own
+    if wait.is_guess:
+        others = (ranks[each.rank].own for each in wait.missing)
+        return len(wait.ranks) > len(wait.missing) and all(_went_along(one, other) for other in others)
+    return len(wait.ranks) > len(wait.missing) or all(
+        (late := places[each.rank].late) is None or entries(ranks[each.rank].own, late.path) <= entries(one, late.path)
+        for each in wait.missing
+    )
+
+
+def _went_along(one: ProcessReport, other: ProcessReport) -> bool:
+    """Whether two ranks have been in one phase about as often, and more than once or twice."""
+    counts = ((count, other.counts.get(path, 0)) for path, count in one.counts.items())
+    return any(min(pair) >= LEAST_COUNT and max(pair) - min(pair) <= MAX_ROUNDS_APART for pair in counts)
 
 
 def _wait(
@@ -125,16 +151,18 @@ def _wait(
     for rank, report in ranks.items():
         if rank in waiting_ranks:
             continue
-        each = _missing(report, places[rank], path, most, most_apart, step)
+        each = _missing(report, places[rank], path, most, most_apart, step if is_marked else None)
         if each is not None:
             missing.append(each)
     phases = [members[place.rank] for place in waiting]
     for_ns = int(median(phase.for_ns for phase in phases))
     has_living = any(place.state not in DEAD for place in waiting)
-    waits_for_dead = is_marked and has_living and any(places[each.rank].state in DEAD for each in missing)
+    is_running = any(place.state is RankState.RUNNING for place in waiting)
+    waits_for_dead = is_marked and is_running and any(places[each.rank].state in DEAD for each in missing)
     is_proven = waits_for_dead or _was_broken(waiting, missing, ranks)
     # Of most of them: one rank with a history of its own must not speak for all.
-    lasts_too_long = 2 * sum(is_overdue(phase, hang_ns) for phase in phases) > len(phases)
+    is_late = is_overdue if is_marked else _is_too_long
+    lasts_too_long = 2 * sum(is_late(phase, hang_ns) for phase in phases) > len(phases)
     is_guess = lasts_too_long and not is_proven and 2 * sum(map(has_usual, phases)) <= len(phases)
     has_given_up = 2 * sum(bool(ranks[place.rank].own.unwound) for place in waiting) > len(waiting)
     patience_ns = 0 if is_proven or has_given_up else _patience_ns(missing, ranks, places, hang_ns, is_guess=is_guess)

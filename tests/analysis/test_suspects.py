@@ -359,8 +359,9 @@ def test_who_died_long_before_comes_before_who_was_missing_too(job: Any) -> None
     """Two did not come: one was killed, the other hung until all were ended."""
     waiting(job, 0, 1, verdict="dead")
     job.rank(2, "train,4000", "train / step,316", usual=USUAL, verdict="dead")
-    job.rank(3, "train,4000", "train / step,316", usual=USUAL, verdict="dead", heartbeat_s=314)
+    job.rank(3, "train,4000", "train / step,316", usual=USUAL, verdict="dead", heartbeat_s=318)
     assert [(3, "dead_and_awaited"), (2, "dead_and_awaited")] == found(job)
+    assert (3,) == job.diagnose().verdict.ranks
 
 
 LEFT = ("train,4000", "train / step,3", "train / step / all_reduce,2.5,sync")
