@@ -108,6 +108,8 @@ def first_to_stand(facts: Facts) -> Finding | None:
     if not facts.late or not alone:
         return None
     first = firsts_of(_in_time(alone, stands, facts))
+    # Who failed by an error of its own tells why others stand, and not the other way round.
+    first = [stand for stand in first if stand.nature is Nature.OWN] or first
     if not first or _tells_nothing(first, facts):
         return None
     latest = "" if len(stands) == 1 else ", before any other rank came to a stand"

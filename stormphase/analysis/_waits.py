@@ -103,15 +103,14 @@ def _is_too_long(phase: OpenPhase, hang_ns: int) -> bool:
 def _shows_itself(wait: Wait, ranks: Mapping[int, RankReport], places: Mapping[int, Place]) -> bool:
     """Whether a phase that nobody marked is one in which ranks wait: more are late in it than have not entered it.
 
-    Of as many those that have not entered it must be late in nothing that the others have not come to, and be all
-    others: else each may wait for the other.
+    Of two ranks the one that has not entered it must be late in nothing that the other has not come to: else each may
+    wait for the other.
     Where it was never measured, they must have done until then what the others did: there are programs in which ranks
     have duties of their own.
     """
     if not wait.missing or len(wait.ranks) < len(wait.missing):
         return False
-    are_all = len(wait.ranks) + len(wait.missing) == len(ranks)
-    if len(wait.ranks) == len(wait.missing) and not are_all:
+    if len(wait.ranks) == len(wait.missing) and len(ranks) > 2:  # noqa: PLR2004 - one and one
         return False
     one = ranks[wait.ranks[0]].own
     if wait.is_guess:
