@@ -112,7 +112,7 @@ def first_to_end(facts: Facts) -> Finding | None:
     """
     spots = Counter(spot_of(rank, facts) for rank in facts.ranks)
     ends = facts.ended(Nature.OWN, Nature.OUTSIDE, Nature.STOPPED, Nature.SILENT)
-    ends = [end for end in ends if end.rank not in facts.victims and spots[spot_of(end.rank, facts)] == 1]
+    ends = [end for end in ends if end.rank not in facts.victims]
     if any(end.nature is Nature.OWN and not end.is_echo for end in ends):
         ends = [
             end for end in ends if not end.is_echo
@@ -126,6 +126,8 @@ def first_to_end(facts: Facts) -> Finding | None:
         first = _likelier(own, outside, facts)
     elif outside:
         first = _ahead_of_their_machine(outside, ends) or first
+    if any(spots[spot_of(end.rank, facts)] > 1 for end in first):
+        return None
     lived = len(facts.ranks) - len(facts.ended(Nature.LEFT))
     if not first or (len(first) > 1 and (len(first) == lived or all(end.is_echo for end in first))):
         return None

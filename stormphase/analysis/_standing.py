@@ -28,7 +28,10 @@ def missing_where_others_wait(facts: Facts) -> Finding | None:
     """
     absent: dict[int, list[tuple[Wait, Missing]]] = {}
     for wait in facts.hung:
-        if any(_lived_meanwhile(wait, facts.ends.get(each.rank), facts) for each in wait.missing):
+        ends = [facts.ends.get(each.rank) for each in wait.missing]
+        if len(ends) > len(wait.ranks) and all(end is not None and end.nature is Nature.LEFT for end in ends):
+            continue  # Most are done: then it is the ones that are not.
+        if any(_lived_meanwhile(wait, end, facts) for end in ends):
             for each in wait.missing:
                 absent.setdefault(each.rank, []).append((wait, each))
     if not absent:

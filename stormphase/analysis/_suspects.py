@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from stormphase.analysis._facts import Facts, spot_of
 from stormphase.analysis._places import LEAST_COUNT, Place
 from stormphase.analysis._ranks import DEAD, IN_ORDER, SAID_SO, OpenPhase, ProcessReport, RankReport, RankState, Usual
 from stormphase.analysis._words import counted, path_text, shown, span
@@ -14,7 +15,6 @@ from stormphase.analysis._words import counted, path_text, shown, span
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stormphase.analysis._facts import Facts
     from stormphase.analysis._verdict import Verdict
     from stormphase.analysis._waits import Missing, Wait
 
@@ -78,6 +78,7 @@ def suspects_of(facts: Facts, verdict: Verdict) -> tuple[Suspect, ...]:
     hung = facts.hung
     victims = {rank for wait in hung for rank in wait.ranks}
     sufferers = {rank for rank in victims if facts.ranks[rank].own.unwound or rank in facts.late}
+    spots = Counter(spot_of(rank, facts) for rank in facts.ranks)
     found: list[tuple[bool, int, int, Suspect]] = []
     for rank, report in facts.ranks.items():
         place = facts.places[rank]
@@ -86,7 +87,7 @@ def suspects_of(facts: Facts, verdict: Verdict) -> tuple[Suspect, ...]:
         if tier is DEAD_AND_AWAITED and rank in sufferers and place.sync is not None:
             tier = WAITS_ITSELF
         if rank not in named:
-            is_excused = (tier is DIED and rank in victims) or (tier is OVERDUE and rank in facts.victims)
+            is_excused = (tier is DIED and rank in victims) or (tier is OVERDUE and spots[spot_of(rank, facts)] > 1)
             if is_excused or tier is None:
                 continue
         if rank in named and tier in {None, STANDS} and hung and _is_behind(place, leading_step):

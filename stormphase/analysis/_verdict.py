@@ -113,12 +113,13 @@ def _unknown(facts: Facts) -> Iterator[str]:
             f"{counted(len(outside), 'rank')} ended from outside {when} {utc(first_ns)}: "
             "which was first cannot be told from their last signs of life"
         )
-    if facts.late:
-        most_ns = max(phase.for_ns for phase in facts.late.values())
-        paths = {phase.path for phase in facts.late.values()}
+    late = {rank: phase for rank, phase in facts.late.items() if rank not in facts.at_work}
+    if late:
+        most_ns = max(phase.for_ns for phase in late.values())
+        paths = {phase.path for phase in late.values()}
         where = path_text(next(iter(paths))) if len(paths) == 1 else f"{len(paths)} phases"
         yield (
-            f"rank {ranks_text(facts.late)} stand in {where} for up to {span(most_ns)}, far longer than ever before, "
+            f"rank {ranks_text(late)} stand in {where} for up to {span(most_ns)}, far longer than ever before, "
             "and nothing tells who waits for whom"
         )
     if any(not _is_well(rank, facts) for rank in facts.ranks):

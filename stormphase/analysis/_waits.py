@@ -200,10 +200,10 @@ def _patience_ns(
     for each in missing:
         own, place = ranks[each.rank].own, places[each.rank]
         is_at_work = place.state is RankState.RUNNING and not own.is_stopped and place.point is None
-        if not is_at_work or place.late is not None:
-            was_at_work = is_guess and place.state is RankState.KILLED and place.point is None and place.late is None
-            if not was_at_work:
-                return 0
+        was_at_work = is_guess and place.state is RankState.KILLED and place.point is None
+        is_late = place.phase is not None and has_usual(place.phase) and is_overdue(place.phase, hang_ns)
+        if is_late or not (is_at_work or was_at_work):
+            return 0
         if is_guess:
             patience_ns = PATIENCE_TIMES * hang_ns
         elif place.phase is not None and has_usual(place.phase):
