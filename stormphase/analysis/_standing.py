@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from stormphase.analysis._endings import HOSTS_NS, End, Nature, came_before, firsts_of
+from stormphase.analysis._endings import HOSTS_NS, LAST_SIGN_NS, End, Nature, came_before, firsts_of
 from stormphase.analysis._facts import LAUNCHER_NS, Facts, Finding, end_text, finding, spot_of, who
 from stormphase.analysis._places import LEAST_OVERDUE_NS, has_usual
 from stormphase.analysis._ranks import IN_ORDER, ProcessReport, RankState
@@ -46,6 +46,9 @@ def missing_where_others_wait(facts: Facts) -> Finding | None:
             parts = " and ".join(f"rank {ranks_text(wait.ranks)} in {path_text(wait.path)}" for wait in facts.hung)
             return Finding((), f"{parts} wait for each other: which of them went another way nothing tells")
     stands = [stand for rank in ranks if (stand := _stand_of(rank, facts)) is not None] if len(ranks) > 1 else []
+    if any(stand.nature is not Nature.STOOD for stand in stands):
+        # How late a rank was when another one ended is nothing that a step's ordinary ups and downs do not explain.
+        stands = [attrs.evolve(each, to_ns=max(each.to_ns, each.from_ns + LAST_SIGN_NS)) for each in stands]
     # Who is late, or ended, before who may be at work; of two of those what came first.
     ranks = {end.rank for end in firsts_of(stands)} or ranks
     wait, missing = max((absent[rank][0] for rank in sorted(ranks)), key=lambda each: len(each[0].ranks))
@@ -59,10 +62,10 @@ def _awaited_text(wait: Wait, missing: Missing, ranks: Collection[int]) -> str:
     often = "" if missing.entries is None else f" ({missing.entries:,} of {counted(wait.entries, 'time')})"
     shows = "" if wait.is_marked else ", which nobody marked as a point where they do"
     late = "have not" if len(ranks) > 1 else f"{tense} not"
-    who = f"rank {ranks_text(ranks)}"
+    named = f"rank{'s' * (len(ranks) > 1)} {ranks_text(ranks)}"
     return (
         f"{counted(len(wait.ranks), 'rank')} {verb} in {path_text(wait.path)} for {span(wait.for_ns)}{shows}, "
-        f"and {who} {late} entered it as often{often}"
+        f"and {named} {late} entered it as often{often}"
     )
 
 
