@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from stormphase.analysis._endings import HOSTS_NS, LAST_SIGN_NS, End, Nature, came_before, firsts_of
+from stormphase.analysis._endings import HOSTS_NS, End, Nature, came_before, firsts_of
 from stormphase.analysis._facts import LAUNCHER_NS, Facts, Finding, end_text, finding, spot_of, who
 from stormphase.analysis._places import LEAST_OVERDUE_NS, has_usual
 from stormphase.analysis._ranks import IN_ORDER, ProcessReport, RankState
@@ -47,8 +47,7 @@ def missing_where_others_wait(facts: Facts) -> Finding | None:
             return Finding((), f"{parts} wait for each other: which of them went another way nothing tells")
     stands = [stand for rank in ranks if (stand := _stand_of(rank, facts)) is not None] if len(ranks) > 1 else []
     if any(stand.nature is not Nature.STOOD for stand in stands):
-        # How late a rank was when another one ended is nothing that a step's ordinary ups and downs do not explain.
-        stands = [attrs.evolve(each, to_ns=max(each.to_ns, each.from_ns + LAST_SIGN_NS)) for each in stands]
+        stands = [_widened(stand) for stand in stands]
     # Who is late, or ended, before who may be at work; of two of those what came first.
     ranks = {end.rank for end in firsts_of(stands)} or ranks
     wait, missing = max((absent[rank][0] for rank in sorted(ranks)), key=lambda each: len(each[0].ranks))
@@ -109,13 +108,14 @@ def first_to_stand(facts: Facts) -> Finding | None:
     or for another one: they are suspects only if all others are, and then it tells of none.
     """
     stands = [stand for rank in facts.ranks if (stand := _stand_of(rank, facts)) is not None]
-    spots = Counter(_spot_of(stand, facts) for stand in stands)
+    # Who ended may have been where another one stands, and is by itself; the other one waits there for it.
+    ended_in = Counter(_place_of(stand.rank, facts) for stand in stands if stand.nature is not Nature.STOOD)
+    spots = Counter(_spot_of(stand, facts) for stand in stands) + ended_in
     alone = [stand for stand in stands if spots[_spot_of(stand, facts)] == 1]
     if not facts.late or not alone:
         return None
-    first = firsts_of(_in_time(alone, stands, facts))
-    # Who failed by an error of its own tells why others stand, and not the other way round.
-    first = [stand for stand in first if stand.nature is Nature.OWN] or first
+    alone = _in_time(alone, stands, facts)
+    first = _ended_first(alone, facts) or firsts_of(alone)
     if not first or _tells_nothing(first, facts):
         return None
     latest = "" if len(stands) == 1 else ", before any other rank came to a stand"
@@ -133,6 +133,25 @@ def first_to_stand(facts: Facts) -> Finding | None:
     return finding(first, f"{who(first)}{where}, and others came to a stand after it")
 
 
+def _ended_first(alone: Sequence[End], facts: Facts) -> list[End]:
+    """Return those that ended before others had stood for long: that is why these stand, and not the other way round.
+
+    But if all have ended from outside: then one hand may have ended them.
+    """
+    widened = [_widened(stand) for stand in alone]
+    ended = [stand for stand in firsts_of(widened) if stand.nature is not Nature.STOOD]
+    own = [stand for stand in ended if stand.nature is Nature.OWN]
+    is_any_running = any(report.own.state is RankState.RUNNING for report in facts.ranks.values())
+    return own or (ended if is_any_running else [])
+
+
+def _widened(stand: End) -> End:
+    """Return when a rank came to a stand for certain: to be late by less happens now and then."""
+    if stand.nature is not Nature.STOOD:
+        return stand
+    return attrs.evolve(stand, to_ns=max(stand.to_ns, stand.from_ns + LEAST_OVERDUE_NS))
+
+
 def _tells_nothing(first: Sequence[End], facts: Facts) -> bool:
     """Whether these are most of the ranks, or wait for others while nothing is known of those that have no journal."""
     if len(first) > 1 and 2 * len(first) > len(facts.ranks):
@@ -145,13 +164,19 @@ def _spot_of(stand: End, facts: Facts) -> object:
     phase = facts.places[stand.rank].phase
     if stand.rank in facts.late or stand.nature is not Nature.STOOD or phase is None:
         return spot_of(stand.rank, facts)
-    return phase.path, entries(facts.ranks[stand.rank].own, phase.path)
+    return _place_of(stand.rank, facts)
+
+
+def _place_of(rank: int, facts: Facts) -> object:
+    """Return in which phase a rank is, or was when it ended, and how often it came there."""
+    phase = facts.places[rank].phase
+    return rank if phase is None else (phase.path, entries(facts.ranks[rank].own, phase.path))
 
 
 def _in_time(alone: Sequence[End], stands: Sequence[End], facts: Facts) -> list[End]:
     """Return those that did not still go on when ranks that stand together were late: else they held up none."""
     apart = {end.rank for end in alone}
-    together = firsts_of(end for end in stands if end.rank not in apart)
+    together = firsts_of(_widened(end) for end in stands if end.rank not in apart)
     return [end for end in alone if not any(came_before(each, _began(end, facts)) for each in together)]
 
 
@@ -166,7 +191,7 @@ def _began(stand: End, facts: Facts) -> End:
 def no_sign_of_life(facts: Facts) -> Finding | None:
     """Suspect who is there and gives no sign of life, where others that hang give theirs."""
     still = [rank for rank, report in facts.ranks.items() if report.own.still_ns]
-    if not facts.hung or not still or 2 * len(still) >= len(facts.ranks):
+    if not (facts.hung or facts.late) or not still or 2 * len(still) > len(facts.ranks):
         return None
     least = min(facts.ranks[rank].own.still_ns for rank in still)
     many = len(still) > 1

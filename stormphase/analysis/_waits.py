@@ -25,6 +25,7 @@ PATIENCE_TIMES: Final = 10
 # And where only what it does was never measured, as a first checkpoint.
 UNMEASURED_NS: Final = 10_000_000_000
 _MOST_UNMARKED: Final = 16
+_TWO: Final = 2
 
 
 @attrs.frozen(kw_only=True)
@@ -89,7 +90,10 @@ def waits_of(ranks: Mapping[int, RankReport], places: Mapping[int, Place], hang_
     marked = [_wait(path, members, ranks, places, hang_ns) for path, members in by_path.items()]
     largest = sorted(late.items(), key=lambda each: (-len(each[1]), each[0]))[:_MOST_UNMARKED]
     unmarked = (_wait(path, members, ranks, places, hang_ns, is_marked=False) for path, members in largest)
-    found = [*marked, *(wait for wait in unmarked if _shows_itself(wait, ranks, places))]
+    shown = [wait for wait in unmarked if _shows_itself(wait, ranks, places)]
+    # Of two ranks either may be the one that waits.
+    shown = [attrs.evolve(wait, may_go_on=wait.may_go_on or (wait.is_guess and len(ranks) == _TWO)) for wait in shown]
+    found = [*marked, *shown]
     return tuple(sorted(found, key=lambda wait: (not wait.is_marked, -len(wait.ranks), wait.path)))
 
 
@@ -110,12 +114,12 @@ def _shows_itself(wait: Wait, ranks: Mapping[int, RankReport], places: Mapping[i
     """
     if not wait.missing or len(wait.ranks) < len(wait.missing):
         return False
-    if len(wait.ranks) == len(wait.missing) and len(ranks) > 2:  # noqa: PLR2004 - one and one
+    if len(wait.ranks) == len(wait.missing) and len(ranks) > _TWO:
         return False
     one = ranks[wait.ranks[0]].own
     if wait.is_guess:
         others = (ranks[each.rank].own for each in wait.missing)
-        return len(wait.ranks) > len(wait.missing) and all(_went_along(one, other) for other in others)
+        return all(_went_along(one, other) for other in others)
     return len(wait.ranks) > len(wait.missing) or all(
         (late := places[each.rank].late) is None or entries(ranks[each.rank].own, late.path) <= entries(one, late.path)
         for each in wait.missing
