@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 
 from stormphase.analysis._endings import End, Nature, ends_of
-from stormphase.analysis._places import Place, is_overdue
+from stormphase.analysis._places import LEAST_OVERDUE_NS, Place, is_overdue
 from stormphase.analysis._ranks import OpenPhase, RankReport, RankState
 from stormphase.analysis._waits import Wait, entries
 from stormphase.analysis._words import ranks_text, shown
@@ -60,6 +60,7 @@ class Facts:
         late: of each rank the innermost phase that lasts far longer than ever, where there is one.
         hang_ns: how long waiting is no hang where nothing is known to be usual.
         hung: the waits that last too long, and whose missing ranks are not merely at work.
+        late_spots: where those that are late stand, and how often they have come there.
         victims: the ranks that wait in those for others, which are known.
         absent: ranks of the attempt that have no journal here.
         at_work: the ranks that may be at work as far as is known, and those that wait for them.
@@ -72,6 +73,7 @@ class Facts:
     late: Mapping[int, OpenPhase]
     hang_ns: int
     hung: Sequence[Wait]
+    late_spots: Collection[tuple[tuple[str, ...], int]]
     victims: Collection[int]
     absent: Collection[int]
     at_work: Collection[int]
@@ -98,9 +100,10 @@ class Facts:
             late=late,
             hang_ns=hang_ns,
             hung=hung,
+            late_spots={(phase.path, entries(ranks[rank].own, phase.path)) for rank, phase in late.items()},
             absent=absent,
             victims={
-                rank for wait in hung if wait.missing for rank in wait.ranks if _waited(ranks[rank], rank in late)
+                rank for wait in hung if wait.missing for rank in wait.ranks if _waited(ranks[rank], places[rank])
             },
             at_work={rank for wait in patient for rank in (*wait.ranks, *(each.rank for each in wait.missing))},
         )
@@ -110,9 +113,11 @@ class Facts:
         return [end for end in self.ends.values() if end.nature in natures]
 
 
-def _waited(report: RankReport, is_late: bool) -> bool:  # noqa: FBT001
+def _waited(report: RankReport, place: Place) -> bool:
     """Whether a rank waited for long, gave up, or waits for one that is gone: else it may have ended like others."""
-    return is_late or bool(report.own.unwound) or report.own.state is RankState.RUNNING
+    point = place.point or place.late
+    is_long = point is not None and point.for_ns > LEAST_OVERDUE_NS
+    return is_long or bool(report.own.unwound) or report.own.state is RankState.RUNNING
 
 
 def _late(place: Place, hang_ns: int) -> OpenPhase | None:
@@ -125,8 +130,14 @@ Rule = Callable[[Facts], "Finding | None"]
 
 def spot_of(rank: int, facts: Facts) -> object:
     """Return where a rank stands, and how often it has come there; of who has ended otherwise a spot of its own."""
-    late = facts.late.get(rank)
-    return rank if late is None else (late.path, entries(facts.ranks[rank].own, late.path))
+    late, end, phase = facts.late.get(rank), facts.ends.get(rank), facts.places[rank].phase
+    if late is not None:
+        return late.path, entries(facts.ranks[rank].own, late.path)
+    if phase is None or end is None or end.nature is Nature.OWN or end.stood_ns <= LEAST_OVERDUE_NS:
+        return rank
+    # Something ended it where it stood, as late as others that stood there, if not as late for what it knows.
+    spot = phase.path, entries(facts.ranks[rank].own, phase.path)
+    return spot if spot in facts.late_spots else rank
 
 
 def finding(ends: Sequence[End], why: str) -> Finding:
