@@ -28,12 +28,13 @@ def one_cause_for_all(facts: Facts) -> Finding | None:
     places = {phase.path if (phase := facts.places[end.rank].phase) is not None else () for end in own}
     clocks = {end.clock for end in own}
     apart_ns = max(end.to_ns for end in own) - min(end.to_ns for end in own)
-    if len(kinds) > 1 or len(places) > 1 or (len(clocks) == 1 and apart_ns > SAME_TIME_NS):
+    # Wherever it found them: as a handler exits that all have for a signal.
+    is_one_exit = kinds == {"SystemExit"} and len({end.error for end in own}) == 1
+    if len(kinds) > 1 or (len(places) > 1 and not is_one_exit) or (len(clocks) == 1 and apart_ns > SAME_TIME_NS):
         return None
     kind = shown(kinds.pop(), MAX_ERROR)
-    return Finding(
-        (), f"all {len(own):,} ranks raised {kind} in one phase within {span(apart_ns)}: they share its cause"
-    )
+    where = " in one phase" if len(places) == 1 else ""
+    return Finding((), f"all {len(own):,} ranks raised {kind}{where} within {span(apart_ns)}: they share its cause")
 
 
 def left_before_the_others(facts: Facts) -> Finding | None:

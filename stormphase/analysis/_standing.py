@@ -10,9 +10,9 @@ import attrs
 
 from stormphase.analysis._endings import HOSTS_NS, End, Nature, came_before, firsts_of
 from stormphase.analysis._facts import LAUNCHER_NS, Facts, Finding, end_text, finding, spot_of, who
-from stormphase.analysis._places import LEAST_OVERDUE_NS, has_usual
+from stormphase.analysis._places import LEAST_OVERDUE_NS, TIMES_MAX, has_usual
 from stormphase.analysis._ranks import IN_ORDER, ProcessReport, RankState
-from stormphase.analysis._waits import entries
+from stormphase.analysis._waits import UNMEASURED_NS, entries
 from stormphase.analysis._words import counted, path_text, ranks_text, span
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def stopped_by_the_kernel(facts: Facts) -> Finding | None:
     if not stopped:
         return None
     kept_by = facts.ranks[stopped[0].rank].own.kept_by
+    if len(stopped) == len(facts.ranks) > 1:
+        return Finding((), f"all {len(stopped):,} ranks are {kept_by}, as a scheduler does that suspends a job")
     return finding(stopped, f"{who(stopped)} {kept_by}, as the kernel says")
 
 
@@ -203,16 +205,26 @@ def still_there(facts: Facts) -> Finding | None:
     """Suspect who is still there when the others have ended in order, longer ago than a hang takes."""
     left = [end for end in facts.ended(Nature.LEFT) if not facts.ranks[end.rank].own.is_there]
     here = [rank for rank in facts.ranks if _is_still_there(rank, facts)]
-    if not left or not here or len(left) + len(here) < len(facts.ranks):
+    if facts.absent or not left or not here or len(left) + len(here) < len(facts.ranks):
         return None
     since_ns = min(_since(left, rank, facts) for rank in here)
-    if since_ns <= facts.hang_ns:
+    if since_ns <= max(_patience_ns(left, rank, facts) for rank in here):
         return None
     many = len(here) > 1
     who = f"rank{'s' * many} {ranks_text(here)} {'are' if many else 'is'}"
     rest = f"the other {counted(len(left), 'rank')}" if len(left) > 1 else "the other rank"
     have = "have" if len(left) > 1 else "has"
     return Finding(tuple(here), f"{who} still there {span(since_ns)} after {rest} {have} ended in order")
+
+
+def _patience_ns(left: Sequence[End], rank: int, facts: Facts) -> int:
+    """Return for how long a rank may stay after the others: the limit, or less if they have left its phase before."""
+    phase = facts.places[rank].phase
+    if phase is None or facts.ranks[rank].own.state in IN_ORDER:
+        return facts.hang_ns
+    ended = (each for end in left for each in facts.ranks[end.rank].own.last_ended if each.path == phase.path)
+    longest_ns = max((each.ended_ns - each.entered_ns for each in ended), default=facts.hang_ns)
+    return min(facts.hang_ns, max(UNMEASURED_NS, TIMES_MAX * longest_ns))
 
 
 def _is_still_there(rank: int, facts: Facts) -> bool:

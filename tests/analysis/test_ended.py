@@ -134,6 +134,14 @@ def test_one_error_that_all_share_accuses_nobody(job: Any) -> None:
     assert ("cannot be told", (), "one_cause_for_all") == answer(job)
 
 
+def test_one_exit_of_all_accuses_nobody(job: Any) -> None:
+    """A handler of the program's own exits wherever SIGTERM finds each rank."""
+    for rank in range(4):
+        note = jobs.said("exit", 5 - rank / 1000, error_type="SystemExit", error_message="143")
+        add(job, rank, note=note, left=("train,9", f"train / phase {rank},1"))
+    assert ("cannot be told", (), "one_cause_for_all") == answer(job)
+
+
 def test_who_was_killed_first_is_named_by_the_others_later_signs_of_life(job: Any) -> None:
     """On one boot they are in order, as they are a fifth of a second apart."""
     add(job, 2, *STEP, heartbeat_s=9)

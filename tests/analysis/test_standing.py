@@ -173,6 +173,15 @@ def test_who_is_stopped_in_a_collective_is_named(job: Any, kept_by: str, sync: s
     assert (True, False) == (postmortem.is_hung, postmortem.is_well)
 
 
+def test_a_job_that_is_suspended_accuses_nobody(job: Any) -> None:
+    """All of it is stopped, as by a scheduler or Ctrl-Z."""
+    for rank in range(4):
+        see(job, rank, Verdict(Liveness.ALIVE, "there", kept_by=STOPPED, is_seen=True), "train,4000", "train / step,9")
+    postmortem = job.diagnose()
+    assert ("cannot be told", (), "stopped_by_the_kernel") == answer(job)
+    assert ((), False) == (postmortem.suspects, postmortem.is_well)
+
+
 def test_who_waits_for_a_disk_is_not_stopped(job: Any) -> None:
     """A healthy rank is in the kernel now and then."""
     verdict = Verdict(Liveness.ALIVE, "process 100 is there", kept_by="waiting in the kernel", is_seen=True)
@@ -187,6 +196,16 @@ def test_who_gives_no_sign_of_life_where_all_hang_is_named(job: Any) -> None:
         job.rank(rank, *doing, usual=USUAL, heartbeat_s=311 if rank == 1 else 0.5)
     assert ("named", (1,), "no_sign_of_life") == answer(job)
     assert "rank 1 is there without a sign of life for 311 s" in job.diagnose().verdict.why
+
+
+def test_who_was_killed_where_others_stand_with_longer_histories_is_one_of_them(job: Any) -> None:
+    """All waited for one that had left, until something ended them, and only some had never waited for so long."""
+    for rank in range(4):
+        usual = {**USUAL, "train / step / wait": [0.012] * 119 + [2.5] * (rank == 1)}
+        doing = ("train,4000", "train / step,6.9", "train / step / wait,6.5,sync")
+        job.rank(rank, *doing, usual=usual, verdict="dead" if rank < 2 else "unknown")
+    job.rank(4, note=jobs.said("exit", 6.6, error_type="SystemExit", error_message="3"), usual=USUAL, verdict="dead")
+    assert (4,) == job.diagnose().verdict.ranks
 
 
 GONE = jobs.VERDICTS["dead"]
@@ -232,6 +251,15 @@ def test_who_is_about_to_end_is_none(job: Any, ago_s: float, verdict: Verdict) -
         see(job, rank, GONE, note=jobs.said("clean", ago_s))
     see(job, 3, verdict, note=jobs.said("clean", ago_s))
     assert ("well", (), "") == answer(job)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(8, "well"), (20, "named")])
+def test_what_the_others_have_left_at_once_takes_no_minute(job: Any, seconds: float, expected: str) -> None:
+    """It is in `destroy` for the first time, and how long that takes the others have shown."""
+    for rank in range(3):
+        see(job, rank, GONE, note=jobs.said("clean", seconds), ended=["train / destroy"], heartbeat_s=seconds)
+    see(job, 3, THERE, "train,4000", f"train / destroy,{seconds + 1}")
+    assert expected == str(job.diagnose().verdict.answer)
 
 
 def test_who_goes_on_by_itself_is_none(job: Any) -> None:
