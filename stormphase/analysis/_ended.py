@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from stormphase.analysis._endings import HOSTS_NS, End, Nature, firsts_of
 from stormphase.analysis._facts import LAUNCHER_NS, MAX_ERROR, Facts, Finding, end_text, finding, spot_of, who
+from stormphase.analysis._ranks import RankState
 from stormphase.analysis._waits import entries
 from stormphase.analysis._words import counted, ranks_text, shown, span
 
@@ -82,27 +83,32 @@ def _did_less(rank: int, others: Iterable[End], facts: Facts) -> bool:
     return False
 
 
-def ended_node_by_node(facts: Facts) -> Finding | None:
-    """Suspect nobody where all ranks were ended from outside, those of each node together and the nodes one by one."""
+def ended_by_one_hand(facts: Facts) -> Finding | None:
+    """Suspect nobody where all ranks were ended from outside, the nodes one by one, or some of them by being asked to.
+
+    A scheduler ends a job so, and Ctrl-C: who runs Python ends at once, and the others when they are killed.
+    """
     ends = facts.ended(Nature.OUTSIDE, Nature.SILENT)
-    if len(ends) < len(facts.ranks):
+    if len(ends) < len(facts.ranks) or len(ends) == 1:
         return None
     nodes: dict[object, list[int]] = {}
     for end in ends:
         own = facts.ranks[end.rank].own
         nodes.setdefault((end.clock, own.process.host, own.identity.node_rank), []).append(end.from_ns)
     apart_ns = max(end.from_ns for end in ends) - min(end.from_ns for end in ends)
-    is_together = all(max(times) - min(times) <= 2 * SAME_TIME_NS for times in nodes.values())
     late_ns = max((phase.for_ns for phase in facts.late.values()), default=0)
-    if late_ns > apart_ns + LATE_NS:
-        return None  # They had come to a stand before.
-    if len(nodes) == 1 or not is_together or apart_ns > LAUNCHER_NS + HOSTS_NS:
+    if late_ns > apart_ns + LATE_NS or apart_ns > LAUNCHER_NS + HOSTS_NS:
+        return None  # They had come to a stand before, or it took longer than one hand takes.
+    asked = [end.rank for end in ends if facts.ranks[end.rank].own.asked_ns is not None]
+    asked += [end.rank for end in ends if facts.ranks[end.rank].own.state is RankState.SIGNAL]
+    all_ended = f"all {len(ends):,} ranks were ended from outside within {span(apart_ns)}, "
+    if asked:
+        return Finding((), f"{all_ended}{counted(len(set(asked)), 'rank')} by being asked to: so a whole job is ended")
+    is_together = all(max(times) - min(times) <= 2 * SAME_TIME_NS for times in nodes.values())
+    if len(nodes) == 1 or not is_together:
         return None
-    return Finding(
-        (),
-        f"all {len(ends):,} ranks were ended from outside within {span(apart_ns)}, "
-        f"one of {len(nodes)} nodes after another: so a scheduler ends a job, and one that lost a node",
-    )
+    how = f"one of {len(nodes)} nodes after another"
+    return Finding((), f"{all_ended}{how}: so a scheduler ends a job, and one that lost a node")
 
 
 def first_to_end(facts: Facts) -> Finding | None:
@@ -127,7 +133,9 @@ def first_to_end(facts: Facts) -> Finding | None:
         first = _likelier(own, outside, facts)
     elif outside:
         first = _ahead_of_their_machine(outside, ends) or first
-    if any(spots[spot_of(end.rank, facts)] > 1 for end in first):
+    # Or all lost a connection, and none shows to whom.
+    is_lost = all(end.is_echo for end in ends) and len(ends) == len(facts.ranks)
+    if is_lost or any(spots[spot_of(end.rank, facts)] > 1 for end in first):
         return None
     lived = len(facts.ranks) - len(facts.ended(Nature.LEFT))
     if not first or (len(first) > 1 and (len(first) == lived or all(end.is_echo for end in first))):

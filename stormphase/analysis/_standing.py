@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from stormphase.analysis._waits import Missing, Wait
 
 
+def suspended(facts: Facts) -> Finding | None:
+    """Suspect nobody where all ranks are stopped: a scheduler suspends a job so, and Ctrl-Z."""
+    stopped = facts.ended(Nature.STOPPED)
+    if not len(stopped) == len(facts.ranks) > 1:
+        return None
+    kept_by = facts.ranks[stopped[0].rank].own.kept_by
+    return Finding((), f"all {len(stopped):,} ranks are {kept_by}, as a job is that was suspended")
+
+
 def missing_where_others_wait(facts: Facts) -> Finding | None:
     """Suspect who has not entered the point in which others are far longer than ever, though it lived meanwhile.
 
@@ -98,8 +107,6 @@ def stopped_by_the_kernel(facts: Facts) -> Finding | None:
     if not stopped:
         return None
     kept_by = facts.ranks[stopped[0].rank].own.kept_by
-    if len(stopped) == len(facts.ranks) > 1:
-        return Finding((), f"all {len(stopped):,} ranks are {kept_by}, as a scheduler does that suspends a job")
     return finding(stopped, f"{who(stopped)} {kept_by}, as the kernel says")
 
 

@@ -8,7 +8,7 @@ import attrs
 
 from stormphase._liveness import utc
 from stormphase.analysis._ended import (
-    ended_node_by_node,
+    ended_by_one_hand,
     first_to_end,
     left_before_the_others,
     one_cause_for_all,
@@ -23,6 +23,7 @@ from stormphase.analysis._standing import (
     no_sign_of_life,
     still_there,
     stopped_by_the_kernel,
+    suspended,
 )
 from stormphase.analysis._words import counted, path_text, ranks_text, span
 
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 
 # In this order: the first that has something to say decides. docs/blame.md has the reasons.
 RULES: Final[tuple[Rule, ...]] = (
+    suspended,
     missing_where_others_wait,
     stopped_by_the_kernel,
-    ended_node_by_node,
+    ended_by_one_hand,
     first_to_stand,
     one_cause_for_all,
     left_before_the_others,

@@ -261,6 +261,22 @@ def test_all_that_were_asked_to_stop_together_accuse_nobody(job: Any) -> None:
     assert ("cannot be told", ()) == answer(job)[:2]
 
 
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_job_whose_collectives_do_not_heed_a_signal_accuses_nobody(job: Any, number: int) -> None:
+    """One that runs Python ends at once; those within a collective wait for it, and are killed half a minute later."""
+    add(job, 0, note=jobs.said("signal", 35, signal=number), heartbeat_s=35)
+    for rank in (1, 2, 3):
+        add(job, rank, "train,4000", "train / step,30", "train / step / all_reduce,29,sync", heartbeat_s=5)
+    assert ("cannot be told", (), "ended_by_one_hand") == answer(job)
+
+
+def test_a_network_that_resets_all_connections_accuses_nobody(job: Any) -> None:
+    """All of one machine lost them, and which noted that first says nothing."""
+    for rank in range(4):
+        add(job, rank, note=raised(*ECHOES[rank % 3], 5 - rank / 50))
+    assert ("cannot be told", ()) == answer(job)[:2]
+
+
 def test_who_failed_before_it_was_asked_is_named(job: Any) -> None:
     """The others were asked to stop because of it."""
     add(job, 1, note=raised("ValueError", "x", 5))

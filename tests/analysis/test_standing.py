@@ -176,9 +176,10 @@ def test_who_is_stopped_in_a_collective_is_named(job: Any, kept_by: str, sync: s
 def test_a_job_that_is_suspended_accuses_nobody(job: Any) -> None:
     """All of it is stopped, as by a scheduler or Ctrl-Z."""
     for rank in range(4):
-        see(job, rank, Verdict(Liveness.ALIVE, "there", kept_by=STOPPED, is_seen=True), "train,4000", "train / step,9")
+        verdict = Verdict(Liveness.ALIVE, "there", kept_by=STOPPED, is_seen=True)
+        see(job, rank, verdict, "train,4000", f"train / step / {'wait' if rank else 'load'},99")
     postmortem = job.diagnose()
-    assert ("cannot be told", (), "stopped_by_the_kernel") == answer(job)
+    assert ("cannot be told", (), "suspended") == answer(job)
     assert ((), False) == (postmortem.suspects, postmortem.is_well)
 
 
