@@ -134,7 +134,7 @@ def first_to_end(facts: Facts) -> Finding | None:
     elif outside:
         first = _ahead_of_their_machine(outside, ends) or first
     # Or all lost a connection, and none shows to whom.
-    is_lost = all(end.is_echo for end in ends) and len(ends) == len(facts.ranks)
+    is_lost = all(end.is_echo for end in ends) and len(ends) == len(facts.ranks) > 1
     if is_lost or any(spots[spot_of(end.rank, facts)] > 1 for end in first):
         return None
     lived = len(facts.ranks) - len(facts.ended(Nature.LEFT))

@@ -291,3 +291,10 @@ def test_ranks_that_are_silent_alike_accuse_nobody(job: Any) -> None:
     for rank in range(4):
         add(job, rank, *STEP, heartbeat_s=400, verdict="unknown", boot="another")
     assert ("cannot be told", ()) == answer(job)[:2]
+
+
+def test_who_is_alone_is_named_whatever_it_failed_of() -> None:
+    """There is nobody else."""
+    job = jobs.Job(1)
+    add(job, 0, note=raised(*ECHOES[0], 5))
+    assert ("named", (0,), "first_to_end") == answer(job)
