@@ -133,8 +133,10 @@ def first_to_end(facts: Facts) -> Finding | None:
         first = _likelier(own, outside, facts)
     elif outside:
         first = _ahead_of_their_machine(outside, ends) or first
-    # Or all lost a connection, and none shows to whom.
+    # Or all lost a connection, where others did, and none shows to whom.
+    paths = Counter(_path_of(end, facts) for end in ends)
     is_lost = all(end.is_echo for end in ends) and len(ends) == len(facts.ranks) > 1
+    is_lost = is_lost and any(paths[_path_of(end, facts)] > 1 for end in first)
     if is_lost or any(spots[spot_of(end.rank, facts)] > 1 for end in first):
         return None
     lived = len(facts.ranks) - len(facts.ended(Nature.LEFT))
@@ -152,6 +154,11 @@ def first_to_end(facts: Facts) -> Finding | None:
     if one and gap_ns > 0:
         return finding(first, f"{why}, {span(gap_ns)} before any other of its machine ended")
     return finding(first, f"{why}, and no other rank ended before it")
+
+
+def _path_of(end: End, facts: Facts) -> tuple[str, ...]:
+    phase = facts.places[end.rank].phase
+    return () if phase is None else phase.path
 
 
 def _likelier(own: list[End], outside: list[End], facts: Facts) -> list[End]:

@@ -293,6 +293,15 @@ def test_ranks_that_are_silent_alike_accuse_nobody(job: Any) -> None:
     assert ("cannot be told", ()) == answer(job)[:2]
 
 
+def test_who_alone_lost_a_connection_at_work_is_named(job: Any) -> None:
+    """To a server of data, say; the others lost theirs to it, where they wait for each other."""
+    for rank in range(4):
+        where = "load" if rank == 2 else "all_reduce"
+        note = raised(*ECHOES[0], 5 if rank == 2 else 4.9)
+        add(job, rank, note=note, left=("train,9", f"train / {where},0.1"))
+    assert ("named", (2,), "first_to_end") == answer(job)
+
+
 def test_who_is_alone_is_named_whatever_it_failed_of() -> None:
     """There is nobody else."""
     job = jobs.Job(1)
