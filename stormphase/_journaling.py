@@ -71,6 +71,11 @@ class SessionJournal:
         self._watches: list[Callable[[], object]] = []
         self._start_lock: StartLock | None = None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is to be a journal at all; then it counts the session's attempts."""
+        return self._options is not None
+
     def place(self, identity: RankIdentity, launched: Launched = UNKNOWN_LAUNCH) -> RankIdentity:
         """Return who this rank is, its attempt counted after those whose journals are there; makes the directory.
 

@@ -27,6 +27,7 @@ MACHINE_PID_NAMESPACE: Final = 0xEFFFFFFC
 # Names that machines have which nobody named: two of them need not be the same machine.
 _NAMELESS: Final = frozenset({"", "localhost", "localhost.localdomain", "unknown"})
 _DOINGS: Final = {"T": "stopped by a signal", "t": "held by a debugger", "D": "waiting in the kernel"}
+_STOPPED: Final = frozenset({_DOINGS["T"], _DOINGS["t"]})
 
 
 class Liveness(str, enum.Enum):
@@ -50,12 +51,19 @@ class Verdict:
         evidence: one sentence without a full stop; it may hold the host's name as a journal had it.
         is_host_gone: whether it is dead because its machine has booted since.
         kept_by: what keeps a process that is there from running, such as "stopped by a signal"; "" if nothing does.
+        is_seen: whether the kernel was asked, and has the process: it is there, and no heartbeat has to be believed.
     """
 
     state: Liveness
     evidence: str
     is_host_gone: bool = False
     kept_by: str = ""
+    is_seen: bool = False
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the kernel does not let it run, until a signal or a debugger lets it go on."""
+        return self.kept_by in _STOPPED
 
 
 @attrs.frozen
@@ -143,7 +151,7 @@ def _judge_here(process: ProcessIdentity, this: ProcessIdentity) -> Verdict | No
         return gone
     kept_by = _DOINGS.get(seen.state, "")
     evidence = f"process {pid} is there on {this.host}" + (f", {kept_by}" if kept_by else "")
-    return Verdict(Liveness.ALIVE, evidence, kept_by=kept_by)
+    return Verdict(Liveness.ALIVE, evidence, kept_by=kept_by, is_seen=True)
 
 
 def _judge_reboot(process: ProcessIdentity, this: ProcessIdentity, heartbeat_wall_ns: int | None) -> Verdict | None:

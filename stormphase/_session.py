@@ -16,6 +16,7 @@ from stormphase import _bridge, _claims, _configuration, _drain, _exits, _signal
 from stormphase._bell import Latch
 from stormphase._bridge import BridgeSession, DefaultBridge
 from stormphase._capturing import SessionCapture
+from stormphase._claim_place import claim_place
 from stormphase._early import EARLY_LANE, EARLY_LANE_MESSAGE, START_WAIT_S, EarlyPhases
 from stormphase._journaling import SessionJournal
 from stormphase._liveness import own_process
@@ -27,7 +28,6 @@ from stormphase._redaction import Redactor
 from stormphase._signals import SigtermHook
 from stormphase._sinks import SUMMARY, SinkSet
 from stormphase._summary import SessionSummary
-from stormphase.stores._attempts import number_attempt
 from stormphase.stores._feed import StoreFeed, open_store
 from stormphase.stores._redact import RecordRedactor
 
@@ -46,11 +46,6 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 0.02
 _JOURNAL_TIMEOUT_S: Final = 2.0
-_COUNTS_ALONE: Final = (
-    "stormphase: each of torchrun's agents counts only the failures of its own ranks, so that after a restart they may "
-    "not agree on the attempt. Give a journal directory (STORMPHASE_DIR) that counts them, start the tracker once the "
-    "process group is up, or set STORMPHASE_ATTEMPT."
-)
 
 _log = logging.getLogger("stormphase")
 
@@ -123,21 +118,8 @@ class Session:
         )
         wants_summary = _configuration.wants_summary(settings.summary, environ, place.identity.rank)
         self.journal = SessionJournal(settings.journal, environ, spare=_spare_of(settings))
-        launched = place.launched
-        claimed = _claims.claim(
-            place.identity, is_explicit=settings.session_id is not None, has_attempt=launched.has_attempt
-        )
-        try:
-            has_journal = self.journal._options is not None
-            counted = claimed if has_journal else number_attempt(settings.store, claimed, launched)
-            self.identity: RankIdentity = self.journal.place(counted, launched)
-        except BaseException:
-            _claims.unclaim(claimed)
-            raise
-        _claims.count_on(claimed, self.identity)
-        if place.counts_alone and not has_journal:
-            _log.warning(_COUNTS_ALONE)
-        self._place = place.with_identity(self.identity)
+        self._place = claim_place(place, settings, self.journal)
+        self.identity: RankIdentity = self._place.identity
         self._claimed = self.identity
         return wants_summary
 

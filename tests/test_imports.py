@@ -38,7 +38,7 @@ ROOMS = """
     capture, journal
     stores
     _claims, _configuration, _logging_sink, _sinks + _overdue, _summary + _table + _render + _rich_view + _terminal
-    _tracker + _session + _early + _capturing + _carrying + _journaling + _last_words + _workers
+    _tracker + _session + _claim_place + _early + _capturing + _carrying + _journaling + _last_words + _workers
     otel, analysis, export, records, testing + _store_conformance
     integrations, cli
     __init__

@@ -75,7 +75,7 @@ def test_another_process_lives_until_it_ends() -> None:
         process.communicate()
         gone = judge(identity, heartbeat_wall_ns=NOW, now_wall_ns=NOW)
         expected = f"process {process.pid} is gone from {os.uname().nodename}"
-        assert [(Liveness.DEAD, expected, False, "")] * 2 == [attrs.astuple(zombie), attrs.astuple(gone)]
+        assert [(Liveness.DEAD, expected, False, "", False)] * 2 == [attrs.astuple(zombie), attrs.astuple(gone)]
 
 
 def test_a_process_that_a_signal_stopped_is_alive() -> None:

@@ -36,6 +36,7 @@ class Place:
         step: the step that the phase carries, else the last that the rank set.
         beside: outside of any, a point on another lane in which the rank is for far longer than ever before: what it
             does meanwhile may well wait for that.
+        lane: the phases of that lane, outermost first.
     """
 
     rank: int
@@ -44,6 +45,13 @@ class Place:
     sync: OpenPhase | None
     step: int | None
     beside: OpenPhase | None = None
+    lane: tuple[OpenPhase, ...] = ()
+
+    @property
+    def late(self) -> OpenPhase | None:
+        """The innermost phase that was measured before, if it lasts far longer than ever."""
+        phase = next((each for each in reversed(self.lane) if has_usual(each)), None)
+        return phase if phase is not None and is_overdue(phase, 0) else None
 
     @property
     def point(self) -> OpenPhase | None:
@@ -88,7 +96,7 @@ def place_of(rank: RankReport) -> Place:
     sync = next((each for each in reversed(lane) if each.is_sync), None)
     step = own.step if phase is None or phase.step is None else phase.step
     beside = _point_beside(own.open, lane) if sync is None and not own.unwound else None
-    return Place(rank=rank.rank, state=own.state, phase=phase, sync=sync, step=step, beside=beside)
+    return Place(rank=rank.rank, state=own.state, phase=phase, sync=sync, step=step, beside=beside, lane=tuple(lane))
 
 
 def places_of(ranks: Iterable[RankReport]) -> dict[int, Place]:

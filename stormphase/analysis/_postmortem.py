@@ -7,17 +7,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, has_usual, is_overdue, places_of
+from stormphase.analysis._endings import Nature
+from stormphase.analysis._facts import Answer, Facts
+from stormphase.analysis._places import DEFAULT_HANG_NS, Group, Place, groups_of, has_usual, places_of
 from stormphase.analysis._ranks import DEAD, WELL, OpenPhase, ProcessReport, RankReport, RankState, Usual, ranks_of
-from stormphase.analysis._suspects import Suspect, died_together, since_text, suspects_of
+from stormphase.analysis._standing import still_there
+from stormphase.analysis._suspects import Suspect, since_text, suspects_of
+from stormphase.analysis._verdict import Verdict, verdict_of
 from stormphase.analysis._waits import Wait, waits_of
 from stormphase.analysis._words import MAX_MESSAGE, counted, path_text, plain, ranks_text, shown, span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 # A worker gives signs of life five times a second, and needs the GIL for it.
 _NO_GIL: Final = "something holds the GIL, or exec has put another program in its place"
+
+
+_NOT_MARKED: Final = (
+    "no phase is marked as a point where ranks wait for each other: mark each, as in "
+    'tracker.enter_phase("all_reduce", sync=True), and who waits can be told from who is waited for'
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -34,10 +44,12 @@ class Postmortem:
         places: what each is doing.
         groups: who does the same, the largest group first.
         waits: the synchronisation points that ranks are in.
-        suspects: who may be the reason, the strongest evidence first.
+        verdict: whether a culprit is shown, and why.
+        suspects: whom the verdict names, then others that something speaks against; none if it cannot be told.
         absent: ranks that have no journal here.
         notes: what else has to be known to judge; often nothing.
-        is_hung: whether a rank that lives is far longer in a phase than usual, or waits for one that is dead.
+        is_hung: whether a rank that lives is far longer in a phase than usual, waits for one that is dead, was stopped,
+            or is still there long after all others have ended.
     """
 
     session_id: str
@@ -49,6 +61,7 @@ class Postmortem:
     places: Mapping[int, Place]
     groups: tuple[Group, ...]
     waits: tuple[Wait, ...]
+    verdict: Verdict
     suspects: tuple[Suspect, ...]
     absent: tuple[int, ...]
     notes: tuple[str, ...]
@@ -76,11 +89,13 @@ def diagnose(
     by_rank = {report.rank: report for report in reports}
     places = places_of(reports)
     waits = waits_of(by_rank, places, hang_ns)
-    identity = reports[0].own.identity
-    others = sorted(set(other_attempts), reverse=True)
     world_size = max(process.identity.world_size for report in reports for process in report.processes)
     # As many as the files that were read may speak for: a damaged one may claim a world of any size.
     absent = [rank for rank in range(min(world_size, 2 * len(reports) + 1_000)) if rank not in by_rank]
+    facts = Facts.of(by_rank, places, waits, hang_ns=hang_ns, absent=absent)
+    verdict = verdict_of(facts)
+    identity = reports[0].own.identity
+    others = sorted(set(other_attempts), reverse=True)
     return Postmortem(
         session_id=identity.session_id,
         attempt=identity.attempt,
@@ -91,30 +106,25 @@ def diagnose(
         places=places,
         groups=groups_of(places.values()),
         waits=waits,
-        suspects=suspects_of(by_rank, places, waits, hang_ns),
+        verdict=verdict,
+        suspects=suspects_of(facts, verdict),
         absent=tuple(absent),
-        notes=tuple(_notes(by_rank, places, waits, absent, hang_ns)),
-        is_hung=_is_hung(places, waits, hang_ns),
+        notes=tuple(_notes(facts, absent, verdict)),
+        is_hung=_is_hung(facts, verdict),
     )
 
 
-def _is_hung(places: Mapping[int, Place], waits: Iterable[Wait], hang_ns: int) -> bool:
-    waiting = {rank for wait in waits if wait.is_hung for rank in wait.ranks}
-    if any(places[rank].state is RankState.RUNNING for rank in waiting):
+def _is_hung(facts: Facts, verdict: Verdict) -> bool:
+    if verdict.rule == still_there.__name__ or facts.ended(Nature.STOPPED):
         return True
-    return any(
-        place.state is RankState.RUNNING and place.phase is not None and is_overdue(place.phase, hang_ns)
-        for place in places.values()
-    )
+    waiting = {rank for wait in facts.waits if wait.is_hung for rank in wait.ranks}
+    if any(facts.places[rank].state is RankState.RUNNING for rank in waiting):
+        return True
+    return any(facts.places[rank].state is RankState.RUNNING and rank not in facts.at_work for rank in facts.late)
 
 
-def _notes(
-    ranks: Mapping[int, RankReport],
-    places: Mapping[int, Place],
-    waits: Sequence[Wait],
-    absent: list[int],
-    hang_ns: int,
-) -> Iterable[str]:
+def _notes(facts: Facts, absent: list[int], verdict: Verdict) -> Iterable[str]:
+    ranks, places, waits, hang_ns = facts.ranks, facts.places, facts.waits, facts.hang_ns
     for wait in waits:
         if wait.is_hung and not wait.missing:
             everyone = "all ranks that have a journal" if absent else f"all {counted(len(ranks), 'rank')}"
@@ -141,10 +151,14 @@ def _notes(
                 f"how long what rank{plural} {ranks_text(at_work)} {verb} in usually takes is not known: "
                 f"{it} may be slow there, and not stuck"
             )
+        if wait.may_go_on and not wait.is_hung:
+            yield (
+                f"{counted(len(wait.ranks), 'rank')} wait in {path_text(wait.path)} for {span(wait.for_ns)}, longer "
+                f"than ever, and rank {ranks_text([each.rank for each in wait.missing])} may be at work meanwhile"
+            )
+    if verdict.answer is not Answer.WELL and not any(report.own.has_sync for report in ranks.values()):
+        yield _NOT_MARKED
     yield from _still(ranks.values())
-    together = died_together(ranks)
-    if together is not None:
-        yield together
     if absent:
         are_awaited = any(wait.is_hung and not wait.missing for wait in waits)
         plural = "s" if len(absent) > 1 else ""
@@ -278,7 +292,13 @@ def group_text(group: Group) -> str:
 
 def suspect_to_dict(suspect: Suspect) -> dict[str, Any]:
     """Return a suspect as JSON has it."""
-    return {"rank": suspect.rank, "kind": suspect.kind, "reason": suspect.reason}
+    return {
+        "rank": suspect.rank,
+        "kind": suspect.kind,
+        "reason": suspect.reason,
+        "place": suspect.place,
+        "tied": suspect.is_tied,
+    }
 
 
 def title_text(postmortem: Postmortem) -> str:

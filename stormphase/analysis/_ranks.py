@@ -12,6 +12,7 @@ import attrs
 from stormphase._histogram import GAMMA, bucket_of, quantile_between
 from stormphase._liveness import FRESH_NS, Liveness, Verdict, utc
 from stormphase._model import EndKind, PhaseStatus, ProcessIdentity, RankIdentity
+from stormphase.analysis._failures import Failure, failure_of
 from stormphase.analysis._unwinding import left_by_end
 from stormphase.analysis._words import MAX_MESSAGE, shown, span
 
@@ -169,6 +170,14 @@ class ProcessReport:
         unwound: the phases that it left by what ended it, an exception or a signal, outermost first, down to where that
             arose, each with how long it was open; empty if it did not say that it ended so, or nothing shows where.
         error_type: the type of the exception that ended it, or None.
+        error_message: its text, or None.
+        failure: why its outermost phases ended otherwise than well, though it ended in order; None if they did not.
+        clock_ns: what its times are ahead of its machine's monotonic clock: without that, those of one boot compare.
+        asked_ns: when a signal asked it to stop, ns since the Unix epoch; None if none did.
+        there_ns: when the kernel was asked and had the process, also one whose session has ended, ns since the Unix
+            epoch; None if it was not, or had not.
+        is_stopped: whether the kernel does not let it run, as a signal or a debugger has stopped it.
+        has_sync: whether any phase of which there is a record is marked as a synchronisation point.
         last_ended: its last ended phases, oldest first.
         counts: how often each path ended.
         has_exact_counts: whether nothing that it entered is missing in `counts` and `open`.
@@ -198,6 +207,13 @@ class ProcessReport:
     kept_by: str = ""
     unwound: tuple[OpenPhase, ...] = ()
     error_type: str | None = None
+    error_message: str | None = None
+    failure: Failure | None = None
+    clock_ns: int = 0
+    asked_ns: int | None = None
+    there_ns: int | None = None
+    is_stopped: bool = False
+    has_sync: bool = False
     stack: tuple[str, ...] = ()
     stack_for_ns: int | None = None
     said: tuple[str, ...] = ()
@@ -213,6 +229,11 @@ class ProcessReport:
         """For how long one that is there has given no sign of life; 0 if that is no longer than usual, or not known."""
         since_ns = self.measured_ns - self.alive_until_ns
         return since_ns if self.state is RankState.RUNNING and since_ns > FRESH_NS else 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the kernel has the process, also where its session has ended."""
+        return self.there_ns is not None
 
     @property
     def has_died(self) -> bool:
@@ -302,6 +323,13 @@ def report_process(
         ended_phases=sum(each.count for each in image.totals.values()) if past is None else past.ended_phases,
         unwound=_unwound(image, known) if state in SAID_SO else (),
         error_type=None if image.end_note is None else image.end_note.error_type,
+        error_message=_message(None if image.end_note is None else image.end_note.error_message),
+        failure=failure_of(image) if state in IN_ORDER else None,
+        clock_ns=to_wall_ns(0),
+        asked_ns=None if image.stop_asked_ns is None else to_wall_ns(image.stop_asked_ns),
+        there_ns=to_wall_ns(now_ns) if verdict.is_seen and now_ns is not None else None,
+        is_stopped=state is RankState.RUNNING and verdict.is_stopped,
+        has_sync=any(phase.is_sync for phase in (*image.open, *image.ended)),
         kept_by=verdict.kept_by if state is RankState.RUNNING else "",
         stack=stack,
         stack_for_ns=None if stack_at_ns is None else max(0, until_ns - stack_at_ns),
@@ -395,6 +423,10 @@ def _unwound(image: JournalImage, known: dict[tuple[str, ...], tuple[str, ...]])
         _open(phase, image, phase.ended_ns or 0, known, _usual_before(phase, image.totals.get(phase.path)))
         for phase in left_by_end(image)
     )
+
+
+def _message(text: str | None) -> str | None:
+    return None if text is None else shown(text, MAX_MESSAGE)
 
 
 def _usual_before(phase: JournalPhase, totals: PathTotals | None) -> Usual | None:

@@ -7,34 +7,50 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from stormphase._liveness import utc
-from stormphase.analysis._places import LEAST_COUNT, SECOND_NS, Place, is_overdue
+from stormphase.analysis._facts import Facts, spot_of
+from stormphase.analysis._places import LEAST_COUNT, Place
 from stormphase.analysis._ranks import DEAD, IN_ORDER, SAID_SO, OpenPhase, ProcessReport, RankReport, RankState, Usual
 from stormphase.analysis._words import counted, path_text, shown, span
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from stormphase.analysis._verdict import Verdict
     from stormphase.analysis._waits import Missing, Wait
 
-# Heartbeats are a second apart, and clocks of hosts differ: closer deaths are in no order.
-SAME_TIME_NS: Final = 2 * SECOND_NS
-
-DEAD_AND_AWAITED, DIED_FIRST, AWAITED, DIED, CHILD_DIED, OVERDUE, BEHIND, SILENT, WAITS_ITSELF = range(9)
 KINDS: Final = (
     "dead_and_awaited",
     "died_first",
+    "stopped",
+    "left_early",
     "awaited",
+    "still_there",
     "died",
     "child_died",
     "overdue",
+    "stands",
     "behind",
     "silent",
     "waits_itself",
 )
+(
+    DEAD_AND_AWAITED,
+    DIED_FIRST,
+    STOPPED,
+    LEFT_EARLY,
+    AWAITED,
+    STILL_THERE,
+    DIED,
+    CHILD_DIED,
+    OVERDUE,
+    STANDS,
+    BEHIND,
+    SILENT,
+    WAITS_ITSELF,
+) = range(len(KINDS))
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Suspect:
     """A rank that may be the reason.
 
@@ -42,84 +58,79 @@ class Suspect:
         rank: which.
         kind: the strongest of its reasons, one of `KINDS`, which stand in order.
         reason: the evidence, in one sentence that needs nothing beside it but the rank.
+        place: 1 for the suspects that the verdict names, then 2 and so on.
+        is_tied: whether others share its place, since nothing tells them apart.
     """
 
     rank: int
     kind: str
     reason: str
+    place: int = 1
+    is_tied: bool = False
 
 
-def suspects_of(
-    ranks: Mapping[int, RankReport], places: Mapping[int, Place], waits: Sequence[Wait], hang_ns: int
-) -> tuple[Suspect, ...]:
-    """Return the suspects, the strongest first; none for a rank that nothing speaks against."""
-    hung = [wait for wait in waits if wait.is_hung]
-    firsts = _died_first(ranks, places)
-    leading_step = _common_step(places)
+def suspects_of(facts: Facts, verdict: Verdict) -> tuple[Suspect, ...]:
+    """Return whom the verdict names, then others that something speaks against; none if it cannot be told."""
+    named = frozenset(verdict.ranks)
+    if not named:
+        return ()
+    leading_step = _common_step(facts.places)
+    hung = facts.hung
     victims = {rank for wait in hung for rank in wait.ranks}
-    sufferers = {rank for rank in victims if ranks[rank].own.unwound or _waits_too_long(places[rank], hang_ns)}
-    beside = {rank for rank in victims if places[rank].beside is not None}
-    excused = {rank for wait in hung if wait.missing for rank in wait.ranks} & (sufferers | beside)
-    found: list[tuple[int, int, int, Suspect]] = []
-    for rank, report in ranks.items():
-        place = places[rank]
+    sufferers = {rank for rank in victims if facts.ranks[rank].own.unwound or rank in facts.late}
+    spots = Counter(spot_of(rank, facts) for rank in facts.ranks)
+    found: list[tuple[bool, int, int, Suspect]] = []
+    for rank, report in facts.ranks.items():
+        place = facts.places[rank]
         awaited = [(wait, each) for wait in hung for each in wait.missing if each.rank == rank]
-        tier = _tier(report, place, bool(awaited), rank in firsts, hang_ns)
-        if (tier is DIED and rank in victims) or (tier in {DIED_FIRST, OVERDUE} and rank in excused):
-            continue  # It waited for another one, until something ended them all.
-        if tier is DEAD_AND_AWAITED and rank in sufferers:
+        tier = _tier(report, place, is_awaited=bool(awaited), is_named=rank in named, is_late=rank in facts.late)
+        if tier is DEAD_AND_AWAITED and rank in sufferers and place.sync is not None:
             tier = WAITS_ITSELF
-        if tier is None and hung and rank not in excused and _is_behind(place, leading_step):
+        if rank not in named:
+            is_excused = (tier is DIED and rank in victims) or (tier is OVERDUE and spots[spot_of(rank, facts)] > 1)
+            if is_excused or tier is None:
+                continue
+        if rank in named and tier in {None, STANDS} and hung and _is_behind(place, leading_step):
             tier = BEHIND
-        if tier is None:
-            continue
         words = [_where(report, place), *(_awaited(wait, each, place, report.own) for wait, each in awaited[:2])]
         if not awaited and _is_behind(place, leading_step):
             words.append(f"it is at step {place.step}, most are at {leading_step}")
         words += [_died_beside(each) for each in report.processes[1:] if each.has_died]
         reason = ": ".join([words[0], "; ".join(words[1:])]) if len(words) > 1 else words[0]
-        # The first to die before those that died later, whatever else speaks against them; of the living the one that
-        # most wait for. In two collectives at once the odd one out is the likelier reason.
+        kind = KINDS[STANDS if tier is None else tier]
         waiting = max((len(wait.ranks) for wait, _ in awaited), default=0)
-        order = firsts.get(rank, (len(ranks) + 1, report.own.end_ns)) if report.own.has_died else (-waiting, 0)
-        found.append((tier, *order, Suspect(rank=rank, kind=KINDS[tier], reason=reason)))
-    return tuple(each[-1] for each in sorted(found, key=lambda each: (*each[:3], each[3].rank)))
+        when = report.own.end_ns if report.own.has_died else -waiting
+        found.append((rank not in named, STANDS if tier is None else tier, when, Suspect(rank, kind, reason)))
+    found.sort(key=lambda each: (*each[:3], each[3].rank))
+    ties = len(named) > 1
+    return tuple(
+        attrs.evolve(
+            each, place=1 if each.rank in named else index - len(named) + 2, is_tied=ties and each.rank in named
+        )
+        for index, (*_, each) in enumerate(found)
+    )
 
 
-def _tier(report: RankReport, place: Place, is_awaited: bool, is_first: bool, hang_ns: int) -> int | None:  # noqa: FBT001
-    if report.own.has_died:
-        return DEAD_AND_AWAITED if is_awaited else DIED_FIRST if is_first else DIED
+def _tier(report: RankReport, place: Place, *, is_awaited: bool, is_named: bool, is_late: bool) -> int | None:
+    """Return what speaks against a rank most; None if nothing does."""
+    own = report.own
+    if own.has_died:
+        return DEAD_AND_AWAITED if is_awaited else DIED_FIRST if is_named else DIED
     if is_awaited:
-        return WAITS_ITSELF if place.sync is not None and not report.own.kept_by else AWAITED
-    if place.state is RankState.SILENT:
-        return SILENT
-    if any(process.has_died for process in report.processes[1:]):
-        return CHILD_DIED
-    if place.phase is not None and place.sync is None and place.state is RankState.RUNNING:
-        return OVERDUE if is_overdue(place.phase, hang_ns) else None
-    return None
-
-
-def _died_first(ranks: Mapping[int, RankReport], places: Mapping[int, Place]) -> dict[int, tuple[int, int]]:
-    """Return the ranks that died first, those of one time together, each with what sorts it among them.
-
-    If all died at one time there is no first. Among those of one time the odd one out comes first: one that was
-    killed while many saw an exception, or one exception among many that were killed; and of equally odd ones those
-    that were in no synchronisation point, where a rank may fail because of another one.
-    """
-    died = sorted((each.own.end_ns, rank) for rank, each in ranks.items() if each.own.has_died)
-    together = [rank for end_ns, rank in died if end_ns - died[0][0] <= SAME_TIME_NS]
-    ends = Counter((ranks[rank].own.state, ranks[rank].own.error_type) for rank in together)
-    if len(together) == len(ranks) and len(ends) == 1 and len(ranks) > 1:
-        return {}
-    return {
-        rank: (ends[ranks[rank].own.state, ranks[rank].own.error_type], int(places[rank].sync is not None))
-        for rank in together
-    }
-
-
-def _waits_too_long(place: Place, hang_ns: int) -> bool:
-    return place.sync is not None and is_overdue(place.sync, hang_ns)
+        return WAITS_ITSELF if place.sync is not None and not own.is_stopped else AWAITED
+    if place.state in IN_ORDER:
+        left = STILL_THERE if own.is_there and own.failure is None else LEFT_EARLY
+        return left if is_named else None
+    is_overdue = is_late and (place.sync is None or is_named) and place.state is RankState.RUNNING
+    has_lost_a_worker = any(process.has_died for process in report.processes[1:])
+    tiers = (
+        (STOPPED, own.is_stopped and is_named),
+        (SILENT, place.state is RankState.SILENT),
+        (CHILD_DIED, has_lost_a_worker),
+        (OVERDUE, is_overdue),
+        (STANDS, is_named),
+    )
+    return next((tier for tier, is_so in tiers if is_so), None)
 
 
 def _common_step(places: Mapping[int, Place]) -> int | None:
@@ -145,6 +156,13 @@ def _where(report: RankReport, place: Place) -> str:
         words.append(standing_text(own))
     elif own.kept_by:
         words.append(own.kept_by)
+    if own.failure is not None:
+        failure = own.failure
+        words.append(
+            f"after {failure.error_type}: {failure.error_message} had {failure.status} {path_text(failure.path)}"
+        )
+    if own.state in IN_ORDER and own.there_ns is not None:
+        words.append(f"its process {own.process.pid} was still there {span(own.there_ns - own.end_ns)} later")
     if place.phase is not None:
         words.append(f"in {doing(place.phase, place.step)}")
     elif own.state is RankState.RUNNING or (own.state in DEAD and own.state not in SAID_SO):
@@ -203,7 +221,7 @@ def _awaited(wait: Wait, missing: Missing, place: Place, own: ProcessReport) -> 
         short = f"it is not in {point}"
     others = counted(len(wait.ranks), "rank")
     verb = "waited" if wait.is_over else "wait" if len(wait.ranks) > 1 else "waits"
-    if place.sync is not None and not own.kept_by:
+    if place.sync is not None and not own.is_stopped:
         return (
             f"{short}, where {others} {verb} for {span(wait.for_ns)}; it {'waited' if wait.is_over else 'waits'} itself"
         )
@@ -214,16 +232,3 @@ def _awaited(wait: Wait, missing: Missing, place: Place, own: ProcessReport) -> 
 
 def _ordinal(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}."
-
-
-def died_together(ranks: Mapping[int, RankReport]) -> str | None:
-    """Say that all that died did so at one time, if they did: then no order can be told."""
-    ends = [each.own.end_ns for each in ranks.values() if each.own.has_died]
-    if len(ends) < 2 or max(ends) - min(ends) > SAME_TIME_NS:  # noqa: PLR2004 - one alone has no order
-        return None
-    apart_ns = max(ends) - min(ends)
-    when = f"within {span(apart_ns)}, about" if apart_ns else "at one time,"
-    return (
-        f"{counted(len(ends), 'rank')} died {when} {utc(min(ends))}: "
-        "which was first cannot be told from their last signs of life"
-    )

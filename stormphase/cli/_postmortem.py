@@ -105,6 +105,7 @@ def write_json(
             {"file": str(each.file), "problem": each.error.problem}
             for each in (*unreadable, *selection.unreadable_others)
         ],
+        "verdict": postmortem.verdict.to_dict(),
         "world_size": postmortem.world_size,
     }
     stream.write("{")
@@ -116,8 +117,8 @@ def write_json(
 
 def _pieces(value: Any) -> Iterator[str]:
     """Yield the JSON of a value; of a list its elements one by one, since a job's are many megabytes."""
-    if isinstance(value, (str, int)):
-        yield json.dumps(value)
+    if isinstance(value, (str, int, dict)):
+        yield json.dumps(value, sort_keys=True, allow_nan=False)
         return
     opening = "["
     for each in value:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any
 
+    from stormphase.analysis._verdict import Verdict
+
 MAX_GROUPS: Final = 12
 MAX_SUSPECTS: Final = 8
 MAX_ALIKE: Final = 2
@@ -30,7 +32,6 @@ LEAST_TELLING: Final = KINDS[DIED]
 _MOST_OF_A_KIND: Final = {LEAST_TELLING: MAX_ALIKE, KINDS[DIED_FIRST]: MAX_FIRST}
 _MAX_LINES_OF_NOTES: Final = 10
 _SUSPECTS: Final = "suspects, those with the strongest evidence first"
-_ALL_ALIKE: Final = "who died; nothing speaks against one more than against another"
 
 
 def write_postmortem(page: Page, postmortem: Postmortem, now_wall_ns: int, wanted: Collection[int] | None) -> None:
@@ -38,6 +39,7 @@ def write_postmortem(page: Page, postmortem: Postmortem, now_wall_ns: int, wante
     page.wrapped(f"stormphase postmortem: {title_text(postmortem)}", indent="  ", style=BOLD)
     page.line(f"read at {utc(now_wall_ns)}", style=DIM)
     page.wrapped(_states_text(postmortem), style=_verdict_style(postmortem))
+    page.wrapped(verdict_text(postmortem.verdict), indent="  ", style=_verdict_style(postmortem))
     page.line()
     page.line("what the ranks were doing", style=BOLD)
     for group in postmortem.groups[:MAX_GROUPS]:
@@ -59,20 +61,26 @@ def write_postmortem(page: Page, postmortem: Postmortem, now_wall_ns: int, wante
         _write_rank(page, rank)
 
 
+def verdict_text(verdict: Verdict) -> str:
+    """Return a verdict in words: `named, rank 2: 3 ranks wait in ..., and rank 2 has not entered it as often`."""
+    named = f", rank{'s' * (len(verdict.ranks) > 1)} {ranks_text(verdict.ranks)}" if verdict.ranks else ""
+    return f"{verdict.answer}{named}: {verdict.why}"
+
+
 def _write_suspects(page: Page, suspects: Sequence[Suspect]) -> None:
     if not suspects:
         return
     page.line()
-    are_alike = len(suspects) > 1 and all(suspect.kind == LEAST_TELLING for suspect in suspects)
-    page.line(_ALL_ALIKE if are_alike else _SUSPECTS, style=BOLD)
-    number = 0
-    for kind, alike in groupby(suspects, key=lambda suspect: suspect.kind):
+    page.line(_SUSPECTS, style=BOLD)
+    told = 0
+    for (kind, _), alike in groupby(suspects, key=lambda suspect: (suspect.kind, suspect.is_tied)):
         same = list(alike)
         # Who merely died is a fact, and thousands of the same say no more than one.
-        most = min(MAX_SUSPECTS - number, _MOST_OF_A_KIND.get(kind, MAX_SUSPECTS))
+        most = min(MAX_SUSPECTS - told, _MOST_OF_A_KIND.get(kind, MAX_SUSPECTS))
         for suspect in same[: max(0, most)]:
-            number += 1
-            page.wrapped(f"rank {suspect.rank}: {suspect.reason}", first=f"{number:3}. ")
+            told += 1
+            tied = "tied, " * suspect.is_tied
+            page.wrapped(f"{tied}rank {suspect.rank}: {suspect.reason}", first=f"{suspect.place:3}. ")
         hidden = same[max(0, most) :]
         if hidden:
             ranks = ranks_text(suspect.rank for suspect in hidden)

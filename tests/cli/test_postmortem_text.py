@@ -76,33 +76,35 @@ def test_a_large_job_is_a_short_text(job: Any) -> None:
 
 
 def test_of_those_that_merely_died_two_stand_for_all(job: Any) -> None:
-    """If the whole job was ended at once, the first two say as much as all."""
+    """If one has failed and the job was ended, the first two of the others say as much as all."""
     job = jobs.Job(64)
-    for rank in range(64):
+    job.rank(0, note=jobs.said("exception", 9, error_type="ValueError", error_message="x"), verdict="dead")
+    for rank in range(1, 64):
         job.rank(rank, "train,9", verdict="dead")
     out = text_of(job)
-    assert "\n     and 62 more, died: 2-63\n" in out
-    assert 1 == out.count("ended last") + out.count("open, up to its last sign of life")
+    assert "\n     and 61 more, died: 3-63\n" in out
+    assert 1 == out.count("ended last") + out.count("nothing open")
 
 
 def test_who_died_alike_is_no_suspect(job: Any) -> None:
-    """A job that its scheduler ended has no culprit, and the text does not speak of one."""
+    """A job that its scheduler ended has no culprit, and the text says so and speaks of none."""
     for rank in range(4):
         job.rank(rank, "train,4", verdict="dead")
     text = text_of(job)
-    assert "who died; nothing speaks against one more than against another" in text
+    assert "\ncannot be told: 4 ranks ended from outside at one time, 2027-01-16" in text
     assert "suspects" not in text
 
 
-def test_of_those_that_died_first_together_three_are_told(job: Any) -> None:
-    """The odd one out, and two of the others; the rest are named."""
-    for rank in range(3):
-        job.rank(rank, "train,4", verdict="dead")
-        job.rank(rank + 10, "train,4", verdict="dead")
-    job.rank(9, note=jobs.said("exception", error_type="ValueError", error_message="x"), verdict="dead")
+def test_of_those_that_tie_three_are_told(job: Any) -> None:
+    """They share the first place, and the rest are named."""
+    for rank in range(9):
+        job.rank(rank, "train,4", verdict="dead" if rank < 7 else "alive")
     text = text_of(job)
-    assert "  1. rank 9: exception, ValueError: x" in text
-    assert "and 4 more, died first: 2, 10-12" in text
+    assert "\ntie, ranks 0-6: ranks 0-6 were the first to end" in text
+    assert ["  1. tied, rank 0", "  1. tied, rank 1", "  1. tied, rank 2"] == [
+        line[:17] for line in text.splitlines() if "tied" in line
+    ]
+    assert "and 4 more, died first: 3-6" in text
 
 
 def test_a_deep_lane_is_shown_by_its_ends(job: Any) -> None:
