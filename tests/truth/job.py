@@ -249,6 +249,11 @@ class Context:
         self.step = None
         self.everyone = frozenset(job.ranks)
 
+    @property
+    def is_real(self):
+        """Whether it is lived, and not planned."""
+        return self._seat is not None
+
     def make_tracker(self):
         """Return the tracker, or what does nothing."""
         if self._seat is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 
 from truth_job import OutOfMemoryError
 from truth_kinds_issue import (
@@ -42,6 +44,11 @@ def loader_starved(kind, seed, rng):
     return job, _named(culprit, "it is the only one that is not in the point")
 
 
+def _odd_one_out(job, culprit, evidence):
+    """Return the truth of one rank that does otherwise than all others; of two, nobody can tell which is right."""
+    return Truth(NAMED if job.world_size > 2 else MAY, frozenset({culprit}), evidence=evidence)
+
+
 def two_orders(kind, seed, rng):
     """One rank calls another collective than all others: a branch that only it takes."""
     job = some_job(kind, seed, rng, world_size=rng.choice([4, 8, 16]), shape=rng.choice(["ddp", "buckets"]))
@@ -57,7 +64,7 @@ def two_orders_in_halves(kind, seed, rng):
     half = frozenset(rng.sample(list(job.ranks), job.world_size // 2))
     for rank in half:
         job.plants[rank, "optimizer", step] = lambda ctx: ctx.meet("broadcast")
-    return job, Truth(UNTOLD, half, evidence="two halves wait for each other")
+    return job, Truth(UNTOLD, evidence="two halves wait for each other")
 
 
 def killed_for_memory(kind, seed, rng):
@@ -150,7 +157,6 @@ def thread_failed(kind, seed, rng):
 
 def _fail_in_thread(ctx):
     if ctx._seat is not None:
-        import threading
 
         def load():
             try:
@@ -178,7 +184,11 @@ def never_started(kind, seed, rng):
     job = some_job(kind, seed, rng)
     culprit = culprit_of(job, rng)
     job.starts[culprit] = None
-    return job, _named(culprit, "it has no journal, and all others wait in the first meeting")
+    job.watch_after_s = rng.uniform(1_500, 5_000)
+    codes = (1,) if job.marks else (0, 1)  # else nothing says that they wait
+    return job, Truth(
+        NAMED, frozenset({culprit}), codes=codes, evidence="it has no journal, and all others wait in the first meeting"
+    )
 
 
 def failed_in_setup(kind, seed, rng):
@@ -195,7 +205,10 @@ def uneven_inputs(kind, seed, rng):
     job = some_job(kind, seed, rng, echoes=False, checkpoint_every=0)
     culprit = culprit_of(job, rng)
     job.facts["shorter"] = {culprit: rng.choice([1, 2])}
-    return job, _named(culprit, "it is past all steps, or ended in order, and has entered the point less often")
+    job.facts["ends alone"] = rng.random() < 0.5
+    return job, _odd_one_out(
+        job, culprit, "it is past all steps, or ended in order, and has entered the point less often"
+    )
 
 
 def retried(kind, seed, rng):
@@ -236,7 +249,7 @@ def slow_but_well(kind, seed, rng):
     job = some_job(kind, seed, rng)
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     job.plants[culprit, rng.choice(spots_of(job)), step] = lambda ctx: iter([Work(1.2)])
-    job.facts["watch at"] = (culprit, step, rng.uniform(0.1, 1.0))
+
     job.watch_at_s = job.compile_s + 1.6 + step * job.step_s * 1.1 + rng.uniform(0, 0.5)
     return job, _WELL
 
@@ -310,7 +323,7 @@ def storage_stuck(kind, seed, rng):
     step = late_step(job, rng)
     for rank in job.ranks:
         job.plants[rank, "data_loading", step] = forever
-    return job, Truth(UNTOLD, frozenset(job.ranks), evidence="all are in one phase, since about one time")
+    return job, Truth(UNTOLD, evidence="all are in one phase, since about one time")
 
 
 def skipped_a_step(kind, seed, rng):
@@ -318,7 +331,7 @@ def skipped_a_step(kind, seed, rng):
     job = some_job(kind, seed, rng, shape="ddp", checkpoint_every=0, echoes=False)
     culprit, step = culprit_of(job, rng), rng.randrange(3, job.steps - 3)
     job.facts["skips"] = {culprit: step}
-    return job, _named(culprit, "it has entered the point once less, and is past all steps")
+    return job, _odd_one_out(job, culprit, "it has entered the point once less, and is past all steps")
 
 
 def own_connection_error(kind, seed, rng):
@@ -355,6 +368,62 @@ def failed_everywhere_but_one_first(kind, seed, rng):
     return job, _named(culprit, "its error is its own, the others say that SIGTERM ended them, and later")
 
 
+def worker_killed(kind, seed, rng):
+    """A worker process that loads data for one rank is killed; the rank waits for it, and the others for the rank."""
+    job = some_job(kind, seed, rng, host_count=1, reader_is_elsewhere=False)
+    culprit, step = culprit_of(job, rng), late_step(job, rng)
+    job.plants[culprit, "data_loading", step] = _lose_worker
+    return job, _named(culprit, "its worker is dead, and it is overdue in data_loading")
+
+
+def _lose_worker(ctx):
+    if ctx.is_real:
+        pid = os.fork()
+        if not pid:
+            ctx.phase("read_shard").__enter__()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+    yield from forever(ctx)
+
+
+def straggler_that_is_well(kind, seed, rng):
+    """A job that runs, one rank of which is always twice as slow as the others."""
+    job = some_job(kind, seed, rng)
+    culprit = culprit_of(job, rng)
+    job.watch_at_s = job.compile_s + 1.5 + rng.uniform(0.3, 0.7) * job.steps * job.step_s
+    for step in range(job.steps):
+        job.plants[culprit, "backward", step] = lambda ctx: ctx.work(ctx.job.step_s)
+    return job, _WELL
+
+
+def first_meeting_stuck(kind, seed, rng):
+    """All ranks are in their first meeting, and nobody comes out: a port is closed."""
+    job = some_job(kind, seed, rng, marks=True)
+    for rank in job.ranks:
+        job.plants[rank, "joined init_process_group", None] = forever
+    job.watch_after_s = rng.uniform(1_500, 5_000)
+    return job, Truth(UNTOLD, evidence="all are in one point, and entered it equally often")
+
+
+def stuck_in_setup(kind, seed, rng):
+    """One rank hangs in its setup, for an hour, and the others wait in the first meeting."""
+    job = some_job(kind, seed, rng, marks=True)
+    culprit = culprit_of(job, rng)
+    job.plants[culprit, "setup", None] = forever
+    job.watch_after_s = rng.uniform(3_600, 9_000)
+    return job, Truth(MAY, frozenset({culprit}), evidence="it alone is not there, but a first time may be slow")
+
+
+def several_stuck(kind, seed, rng):
+    """Two ranks hang at work, on one disk; the others wait for both."""
+    job = some_job(kind, seed, rng, world_size=rng.choice([6, 8, 16]), marks=rng.random() < 0.5)
+    step = late_step(job, rng)
+    both = frozenset(rng.sample(list(job.ranks), 2))
+    for rank in both:
+        job.plants[rank, "data_loading", step] = forever
+    return job, Truth(NAMED, both, evidence="the others are overdue in a path that these have entered less often")
+
+
 KINDS = {
     function.__name__.replace("_", " "): function
     for function in (
@@ -362,6 +431,7 @@ KINDS = {
         disk_full, interrupted, preempted, node_lost, thread_failed, evaluation_failed, never_started, failed_in_setup,
         uneven_inputs, retried, finished, running, slow_but_well, handled_then_another, two_failures, waiters_time_out,
         alone, stuck_with_gil, network_stuck, storage_stuck, skipped_a_step, own_connection_error, groups_stuck,
-        dead_in_collective, failed_everywhere_but_one_first,
+        dead_in_collective, failed_everywhere_but_one_first, worker_killed, straggler_that_is_well,
+        first_meeting_stuck, stuck_in_setup, several_stuck,
     )
 }  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 # Each after those that it needs.
-_SHARED = ("simulation", "machine", "job", "training", "outcomes", "kinds_issue", "kinds_own", "kinds", "judge")
+_SHARED = ("simulation", "machine", "job", "training", "outcomes", "kinds_issue", "kinds_own", "kinds", "judge", "page")
 
 for _name in _SHARED:
     if f"truth_{_name}" not in sys.modules:

@@ -44,7 +44,7 @@ class Host:
     @classmethod
     def make(cls, number, rng, *, is_here):
         """Return a machine whose wall clock is some milliseconds off, as those that NTP keeps are."""
-        off_s = 0.0 if is_here else rng.choice([rng.gauss(0, 0.002), rng.gauss(0, 0.03)])
+        off_s = 0.0 if is_here else rng.choice([rng.gauss(0, 0.002), rng.gauss(0, 0.01), rng.gauss(0, 0.03)])
         return cls(
             name=_liveness.own_process().host if is_here else f"node{number}",
             is_here=is_here,

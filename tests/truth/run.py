@@ -17,50 +17,74 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
-from pathlib import Path
 
+import attrs
 import loading  # noqa: F401 - makes the modules beside this one importable
 from truth_judge import run_case
 from truth_kinds import KINDS
-from truth_outcomes import OUTCOMES, RIGHT
+from truth_outcomes import INNOCENT, NOT_NAMED, OUTCOMES, RIGHT
+from truth_page import PAGE, page_of
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "accuracy.md"
+NOT_RUN = "not run"
+
+
+@attrs.frozen
+class Found:
+    """One job's outcome, small enough to be sent to another process."""
+
+    kind: str
+    seed: int
+    outcome: str
+    complaints: tuple
+    shown: str = ""
+    wanted: tuple = ()
+    said: tuple = ()
 
 
 def run_one(which):
-    """Run one job in a worker; returns kind, seed, outcome, what was wrong, and who was named."""
+    """Run one job in a worker; one that could not be run is the judge's own fault, and is told."""
     kind, seed = which
     try:
         case = run_case(kind, seed)
     except BaseException:
-        return kind, seed, "not run", (traceback.format_exc(),), None, None
-    said = case.judgement.said
-    return kind, seed, case.judgement.outcome, case.judgement.complaints, (said.kind, sorted(said.head)), case.truth
+        return Found(kind, seed, NOT_RUN, (traceback.format_exc(),))
+    said, truth = case.judgement.said, case.truth
+    return Found(
+        kind,
+        seed,
+        case.judgement.outcome,
+        case.judgement.complaints,
+        truth.shown,
+        tuple(sorted(truth.culprits | truth.tied)),
+        (said.kind, sorted(said.head)),
+    )
 
 
 def main():
-    """Run what the command line asks for."""
+    """Run what the command line asks for; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--jobs", type=int, default=500)
+    parser.add_argument("--jobs", type=int, help="how many (default: 500, or with --kind one, with its text)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", help="one kind only: with --jobs left out, one job, with its text")
+    parser.add_argument("--kind", choices=list(KINDS), metavar="KIND", help="one kind only")
     parser.add_argument("--keep", help="a directory for the journals of one job")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--no-page", action="store_true", help="leave docs/accuracy.md as it is")
     arguments = parser.parse_args()
-    if arguments.kind is not None and "--jobs" not in sys.argv:
+    if arguments.kind is not None and arguments.jobs is None:
         return show(run_case(arguments.kind, arguments.seed, arguments.keep))
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
-    which = [(kinds[number % len(kinds)], arguments.seed + number // len(kinds)) for number in range(arguments.jobs)]
+    jobs = 500 if arguments.jobs is None else arguments.jobs
+    which = [(kinds[number % len(kinds)], arguments.seed + number // len(kinds)) for number in range(jobs)]
     began = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool:
         found = list(pool.map(run_one, which, chunksize=4))
     seconds = time.monotonic() - began
     print_table(found, seconds)
-    bad = [each for each in found if each[2] in {"innocent first", "culprit not named", "not run"}]
-    return 1 if bad else 0
+    if arguments.kind is None and not arguments.no_page:
+        command = f"python tests/truth/run.py --jobs {jobs} --seed {arguments.seed}"
+        PAGE.write_text(page_of(found, command, seconds), encoding="utf-8")
+    return 1 if any(each.outcome in {INNOCENT, NOT_NAMED, NOT_RUN} for each in found) else 0
 
 
 def show(case):
@@ -79,33 +103,26 @@ def show(case):
 
 
 def print_table(found, seconds):
-    """Print the outcomes per kind, and each job that was not right."""
-    for kind, seed, outcome, complaints, said, truth in found:
-        if outcome != RIGHT or complaints:
-            wanted = truth and (truth.shown, sorted(truth.culprits)[:8])
-            print(f"{kind} --seed {seed}: {outcome}; said {said}; truth {wanted}")
-            for each in complaints:
-                print(f"    {each}")
+    """Print each job that was not right, and the outcomes per kind."""
+    for each in found:
+        if each.outcome != RIGHT or each.complaints:
+            print(
+                f"--kind {each.kind!r} --seed {each.seed}: {each.outcome}; {each.shown} {each.wanted}; said {each.said}"
+            )
+            for complaint in each.complaints:
+                print(f"    {complaint}")
     width = max(map(len, KINDS))
-    print(f"\n{'kind':{width}} jobs " + " ".join(f"{each:>17}" for each in OUTCOMES) + "   tellers differ")
-    total = Counter()
-    for kind in dict.fromkeys(each[0] for each in found):
-        mine = [each for each in found if each[0] == kind]
-        counts = Counter(each[2] for each in mine)
-        counts["differ"] = sum(bool(each[3]) for each in mine)
-        counts["jobs"] = len(mine)
-        total += counts
-        print(_row(kind, counts, width))
-    print(_row("all", total, width))
-    print(f"{seconds:.0f} s; not run: {total['not run']}")
+    print(f"\n{'kind':{width}} jobs " + " ".join(f"{name:>17}" for name in OUTCOMES) + "   tellers differ")
+    for kind in dict.fromkeys(each.kind for each in found):
+        print(_row(kind, [each for each in found if each.kind == kind], width))
+    print(_row("all", found, width))
+    print(f"{seconds:.0f} s; not run: {sum(each.outcome == NOT_RUN for each in found)}")
 
 
-def _row(kind, counts, width):
-    return (
-        f"{kind:{width}} {counts['jobs']:4} "
-        + " ".join(f"{counts[each]:17}" for each in OUTCOMES)
-        + f" {counts['differ']:16}"
-    )
+def _row(kind, found, width):
+    counts = [sum(each.outcome == name for each in found) for name in OUTCOMES]
+    differ = sum(bool(each.complaints) for each in found)
+    return f"{kind:{width}} {len(found):4} " + " ".join(f"{count:17}" for count in counts) + f" {differ:16}"
 
 
 if __name__ == "__main__":

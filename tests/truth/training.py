@@ -67,7 +67,8 @@ def body(ctx):
     with ctx.phase("teardown"):
         yield from ctx.work(0.05)
         yield from ctx.spot("teardown")
-        yield from ctx.meet("destroy")
+        if not job.facts.get("ends alone"):
+            yield from ctx.meet("destroy")
     yield from ctx.spot("at the end")
 
 
