@@ -8,7 +8,19 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 # Each after those that it needs.
-_SHARED = ("simulation", "machine", "job", "training", "outcomes", "kinds_issue", "kinds_own", "kinds", "judge", "page")
+_SHARED = (
+    "simulation",
+    "machine",
+    "job",
+    "training",
+    "outcomes",
+    "kinds_issue",
+    "kinds_own",
+    "kinds",
+    "judge",
+    "page",
+    "real_time",
+)
 
 for _name in _SHARED:
     if f"truth_{_name}" not in sys.modules:

@@ -281,10 +281,15 @@ def ask(directory, epoch, at_s, *arguments):
     real = _postmortem.SystemClock
     _postmortem.SystemClock = lambda: clock
     try:
-        code, text = _run(["postmortem", str(directory), *arguments])
-        json_code, told = _run(["postmortem", str(directory), "--json", *arguments])
+        return ask_now(directory, *arguments)
     finally:
         _postmortem.SystemClock = real
+
+
+def ask_now(directory, *arguments):
+    """Run the command on the journals in this process."""
+    code, text = _run(["postmortem", str(directory), *arguments])
+    json_code, told = _run(["postmortem", str(directory), "--json", *arguments])
     return Answer(code, text, json.loads(told), json_code)
 
 

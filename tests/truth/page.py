@@ -62,8 +62,8 @@ text and as JSON.
 """
 
 _AGAIN = """\
-One job again, with its text: `python tests/truth/run.py --kind "unmarked stuck" --seed 17`. A part of them runs with the
-tests: `tests/truth/test_truth.py`.
+One job again, with its text: `python tests/truth/run.py --kind "unmarked stuck" --seed 17`. A part of them runs
+with the tests: `tests/truth/test_truth.py`.
 """
 
 

@@ -1,4 +1,4 @@
-"""Planted jobs whose culprit is known: no innocent rank comes first, and each culprit that the journals show is named."""
+"""Planted jobs whose culprit is known: no innocent comes first, and each culprit that the journals show is named."""
 
 from __future__ import annotations
 
