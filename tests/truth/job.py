@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import threading
 import uuid
 
 import attrs
@@ -53,11 +54,14 @@ class Job:
         world_size: how many ranks.
         host_count: on how many machines.
         reader_is_elsewhere: whether the postmortem is read on a machine that has none of the ranks.
-        marks: whether waiting points are marked with `sync=True`.
+        marks: whether waiting points are marked with `sync=True`, or the names of those that are.
         shape: the step: "ddp", "buckets", "async", "pipeline", "fsdp", "groups".
         style: of the session: "with", "start stop", "start only", "caught", "finally".
         step_s: about how long a step takes.
         steps: how many there are.
+        sets_step: whether the program says which step it is.
+        epoch_steps: how many make an epoch, a phase of its own; 0 for none.
+        prefetches: whether a thread of each rank has a phase open all the time.
         compile_s: how much longer the first step takes.
         checkpoint_every: steps, or 0.
         evaluate_every: likewise.
@@ -88,6 +92,9 @@ class Job:
     style: str = "with"
     step_s: float = 0.3
     steps: int = 30
+    sets_step: bool = True
+    epoch_steps: int = 0
+    prefetches: bool = False
     compile_s: float = 2.0
     checkpoint_every: int = 0
     evaluate_every: int = 0
@@ -117,6 +124,10 @@ class Job:
         """All ranks."""
         return range(self.world_size)
 
+    def is_marked(self, name):
+        """Whether a waiting point is marked with `sync=True`."""
+        return self.marks if isinstance(self.marks, bool) else name in self.marks
+
     def host_of(self, rank):
         """Return the number of a rank's machine."""
         return rank * self.host_count // self.world_size
@@ -135,8 +146,12 @@ class Job:
         if self.script is not None:
             self.script(simulation)
         if self.watch_at_s is None:
-            simulation.run(float("inf"))
-            self.watch_s = simulation.last_s + self.watch_after_s
+            simulation.run(float("inf") if self.watch_after_s is not None else 50_000.0)
+            if self.watch_after_s is None:
+                last_end_s = max(life.end_s for life in simulation.lives.values() if life.is_over)
+                self.watch_s = last_end_s + self.facts["watch after ends"]
+            else:
+                self.watch_s = simulation.last_s + self.watch_after_s
         else:
             self.watch_s = self.watch_at_s
             simulation.run(self.watch_s)
@@ -268,7 +283,7 @@ class Context:
     def set_step(self, step):
         """Set the step, or none."""
         self.step = step
-        if self._seat is not None:
+        if self._seat is not None and self.job.sets_step:
             self._seat.tracker.set_step(step)
 
     def phase(self, name, *, sync=False):
@@ -277,7 +292,7 @@ class Context:
 
     def point(self, name):
         """Enter a phase in which ranks wait for each other, marked as such if the job marks them."""
-        return self.phase(name, sync=self.job.marks)
+        return self.phase(name, sync=self.job.is_marked(name))
 
     def jitter(self, seconds):
         """Return about so many seconds, as real work scatters."""
@@ -294,6 +309,28 @@ class Context:
             yield from self.work(seconds / 2)
             yield from self.spot(name)
             yield from self.work(seconds / 2)
+
+    @contextlib.contextmanager
+    def prefetching(self):
+        """Have a thread that is in a phase of its own meanwhile, if ranks of the job have one."""
+        if not (self.is_real and self.job.prefetches):
+            yield
+            return
+        began, over = threading.Event(), threading.Event()
+
+        def prefetch():
+            with self.phase("prefetch"):
+                began.set()
+                over.wait()
+
+        thread = threading.Thread(target=prefetch, name="prefetch", daemon=True)
+        thread.start()
+        began.wait()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def spot(self, place):
         """Do what is planted for this rank at this place of this step."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import truth_kinds_issue
+import truth_kinds_more
 import truth_kinds_own
 from truth_training import program
 
-KINDS = {**truth_kinds_issue.KINDS, **truth_kinds_own.KINDS}
+KINDS = {**truth_kinds_issue.KINDS, **truth_kinds_own.KINDS, **truth_kinds_more.KINDS}
 
 
 def plan(kind, seed):

@@ -9,12 +9,12 @@ import threading
 from truth_job import OutOfMemoryError
 from truth_kinds_issue import (
     OWN_ERRORS,
-    _named,
     culprit_of,
     dies,
     forever,
     forever_in_c,
     late_step,
+    named,
     raises,
     some_job,
     spots_of,
@@ -33,7 +33,7 @@ def straggler_and_watchdog(kind, seed, rng):
     job.launcher_s = rng.uniform(0.2, 5)
     slow_s = job.watchdog_s + 600
     job.plants[culprit, rng.choice(spots_of(job)[:3]), step] = lambda ctx: iter([Work(slow_s)])
-    return job, _named(culprit, "the others timed out in what it never entered")
+    return job, named(culprit, "the others timed out in what it never entered")
 
 
 def loader_starved(kind, seed, rng):
@@ -41,7 +41,7 @@ def loader_starved(kind, seed, rng):
     job = some_job(kind, seed, rng, marks=True)
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     job.plants[culprit, "data_loading", step] = forever
-    return job, _named(culprit, "it is the only one that is not in the point")
+    return job, named(culprit, "it is the only one that is not in the point")
 
 
 def _odd_one_out(job, culprit, evidence):
@@ -77,7 +77,7 @@ def killed_for_memory(kind, seed, rng):
     def truth(job):
         if job.launcher_s < 1:
             return Truth(MAY, frozenset({culprit}), evidence="all are gone within moments; it had entered less")
-        return _named(culprit, "it gave no sign of life for seconds, while the others waited for it")
+        return named(culprit, "it gave no sign of life for seconds, while the others waited for it")
 
     return job, truth
 
@@ -101,7 +101,7 @@ def disk_full(kind, seed, rng):
     job = some_job(kind, seed, rng, checkpoint_every=6, steps=16)
     job.plants[0, "checkpoint", rng.choice([5, 11])] = raises(lambda: OSError(28, "No space left on device"))
     job.launcher_s = None if job.echoes else rng.uniform(3, 30)
-    return job, _named(0, "its error is its own, the others wait in what it never entered, or hear of its end")
+    return job, named(0, "its error is its own, the others wait in what it never entered, or hear of its end")
 
 
 def interrupted(kind, seed, rng):
@@ -152,7 +152,7 @@ def thread_failed(kind, seed, rng):
     job = some_job(kind, seed, rng)
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     job.plants[culprit, "data_loading", step] = _fail_in_thread
-    return job, _named(culprit, "it is overdue in data_loading, and a phase of its thread has failed")
+    return job, named(culprit, "it is overdue in data_loading, and a phase of its thread has failed")
 
 
 def _fail_in_thread(ctx):
@@ -176,7 +176,7 @@ def evaluation_failed(kind, seed, rng):
     job = some_job(kind, seed, rng, evaluate_every=6, steps=14)
     job.plants[0, "evaluate", rng.choice([5, 11])] = raises(rng.choice(OWN_ERRORS))
     job.launcher_s = None if job.echoes else rng.uniform(3, 30)
-    return job, _named(0, "its error is its own, and the others wait in what it never entered")
+    return job, named(0, "its error is its own, and the others wait in what it never entered")
 
 
 def never_started(kind, seed, rng):
@@ -185,7 +185,7 @@ def never_started(kind, seed, rng):
     culprit = culprit_of(job, rng)
     job.starts[culprit] = None
     job.watch_after_s = rng.uniform(1_500, 5_000)
-    codes = (1,) if job.marks else (0, 1)  # else nothing says that they wait
+    codes = (1,) if job.is_marked("init_process_group") else (0, 1)  # else nothing says that they wait
     return job, Truth(
         NAMED, frozenset({culprit}), codes=codes, evidence="it has no journal, and all others wait in the first meeting"
     )
@@ -197,7 +197,7 @@ def failed_in_setup(kind, seed, rng):
     culprit = culprit_of(job, rng)
     job.plants[culprit, "setup", None] = raises(rng.choice(OWN_ERRORS))
     job.launcher_s = rng.choice([None, rng.uniform(3, 30)])
-    return job, _named(culprit, "it failed by itself, and the others wait in what it never entered")
+    return job, named(culprit, "it failed by itself, and the others wait in what it never entered")
 
 
 def uneven_inputs(kind, seed, rng):
@@ -261,7 +261,7 @@ def handled_then_another(kind, seed, rng):
     job.plants[first, "data_loading", 4] = _retry
     plant = rng.choice([dies(signal.SIGKILL), raises(rng.choice(OWN_ERRORS)), forever])
     job.plants[culprit, "forward", late_step(job, rng)] = plant
-    return job, _named(culprit, "what the other one handled was long ago")
+    return job, named(culprit, "what the other one handled was long ago")
 
 
 def two_failures(kind, seed, rng):
@@ -288,7 +288,7 @@ def waiters_time_out(kind, seed, rng):
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     job.watchdog_s = rng.uniform(30, 300)
     job.plants[culprit, rng.choice(spots_of(job)[:3]), step] = forever
-    return job, _named(culprit, "all others timed out in what it never entered, and it is still there")
+    return job, named(culprit, "all others timed out in what it never entered, and it is still there")
 
 
 def alone(kind, seed, rng):
@@ -296,7 +296,7 @@ def alone(kind, seed, rng):
     job = some_job(kind, seed, rng, world_size=1, host_count=1, reader_is_elsewhere=False)
     plant = rng.choice([dies(signal.SIGKILL), raises(rng.choice(OWN_ERRORS))])
     job.plants[0, rng.choice(spots_of(job)), late_step(job, rng)] = plant
-    return job, _named(0, "there is no other")
+    return job, named(0, "there is no other")
 
 
 def stuck_with_gil(kind, seed, rng):
@@ -305,7 +305,7 @@ def stuck_with_gil(kind, seed, rng):
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     name = {"fsdp": "reduce_scatter"}.get(job.shape, "all_reduce")
     job.plants[culprit, rng.choice([f"in {name}", "forward", "data_loading"]), step] = forever_in_c
-    return job, _named(culprit, "it alone has given no sign of life for minutes, though it is there")
+    return job, named(culprit, "it alone has given no sign of life for minutes, though it is there")
 
 
 def network_stuck(kind, seed, rng):
@@ -339,7 +339,7 @@ def own_connection_error(kind, seed, rng):
     job = some_job(kind, seed, rng, echoes=True, host_count=1)
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     job.plants[culprit, "data_loading", step] = raises(lambda: ConnectionResetError(104, "Connection reset by peer"))
-    return job, _named(culprit, "on one boot its end is the first, and it was in no waiting point")
+    return job, named(culprit, "on one boot its end is the first, and it was in no waiting point")
 
 
 def groups_stuck(kind, seed, rng):
@@ -347,7 +347,7 @@ def groups_stuck(kind, seed, rng):
     job = some_job(kind, seed, rng, shape="groups", marks=True, world_size=rng.choice([4, 8, 16]), checkpoint_every=0)
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     job.plants[culprit, rng.choice(["data_loading", "forward", "backward"]), step] = rng.choice([forever, dies(9)])
-    return job, _named(culprit, "it is the only one at work, or dead")
+    return job, named(culprit, "it is the only one at work, or dead")
 
 
 def dead_in_collective(kind, seed, rng):
@@ -356,7 +356,7 @@ def dead_in_collective(kind, seed, rng):
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     name = {"fsdp": "reduce_scatter"}.get(job.shape, "all_reduce")
     job.plants[culprit, f"in {name}", step] = dies(signal.SIGKILL)
-    return job, _named(culprit, "it is the only one that is dead")
+    return job, named(culprit, "it is the only one that is dead")
 
 
 def failed_everywhere_but_one_first(kind, seed, rng):
@@ -365,7 +365,7 @@ def failed_everywhere_but_one_first(kind, seed, rng):
     job.launcher_s = rng.uniform(0.1, 3)
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     job.plants[culprit, rng.choice(spots_of(job)), step] = raises(rng.choice(OWN_ERRORS))
-    return job, _named(culprit, "its error is its own, the others say that SIGTERM ended them, and later")
+    return job, named(culprit, "its error is its own, the others say that SIGTERM ended them, and later")
 
 
 def worker_killed(kind, seed, rng):
@@ -373,7 +373,7 @@ def worker_killed(kind, seed, rng):
     job = some_job(kind, seed, rng, host_count=1, reader_is_elsewhere=False)
     culprit, step = culprit_of(job, rng), late_step(job, rng)
     job.plants[culprit, "data_loading", step] = _lose_worker
-    return job, _named(culprit, "its worker is dead, and it is overdue in data_loading")
+    return job, named(culprit, "its worker is dead, and it is overdue in data_loading")
 
 
 def _lose_worker(ctx):

@@ -16,6 +16,7 @@ _SHARED = (
     "outcomes",
     "kinds_issue",
     "kinds_own",
+    "kinds_more",
     "kinds",
     "judge",
     "page",

@@ -2,48 +2,83 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
-from truth_simulation import Arrive, Await, Work
+from truth_simulation import Arrive, Await, Forever, Work
 
 
 def program(ctx):
     """Run the session in the style of the job."""
-    tracker = ctx.make_tracker()
-    style = ctx.job.style
-    if style == "with":
-        with tracker:
-            yield from body(ctx)
-    elif style == "caught":
-        tracker.start()
-        try:
-            yield from body(ctx)
-        except Exception:
-            tracker.stop()
-            sys.exit(1)
-        tracker.stop()
-    elif style == "caught before stop":
-        tracker.start()
-        failed = False
-        try:
-            yield from body(ctx)
-        except Exception:
-            failed = True
-        tracker.stop()
-        if failed:
-            sys.exit(1)
-    elif style == "finally":
-        tracker.start()
-        try:
-            yield from body(ctx)
-        finally:
-            tracker.stop()
-    else:
-        tracker.start()
-        yield from body(ctx)
-        if style == "start stop":
-            tracker.stop()
+    yield from STYLES[ctx.job.style](ctx, ctx.make_tracker())
     yield from ctx.spot("after")
+
+
+def _with(ctx, tracker):
+    with tracker:
+        yield from body(ctx)
+
+
+def _with_then_hang(ctx, tracker):
+    """Have a failure caught around the block, and never come to the process's end."""
+    try:
+        yield from _with(ctx, tracker)
+    except Exception:
+        yield Forever()
+
+
+def _finally(ctx, tracker):
+    tracker.start()
+    try:
+        yield from body(ctx)
+    finally:
+        tracker.stop()
+
+
+def _caught(ctx, tracker):
+    """Stop within the block that catches, and exit."""
+    tracker.start()
+    try:
+        yield from body(ctx)
+    except Exception:
+        tracker.stop()
+        sys.exit(1)
+    tracker.stop()
+
+
+def _caught_before_stop(ctx, tracker):
+    """Stop once the exception is done with, and exit."""
+    tracker.start()
+    failed = False
+    try:
+        yield from body(ctx)
+    except Exception:
+        failed = True
+    tracker.stop()
+    if failed:
+        sys.exit(1)
+
+
+def _start_stop(ctx, tracker):
+    tracker.start()
+    yield from body(ctx)
+    tracker.stop()
+
+
+def _start_only(ctx, tracker):
+    tracker.start()
+    yield from body(ctx)
+
+
+STYLES = {
+    "with": _with,
+    "with then hang": _with_then_hang,
+    "finally": _finally,
+    "caught": _caught,
+    "caught before stop": _caught_before_stop,
+    "start stop": _start_stop,
+    "start only": _start_only,
+}
 
 
 def body(ctx):
@@ -53,27 +88,38 @@ def body(ctx):
     with ctx.phase("setup"):
         yield from ctx.work(1.0)
         yield from ctx.spot("setup")
-        yield from ctx.meet("init_process_group")
-    with ctx.phase("train"):
-        for step in range(job.steps - job.facts.get("shorter", {}).get(ctx.rank, 0)):
-            ctx.set_step(step)
-            with ctx.phase("step"):
-                if step == 0:
-                    yield from ctx.spot("compile")
-                yield from STEPS[job.shape](ctx, job.compile_s if step == 0 else 0.0)
-            yield from _between(ctx, step)
+        if job.shape != "alone":
+            yield from ctx.meet("init_process_group")
+    with ctx.prefetching(), ctx.phase("train"):
+        steps = range(job.steps - job.facts.get("shorter", {}).get(ctx.rank, 0))
+        for first in range(0, len(steps), job.epoch_steps or len(steps)):
+            with ctx.phase("epoch") if job.epoch_steps else contextlib.nullcontext():
+                for step in steps[first : first + (job.epoch_steps or len(steps))]:
+                    yield from _step(ctx, step)
         yield from ctx.spot("end of train")
     ctx.set_step(None)
     with ctx.phase("teardown"):
         yield from ctx.work(0.05)
         yield from ctx.spot("teardown")
-        if not job.facts.get("ends alone"):
+        if not job.facts.get("ends alone") and job.shape != "alone":
             yield from ctx.meet("destroy")
     yield from ctx.spot("at the end")
 
 
+def _step(ctx, step):
+    job = ctx.job
+    ctx.set_step(step)
+    with ctx.phase("step"):
+        if step == 0:
+            yield from ctx.spot("compile")
+        yield from STEPS[job.shape](ctx, job.compile_s if step == 0 else 0.0)
+    yield from _between(ctx, step)
+
+
 def _between(ctx, step):
     job = ctx.job
+    if job.shape == "alone":
+        return
     if job.evaluate_every and step % job.evaluate_every == job.evaluate_every - 1:
         if ctx.rank == 0:
             yield from ctx.phase_work("evaluate", 3 * job.step_s)
@@ -155,6 +201,13 @@ def _groups(ctx, extra_s):
     yield from ctx.phase_work("optimizer", 0.05 * unit_s)
 
 
+def _alone(ctx, extra_s):
+    """Work on one's own share, without any other rank, as batch inference does."""
+    unit_s = ctx.job.step_s
+    yield from ctx.phase_work("data_loading", 0.1 * unit_s)
+    yield from ctx.phase_work("forward", 0.8 * unit_s + extra_s)
+
+
 def _pipeline(ctx, extra_s):
     """One stage a rank: activations go down, gradients come up, two micro batches a step."""
     unit_s, last = ctx.job.step_s, ctx.job.world_size - 1
@@ -195,4 +248,5 @@ STEPS = {
     "fsdp": _fsdp,
     "groups": _groups,
     "pipeline": _pipeline,
+    "alone": _alone,
 }
