@@ -250,7 +250,7 @@ def killed_and_echoes(kind, seed, rng):
 def killed_together(kind, seed, rng):
     """All ranks are killed within milliseconds, wherever they are: no order, and nobody to name."""
     job = some_job(kind, seed, rng, echoes=False)
-    at_s = rng.uniform(0.5, 0.95) * job.steps * job.step_s + job.compile_s + 1.5
+    at_s = rng.uniform(0.3, 0.65) * job.steps * job.step_s + job.compile_s + 1.3
 
     def script(simulation):
         for rank in job.ranks:
@@ -363,7 +363,7 @@ def uneven_compile(kind, seed, rng):
 def node_by_node(kind, seed, rng):
     """A scheduler ends the job node by node, over seconds."""
     job = some_job(kind, seed, rng, world_size=rng.choice([8, 16, 32]), host_count=4, echoes=False)
-    at_s = rng.uniform(0.5, 0.9) * job.steps * job.step_s + job.compile_s + 1.5
+    at_s = rng.uniform(0.3, 0.65) * job.steps * job.step_s + job.compile_s + 1.3
     gap_s = rng.uniform(0.3, 1.2)
     order = list(range(job.host_count))
     rng.shuffle(order)

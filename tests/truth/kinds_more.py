@@ -15,7 +15,7 @@ _OUTSIDE = Truth(UNTOLD, evidence="all were ended from outside, each in its own 
 
 def _some_second(job, rng):
     """Return a second in the midst of the steps."""
-    return rng.uniform(0.5, 0.9) * job.steps * job.step_s + job.compile_s + 1.5
+    return rng.uniform(0.3, 0.65) * job.steps * job.step_s + job.compile_s + 1.3
 
 
 def suspended(kind, seed, rng):
