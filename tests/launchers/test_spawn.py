@@ -1,0 +1,26 @@
+"""Ranks that `torch.multiprocessing.spawn` starts, with a process group that is up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conformance import Launched
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+pytestmark = pytest.mark.launchers
+
+
+class TestSpawn(Launched):
+    """The process group alone says who they are."""
+
+    launcher = "torch"
+    ranks = 2
+    program = "spawned"
+
+    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
+        """Return the script that spawns."""
+        return list(rank)
