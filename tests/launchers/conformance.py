@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+import pytest
 
-    from .job import Job
+from .job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ALONE = {"rank": 0, "world_size": 1, "local_rank": 0, "launcher": "single"}
 
@@ -47,46 +48,65 @@ class Launched:
         launcher: its name in an identity.
         ranks: how many are started.
         program: which of the programs the launcher's ranks run.
-        environment: what the launcher needs in its environment.
     """
 
     launcher: str
     ranks = 3
     program = "planted"
-    environment: Mapping[str, str] = MappingProxyType({})
 
-    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
-        """Return the command that starts so many ranks."""
+    @classmethod
+    def command(cls, rank: Sequence[str]) -> list[str]:
+        """Return the command that starts all ranks."""
         raise NotImplementedError
 
-    def start(self, job: Job, label: str, deed: str, *, check: bool = True) -> str:
-        """Launch, wait for the end, and return what was written."""
-        rank = job.rank(label, self.ranks, deed, program=self.program)
-        return self.launch(job, rank, check=check)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def environment(cls) -> dict[str, str]:
+        """Return what the launcher needs in its environment."""
+        return {}
 
-    def launch(self, job: Job, rank: Sequence[str], *, check: bool = True) -> str:
-        """Launch any command as every rank."""
-        return job.launch(self.command(self.ranks, rank), environment=self.environment, check=check)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def launched(cls, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Job:
+        """Launch twice, as "first" and "second"; in the first each rank starts two programs as well."""
+        job = Job(tmp_path_factory.mktemp(cls.launcher))
+        for label, deed in (("first", "start_programs"), ("second", "work")):
+            cls.launch(job, cls.rank(job, label, deed), environment)
+        return job
 
-    def test_every_rank_knows_who_it_is(self, job: Job) -> None:
+    @classmethod
+    def rank(cls, job: Job, label: str, deed: str) -> list[str]:
+        """Return the command of one rank."""
+        return job.rank(label, cls.ranks, deed, program=cls.program)
+
+    @classmethod
+    def launch(cls, job: Job, rank: Sequence[str], environment: dict[str, str], *, check: bool = True) -> str:
+        """Launch a command as every rank, and wait for the end; return what was written."""
+        return job.launch(cls.command(rank), environment=environment, check=check)
+
+    def test_every_rank_knows_who_it_is(self, launched: Job) -> None:
         """Rank, world size, local rank and launcher are right, and all are one session, with a journal each."""
-        self.start(job, "a", "work")
-        session_id = check_ranks(job.said("a"), self.launcher, self.ranks)
-        found = job.postmortem()
-        assert (session_id, 0, []) == (found["session_id"], found["attempt"], found["other_sessions"])
+        session_id = check_ranks(launched.said("first"), self.launcher, self.ranks)
+        found = launched.postmortem("--session", session_id)
+        assert (0, [], []) == (found["attempt"], found["older_attempts"], found["newer_attempts"])
         assert [(rank, "clean") for rank in range(self.ranks)] == [(r["rank"], r["state"]) for r in found["ranks"]]
 
-    def test_two_launches_are_two_sessions(self, job: Job) -> None:
+    def test_two_launches_are_two_sessions(self, launched: Job) -> None:
         """The same command a second time is a session of its own, and the first attempt of that."""
-        sessions = []
-        for label in ("first", "second"):
-            self.start(job, label, "work")
-            sessions.append(check_ranks(job.said(label), self.launcher, self.ranks))
-        assert 2 == len(set(sessions))
+        sessions = {check_ranks(launched.said(label), self.launcher, self.ranks) for label in ("first", "second")}
+        assert 2 == len(sessions)
 
-    def test_a_killed_rank_is_named(self, job: Job) -> None:
+    def test_a_program_that_a_rank_starts_is_no_rank(self, launched: Job) -> None:
+        """It is alone in a session of its own, with `tracker.environment()` and with the environment as it is."""
+        assert [] == launched.refused()
+        started = [*launched.said("first-carried"), *launched.said("first-plain")]
+        check_alone(started, 2 * self.ranks)
+        ranks = {facts["session_id"] for facts in launched.said("first")}
+        assert set() == ranks & {facts["session_id"] for facts in started}
+
+    def test_a_killed_rank_is_named(self, job: Job, environment: dict[str, str]) -> None:
         """Postmortem blames it, and no rank that its launcher ended, and knows where each of them stood."""
-        self.start(job, "a", "die", check=False)
+        self.launch(job, self.rank(job, "a", "die"), environment, check=False)
         check_ranks(job.said("a"), self.launcher, self.ranks)
         found = job.postmortem()
         assert 1 == found["suspects"][0]["rank"]
@@ -94,29 +114,19 @@ class Launched:
         assert stood == [each["open"][-1]["path"] for each in found["ranks"]]
         assert "killed" == found["ranks"][1]["state"]
 
-    def test_a_program_that_a_rank_starts_is_no_rank(self, job: Job) -> None:
-        """It is alone in a session of its own, with `tracker.environment()` and with the environment as it is."""
-        self.start(job, "a", "start_programs")
-        assert [] == job.refused()
-        session_id = check_ranks(job.said("a"), self.launcher, self.ranks)
-        started = [*job.said("a-carried"), *job.said("a-plain")]
-        check_alone(started, 2 * self.ranks)
-        assert session_id not in {facts["session_id"] for facts in started}
-
 
 class LaunchedPrograms(Launched):
     """Ranks under a launcher that starts any program."""
 
-    def test_a_rank_that_replaces_itself_is_its_next_attempt(self, job: Job) -> None:
+    def test_a_rank_that_replaces_itself_is_its_next_attempt(self, job: Job, environment: dict[str, str]) -> None:
         """`os.execv` keeps the process: what it was is over, and it is the same session, started again."""
-        self.start(job, "a", "replace_itself")
-        assert [] == job.refused()
+        self.launch(job, self.rank(job, "a", "replace_itself"), environment)
         session_id = check_ranks(job.said("a"), self.launcher, self.ranks)
         assert session_id == check_ranks(job.said("a", "again"), self.launcher, self.ranks, attempt=1)
 
-    def test_two_programs_of_one_launch_are_two_sessions(self, job: Job) -> None:
+    def test_two_programs_of_one_launch_are_two_sessions(self, job: Job, environment: dict[str, str]) -> None:
         """A rank's shell runs one program after the other: the second is no restart of the first."""
-        script = " && ".join(" ".join(job.rank(label, self.ranks, "work")) for label in ("first", "second"))
-        self.launch(job, ["bash", "-c", script])
-        sessions = [check_ranks(job.said(label), self.launcher, self.ranks) for label in ("first", "second")]
-        assert 2 == len(set(sessions))
+        script = " && ".join(" ".join(self.rank(job, label, "work")) for label in ("first", "second"))
+        self.launch(job, ["bash", "-c", script], environment)
+        sessions = {check_ranks(job.said(label), self.launcher, self.ranks) for label in ("first", "second")}
+        assert 2 == len(sessions)

@@ -21,7 +21,8 @@ class TestTrainer(Launched):
     ranks = 2
     program = "trained"
 
-    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
+    @classmethod
+    def command(cls, rank: Sequence[str]) -> list[str]:
         """Return the script, which starts the other ranks."""
         return list(rank)
 

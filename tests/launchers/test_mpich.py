@@ -19,6 +19,7 @@ class TestMPICH(LaunchedPrograms):
 
     launcher = "pmi"
 
-    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
+    @classmethod
+    def command(cls, rank: Sequence[str]) -> list[str]:
         """Return mpirun."""
-        return ["mpirun.mpich", "-n", str(ranks), *rank]
+        return ["mpirun.mpich", "-n", str(cls.ranks), *rank]

@@ -19,6 +19,7 @@ class TestOpenMPI(LaunchedPrograms):
 
     launcher = "open_mpi"
 
-    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
+    @classmethod
+    def command(cls, rank: Sequence[str]) -> list[str]:
         """Return mpirun with more ranks than cores, also for root."""
-        return ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), *rank]
+        return ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-n", str(cls.ranks), *rank]

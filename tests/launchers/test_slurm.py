@@ -26,13 +26,16 @@ class TestSrun(LaunchedPrograms):
 
     launcher = "slurm"
 
-    @pytest.fixture(autouse=True)
-    def _cluster(self, slurm: Slurm) -> None:
-        self.environment = slurm.environment
+    @pytest.fixture(scope="class")
+    @classmethod
+    def environment(cls, slurm: Slurm) -> dict[str, str]:
+        """Return where the cluster is."""
+        return slurm.environment
 
-    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
+    @classmethod
+    def command(cls, rank: Sequence[str]) -> list[str]:
         """Return srun, which ends all if one is killed."""
-        return ["srun", "--kill-on-bad-exit=1", f"--ntasks={ranks}", *rank]
+        return ["srun", "--kill-on-bad-exit=1", f"--ntasks={cls.ranks}", *rank]
 
 
 class TestSrunWithPMI(TestSrun):
@@ -40,9 +43,10 @@ class TestSrunWithPMI(TestSrun):
 
     launcher = "pmi"
 
-    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
+    @classmethod
+    def command(cls, rank: Sequence[str]) -> list[str]:
         """Return srun with Slurm's own process manager."""
-        return ["srun", "--mpi=pmi2", "--kill-on-bad-exit=1", f"--ntasks={ranks}", *rank]
+        return ["srun", "--mpi=pmi2", "--kill-on-bad-exit=1", f"--ntasks={cls.ranks}", *rank]
 
 
 def srun(job: Job, label: str, deed: str = "work", *options: str) -> str:

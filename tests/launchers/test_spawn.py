@@ -21,6 +21,7 @@ class TestSpawn(Launched):
     ranks = 2
     program = "spawned"
 
-    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
+    @classmethod
+    def command(cls, rank: Sequence[str]) -> list[str]:
         """Return the script that spawns."""
         return list(rank)

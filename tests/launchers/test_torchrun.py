@@ -26,9 +26,10 @@ class TestTorchrun(LaunchedPrograms):
     launcher = "torchrun"
     ranks = 2
 
-    def command(self, ranks: int, rank: Sequence[str]) -> list[str]:
+    @classmethod
+    def command(cls, rank: Sequence[str]) -> list[str]:
         """Return torchrun on one host."""
-        return [*TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", *rank]
+        return [*TORCHRUN, "--standalone", f"--nproc-per-node={cls.ranks}", *rank]
 
 
 def two_agents(job: Job, rank: Sequence[str], *options: str, run_id: str = "run-7") -> list[list[str]]:
