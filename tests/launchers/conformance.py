@@ -47,11 +47,13 @@ class Launched:
     Attributes:
         launcher: its name in an identity.
         ranks: how many are started.
+        local_ranks: their places on their hosts, where these are not the ranks.
         program: which of the programs the launcher's ranks run.
     """
 
     launcher: str
     ranks = 3
+    local_ranks: Sequence[int] | None = None
     program = "planted"
 
     @classmethod
@@ -84,16 +86,21 @@ class Launched:
         """Launch a command as every rank, and wait for the end; return what was written."""
         return job.launch(cls.command(rank), environment=environment, check=check)
 
+    def check(self, job: Job, label: str, kind: str = "rank", *, attempt: int = 0) -> str:
+        """Fail unless all ranks of one launch are there and know who they are; return their session."""
+        said = job.said(label, kind)
+        return check_ranks(said, self.launcher, self.ranks, attempt=attempt, local_ranks=self.local_ranks)
+
     def test_every_rank_knows_who_it_is(self, launched: Job) -> None:
         """Rank, world size, local rank and launcher are right, and all are one session, with a journal each."""
-        session_id = check_ranks(launched.said("first"), self.launcher, self.ranks)
+        session_id = self.check(launched, "first")
         found = launched.postmortem("--session", session_id)
         assert (0, [], []) == (found["attempt"], found["older_attempts"], found["newer_attempts"])
         assert [(rank, "clean") for rank in range(self.ranks)] == [(r["rank"], r["state"]) for r in found["ranks"]]
 
     def test_two_launches_are_two_sessions(self, launched: Job) -> None:
         """The same command a second time is a session of its own, and the first attempt of that."""
-        sessions = {check_ranks(launched.said(label), self.launcher, self.ranks) for label in ("first", "second")}
+        sessions = {self.check(launched, label) for label in ("first", "second")}
         assert 2 == len(sessions)
 
     def test_a_program_that_a_rank_starts_is_no_rank(self, launched: Job) -> None:
@@ -107,7 +114,7 @@ class Launched:
     def test_a_killed_rank_is_named(self, job: Job, environment: dict[str, str]) -> None:
         """Postmortem blames it, and no rank that its launcher ended, and knows where each of them stood."""
         self.launch(job, self.rank(job, "a", "die"), environment, check=False)
-        check_ranks(job.said("a"), self.launcher, self.ranks)
+        self.check(job, "a")
         found = job.postmortem()
         assert 1 == found["suspects"][0]["rank"]
         stood = [["train", "step"] if rank == 1 else ["train", "all_reduce"] for rank in range(self.ranks)]
@@ -121,12 +128,12 @@ class LaunchedPrograms(Launched):
     def test_a_rank_that_replaces_itself_is_its_next_attempt(self, job: Job, environment: dict[str, str]) -> None:
         """`os.execv` keeps the process: what it was is over, and it is the same session, started again."""
         self.launch(job, self.rank(job, "a", "replace_itself"), environment)
-        session_id = check_ranks(job.said("a"), self.launcher, self.ranks)
-        assert session_id == check_ranks(job.said("a", "again"), self.launcher, self.ranks, attempt=1)
+        session_id = self.check(job, "a")
+        assert session_id == self.check(job, "a", "again", attempt=1)
 
     def test_two_programs_of_one_launch_are_two_sessions(self, job: Job, environment: dict[str, str]) -> None:
         """A rank's shell runs one program after the other: the second is no restart of the first."""
         script = " && ".join(" ".join(self.rank(job, label, "work")) for label in ("first", "second"))
         self.launch(job, ["bash", "-c", script], environment)
-        sessions = {check_ranks(job.said(label), self.launcher, self.ranks) for label in ("first", "second")}
+        sessions = {self.check(job, label) for label in ("first", "second")}
         assert 2 == len(sessions)

@@ -11,6 +11,8 @@ from .conformance import Launched
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .job import Job
+
 pytestmark = pytest.mark.launchers
 
 
@@ -31,3 +33,11 @@ class TestFabric(TestTrainer):
     """`Fabric(devices=2, strategy="ddp").launch()`."""
 
     program = "launched_by_fabric"
+
+
+def test_a_rank_that_is_started_by_a_session_is_never_alone(job: Job) -> None:
+    """A script that begins its session before it has others started cannot know of them; they know who they are."""
+    job.launch(job.rank("a", 2, "work", program="launched_late"))
+    first, second = job.said("a")
+    assert (1, 2, "lightning") == (second["rank"], second["world_size"], second["launcher"])
+    assert first["session_id"] == second["session_id"]

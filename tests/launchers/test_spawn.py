@@ -19,6 +19,7 @@ class TestSpawn(Launched):
 
     launcher = "torch"
     ranks = 2
+    local_ranks = (0, 0)  # A process group does not know hosts.
     program = "spawned"
 
     @classmethod

@@ -79,3 +79,10 @@ def test_a_restart_is_the_next_attempt_of_all_ranks(agents: int, job: Job) -> No
     assert [] == job.refused()
     session_id = check_ranks(job.said("a"), "torchrun", 2, local_ranks=local_ranks)
     assert session_id == check_ranks(job.said("a", "again"), "torchrun", 2, attempt=1, local_ranks=local_ranks)
+
+
+def test_agents_that_may_count_otherwise_are_told_of_without_journals(job: Job) -> None:
+    """Each agent counts the failures of its own ranks alone: where nothing else tells, every rank says so."""
+    commands = two_agents(job, job.rank("a", 2, "fail_once"), "--max-restarts=1")
+    outputs = job.launch_together(commands, environment={"PLANTED_WITHOUT_JOURNAL": "1"})
+    assert [True, True] == ["counts only the failures of its own ranks" in output for output in outputs]
