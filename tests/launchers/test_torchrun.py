@@ -66,23 +66,17 @@ def test_launches_of_two_agents_are_two_sessions(job: Job) -> None:
     assert 2 == len(sessions)
 
 
+@pytest.mark.parametrize("journal", [True, False], ids=["journal", "no journal"])
 @pytest.mark.parametrize("agents", [1, 2])
-def test_a_restart_is_the_next_attempt_of_all_ranks(agents: int, job: Job) -> None:
-    """One rank fails, torchrun starts all of them again: attempt 1 on each, also where agents count for themselves."""
+def test_a_restart_is_the_next_attempt_of_all_ranks(agents: int, journal: bool, job: Job) -> None:
+    """One rank fails, torchrun starts all of them again: attempt 1 on each, though agents count for themselves."""
     rank = job.rank("a", 2, "fail_once")
     if agents == 1:
         commands = [[*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1", *rank]]
     else:
         commands = two_agents(job, rank, "--max-restarts=1")
-    job.launch_together(commands)
-    local_ranks = [0, 1] if agents == 1 else [0, 0]
+    job.launch_together(commands, environment=None if journal else {"PLANTED_WITHOUT_JOURNAL": "1"})
     assert [] == job.refused()
+    local_ranks = [0, 1] if agents == 1 else [0, 0]
     session_id = check_ranks(job.said("a"), "torchrun", 2, local_ranks=local_ranks)
     assert session_id == check_ranks(job.said("a", "again"), "torchrun", 2, attempt=1, local_ranks=local_ranks)
-
-
-def test_agents_that_may_count_otherwise_are_told_of_without_journals(job: Job) -> None:
-    """Each agent counts the failures of its own ranks alone: where nothing else tells, every rank says so."""
-    commands = two_agents(job, job.rank("a", 2, "fail_once"), "--max-restarts=1")
-    outputs = job.launch_together(commands, environment={"PLANTED_WITHOUT_JOURNAL": "1"})
-    assert [True, True] == ["counts only the failures of its own ranks" in output for output in outputs]
