@@ -76,6 +76,7 @@ class Job:
                 started.append(process)
             codes = [process.wait(LAUNCH_LIMIT_S) for process in started]
         outputs = [log.read_text(errors="replace") for log in log_of]
+        sys.stdout.writelines(outputs)  # Shown beside whatever fails later.
         assert check == (not any(codes)), (codes, *outputs, self.refused())
         return outputs
 

@@ -68,13 +68,14 @@ def test_ranks_on_two_nodes_know_their_places(job: Job, slurm: Slurm) -> None:
     assert [0, 0, 1] == [facts["node_rank"] for facts in job.said("a")]
 
 
-def test_a_killed_rank_is_named_across_two_nodes(job: Job, slurm: Slurm) -> None:
+def test_a_killed_rank_that_the_others_outlive_is_named(job: Job, slurm: Slurm) -> None:
     """The journals of all nodes stand in one folder, and postmortem reads them together."""
-    command = srun(job, "a", "die", "--nodes=2", "--distribution=block", "--kill-on-bad-exit=1")
+    command = srun(job, "a", "die_alone", "--nodes=2", "--distribution=block")
     job.launch(shlex.split(command), environment=slurm.environment, check=False)
+    check_ranks(job.said("a"), "slurm", RANKS, local_ranks=ON_TWO_NODES)
     found = job.postmortem()
-    assert [0, 1, 2] == [each["rank"] for each in found["ranks"]]
-    assert 1 == found["suspects"][0]["rank"]
+    assert ["clean", "killed", "clean"] == [each["state"] for each in found["ranks"]]
+    assert [1] == [suspect["rank"] for suspect in found["suspects"]]
 
 
 def test_the_steps_of_a_batch_script_are_sessions_and_so_is_its_own_python(job: Job, slurm: Slurm) -> None:

@@ -55,7 +55,11 @@ class Place:
 
     def count(self, kind: str) -> int:
         """Return how many processes have said something of that kind."""
-        return len(list(self.folder.glob(f"{kind}.*.json")))
+        return len(self.pids(kind))
+
+    def pids(self, kind: str) -> list[str]:
+        """Return which processes have said something of that kind."""
+        return [path.name.split(".")[1] for path in self.folder.glob(f"{kind}.*.json")]
 
     def wait(self, is_so: Callable[[], bool], what: str) -> None:
         """Wait until something is so."""
@@ -74,6 +78,10 @@ class Place:
         """Wait as a rank does whose peer is gone."""
         self.wait(lambda: False, "the launcher did not end this rank")
 
+    def wait_until_gone(self) -> None:
+        """Wait until a rank was killed, and its process is no more."""
+        self.wait(lambda: any(not Path(f"/proc/{pid}").exists() for pid in self.pids("killed")), "no rank is gone")
+
 
 def work(place: Place) -> None:
     """Do what ranks do when all is well."""
@@ -83,17 +91,27 @@ def work(place: Place) -> None:
 
 
 def die(place: Place) -> None:
-    """Have one rank killed in its step while the others wait for it."""
+    """Have one rank killed in its step while the others wait for it, until the launcher ends them."""
+    _have_one_killed(place, place.wait_to_be_ended)
+
+
+def die_alone(place: Place) -> None:
+    """Have one rank killed in its step; the others wait until it is gone, and go on without it."""
+    _have_one_killed(place, place.wait_until_gone)
+
+
+def _have_one_killed(place: Place, wait: Callable[[], None]) -> None:
     with place.tracker() as tracker, tracker.enter_phase("train"):
         place.say_who(tracker)
         place.meet()
         if tracker.identity.rank == VICTIM:
             with tracker.enter_phase("step"):
                 place.wait(lambda: place.count("waiting") >= place.ranks - 1, "not every other rank waits")
+                place.say("killed")
                 os.kill(os.getpid(), signal.SIGKILL)
         with tracker.enter_phase("all_reduce", sync=True):
             place.say("waiting")
-            place.wait_to_be_ended()
+            wait()
 
 
 def fail_once(place: Place) -> None:
@@ -140,7 +158,10 @@ def replace_itself(place: Place) -> None:
             os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - what is tested
 
 
-DEEDS = {deed.__name__: deed for deed in (work, die, fail_once, work_when_restarted, start_programs, replace_itself)}
+DEEDS = {
+    deed.__name__: deed
+    for deed in (work, die, die_alone, fail_once, work_when_restarted, start_programs, replace_itself)
+}
 
 
 def main(folder: str, label: str, ranks: str, deed: str) -> None:

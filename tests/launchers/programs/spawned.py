@@ -1,6 +1,7 @@
-"""Ranks that `torch.multiprocessing.spawn` starts, with a process group: spawned.py FOLDER LABEL RANKS DEED.
+"""Ranks that `torch.multiprocessing.spawn` starts, with a process group: spawned.py FOLDER LABELS RANKS DEED.
 
-No environment variable says who they are: only the process group does.
+It does so once for each label, of which several are joined by commas. No environment variable says who they are: only
+the process group does.
 """
 
 from __future__ import annotations
@@ -23,5 +24,8 @@ def run(index: int, store: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(run, args=(f"{folder}/store", sys.argv[1:]), nprocs=int(sys.argv[3]))
+    folder, labels, ranks, deed = sys.argv[1:]
+    for label in labels.split(","):
+        with tempfile.TemporaryDirectory() as stores:
+            arguments = [folder, label, ranks, deed]
+            torch.multiprocessing.spawn(run, args=(f"{stores}/store", arguments), nprocs=int(ranks))
