@@ -64,7 +64,7 @@ class Job:
             for command, log in zip(commands, log_of, strict=True):
                 file = stack.enter_context(log.open("w"))
                 process = subprocess.Popen(
-                    command,
+                    dying_with_us(command, "TERM"),
                     env=clean_environment(environment),
                     cwd=self.folder,
                     stdin=subprocess.DEVNULL,
@@ -104,6 +104,11 @@ def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
         if not name.startswith(_OTHERS_PREFIXES) and name not in _OTHERS_NAMES
     }
     return {**mine, **(more or {})}
+
+
+def dying_with_us(command: Sequence[str], signal_name: str) -> list[str]:
+    """Return a command that is sent a signal when this process ends, however it ends."""
+    return ["setpriv", "--pdeathsig", signal_name, *command]
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:

@@ -15,7 +15,7 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from .job import LAUNCH_LIMIT_S, clean_environment, end_group, free_ports
+from .job import LAUNCH_LIMIT_S, clean_environment, dying_with_us, end_group, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,7 +159,7 @@ class Slurm:
     def _start(self, *command: str) -> None:
         log = self._daemons.enter_context((self._folder / f"{command[0]}{command[-1]}.out".replace("/", "_")).open("w"))
         daemon = subprocess.Popen(
-            command,
+            dying_with_us(command, "KILL"),
             env=clean_environment(self.environment),
             stdin=subprocess.DEVNULL,
             stdout=log,

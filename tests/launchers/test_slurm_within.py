@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conformance import LaunchedPrograms, check_ranks
+from .conformance import Launched, LaunchedPrograms, check_ranks
 from .job import free_ports
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MPIRUN = {
 }
 
 
-class WithinSlurm(LaunchedPrograms):
+class WithinSlurm:
     """Ranks under a launcher that Slurm has started."""
 
     @pytest.fixture(scope="class")
@@ -36,7 +36,7 @@ class WithinSlurm(LaunchedPrograms):
         return slurm.environment
 
 
-class TestOpenMPI(WithinSlurm):
+class TestOpenMPI(WithinSlurm, LaunchedPrograms):
     """Open MPI, which asks Slurm where it may run."""
 
     launcher = "open_mpi"
@@ -48,7 +48,7 @@ class TestOpenMPI(WithinSlurm):
         return ["salloc", "--quiet", f"--ntasks={cls.ranks}", *MPIRUN["open_mpi"], *rank]
 
 
-class TestMPICH(WithinSlurm):
+class TestMPICH(WithinSlurm, LaunchedPrograms):
     """MPICH, whose proxies `srun` starts."""
 
     launcher = "pmi"
@@ -60,7 +60,7 @@ class TestMPICH(WithinSlurm):
         return ["salloc", "--quiet", f"--ntasks={cls.ranks}", *MPIRUN["pmi"], *rank]
 
 
-class TestTorchrun(WithinSlurm):
+class TestTorchrun(WithinSlurm, Launched):
     """An agent on each of two nodes, without a run id."""
 
     launcher = "torchrun"

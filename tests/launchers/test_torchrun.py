@@ -51,14 +51,8 @@ def two_agents(job: Job, rank: Sequence[str], *options: str, run_id: str = "run-
     ]
 
 
-def test_ranks_of_two_agents_know_who_they_are(job: Job) -> None:
-    """Two hosts with one rank each are one session."""
-    job.launch_together(two_agents(job, job.rank("a", 2, "work")))
-    check_ranks(job.said("a"), "torchrun", 2, local_ranks=[0, 0])
-
-
-def test_launches_of_two_agents_are_two_sessions(job: Job) -> None:
-    """Each launch has a run id of its own, as torchrun's documentation asks for."""
+def test_ranks_of_two_agents_know_who_they_are_and_two_launches_are_two_sessions(job: Job) -> None:
+    """Two hosts with a rank each are one session; each launch has a run id, as torchrun's documentation asks for."""
     sessions = set()
     for label in ("first", "second"):
         job.launch_together(two_agents(job, job.rank(label, 2, "work"), run_id=f"run-{label}"))
@@ -66,8 +60,9 @@ def test_launches_of_two_agents_are_two_sessions(job: Job) -> None:
     assert 2 == len(sessions)
 
 
-@pytest.mark.parametrize("journal", [True, False], ids=["journal", "no journal"])
-@pytest.mark.parametrize("agents", [1, 2])
+@pytest.mark.parametrize(
+    ("agents", "journal"), [(1, True), (2, True), (2, False)], ids=["1 agent", "2 agents", "2 agents, no journal"]
+)
 def test_a_restart_is_the_next_attempt_of_all_ranks(agents: int, journal: bool, job: Job) -> None:
     """One rank fails, torchrun starts all of them again: attempt 1 on each, though agents count for themselves."""
     rank = job.rank("a", 2, "fail_once")
