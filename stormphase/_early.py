@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,8 +11,10 @@ from stormphase._phase import FINAL
 from stormphase.journal._writer import SCRATCH_SLOT, LostWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stormphase._lane import PhaseWriter
-    from stormphase._lanes import LaneSet
+    from stormphase._lanes import LaneSet, Publish
     from stormphase._phase import PhaseHandle
 
 EARLY_LANE: Final = "early_lane"
@@ -30,7 +33,7 @@ class EarlyPhases(LostWriter):
     signal handlers on it; other threads wait until it is up.
     """
 
-    __slots__ = ("_entered", "_lanes", "_untold")
+    __slots__ = ("_entered", "_lanes", "_notes", "_sinks", "_untold")
 
     def __init__(self, lanes: LaneSet) -> None:
         """Keep what is entered on lanes that are made from now on, unless `tell` is called first."""
@@ -38,12 +41,26 @@ class EarlyPhases(LostWriter):
         self._lanes = lanes
         self._entered: list[PhaseHandle] = []
         self._untold: deque[tuple[str, Any]] = deque()
+        self._notes: dict[str, Publish] = {}
+        self._sinks: Mapping[str, tuple[Publish, ...]] = {}
         lanes.early = self
 
     def stand_for_sinks(self) -> None:
         """Keep also what the sinks are to be told: they are not connected yet."""
         for queues in _QUEUES:
-            setattr(self._lanes, queues, (functools.partial(self._note, queues),))
+            self._notes[queues] = functools.partial(self._note, queues)
+            setattr(self._lanes, queues, (self._notes[queues],))
+
+    def give_way_to(self, sinks: Mapping[str, tuple[Publish, ...]]) -> None:
+        """Put the sinks' queues where this one's stand; what captured descriptors have put beside them stays."""
+        self._sinks = sinks
+        for queues, note in self._notes.items():
+            now = getattr(self._lanes, queues)
+            setattr(
+                self._lanes,
+                queues,
+                tuple(itertools.chain(*(sinks[queues] if each is note else (each,) for each in now))),
+            )
 
     def _note(self, queues: str, entry: Any) -> None:
         self._untold.append((queues, entry))
@@ -70,7 +87,7 @@ class EarlyPhases(LostWriter):
         self._write()
         while self._untold:
             queues, entry = self._untold.popleft()
-            for append in getattr(lanes, queues):
+            for append in self._sinks[queues]:
                 append(entry)
         return repaired
 

@@ -108,8 +108,9 @@ def named_launch(environ: Mapping[str, str], process: ProcessFacts) -> Launch | 
     with contextlib.nullcontext() if group is None else contextlib.suppress(ConfigurationError):
         launch = _larger(_by_variables(environ, process), _lightning(environ, process))
     if group is not None:
-        is_first_hosts = process.spawned is not None and process.spawned[1] == group.rank
-        local_rank = _local_rank(environ) or (group.rank if is_first_hosts else 0)
+        spawned = process.spawned
+        is_placed = spawned is not None and (spawned.is_by_torch or spawned.place == group.rank)
+        local_rank = _local_rank(environ) or (spawned.place if spawned is not None and is_placed else 0)
         launch = _larger(launch, Launch("torch", group.rank, group.world_size, local_rank, title="torch.distributed"))
     return launch or _known(process.mpi, "mpi4py")
 
@@ -295,8 +296,21 @@ def _pmi(environ: Mapping[str, str], process: ProcessFacts) -> Launch | None:
         return None
     launch = attrs.evolve(launch, title=_title_of_pmi(environ))
     if _is_in_step(environ, process):
+        launch = _with_place_on_node(launch, environ, process)
         return attrs.evolve(launch, job_id=_slurm_job_step(environ), attempt=_slurm_restarts(environ))
     return attrs.evolve(launch, job_id=value(environ, "PALS_APID") or _flux_job(environ))
+
+
+def _with_place_on_node(launch: Launch, environ: Mapping[str, str], process: ProcessFacts) -> Launch:
+    """Return a rank with what srun says of its node, if srun itself speaks PMI: that names no place on the node."""
+    if first(environ, names.PMI.local_rank) is not None:
+        return launch
+    task = _slurm(environ, process)
+    if task is None or (task.rank, task.world_size) != (launch.rank, launch.world_size):
+        return launch  # Hydra's, which srun has started once a node.
+    return attrs.evolve(
+        launch, local_rank=task.local_rank, local_world_size=task.local_world_size, node_rank=task.node_rank
+    )
 
 
 def _title_of_pmi(environ: Mapping[str, str]) -> str:

@@ -70,6 +70,23 @@ def _count_nothing(_: str) -> None:
 
 
 @attrs.frozen
+class Spawned:
+    """How multiprocessing made a process.
+
+    Attributes:
+        parent: the process that it was made for.
+        place: its number, from 0, among those that were made together.
+        before: how many the parent had made before these.
+        is_by_torch: whether torch's spawn made them, one for each rank of this host.
+    """
+
+    parent: AncestorProcess
+    place: int
+    before: int = 0
+    is_by_torch: bool = False
+
+
+@attrs.frozen
 class ProcessFacts:
     """What `detect_rank` has to know beside the environment.
 
@@ -86,7 +103,7 @@ class ProcessFacts:
         this: the process itself, or None where it cannot be read.
         starter: who has started a tracker here, or in the process that this one was forked from; None if nobody has.
         program: what it runs, as a short name that is the same on all ranks, or None.
-        spawned: the process that multiprocessing made this one for, and as which of its children, from 0; or None.
+        spawned: for whom multiprocessing made this process, and as which one, or None.
         count_start: counts the starts of processes with one key on this host, or returns None.
     """
 
@@ -102,7 +119,7 @@ class ProcessFacts:
     this: AncestorProcess | None = None
     starter: Starter | None = None
     program: str | None = None
-    spawned: tuple[AncestorProcess, int] | None = None
+    spawned: Spawned | None = None
     count_start: Callable[[str], int | None] = _count_nothing
 
     @property
@@ -233,15 +250,20 @@ def _jax_facts(modules: Mapping[str, Any]) -> PeerFacts | None:
         return None
 
 
-def _spawned(modules: Mapping[str, Any], ancestors: tuple[AncestorProcess, ...]) -> tuple[AncestorProcess, int] | None:
-    """Return for whom multiprocessing made this process, and as which of its children, from 0."""
+def _spawned(modules: Mapping[str, Any], ancestors: tuple[AncestorProcess, ...]) -> Spawned | None:
+    """Return for whom multiprocessing made this process, and as which one."""
     try:
         process = modules["multiprocessing.process"]
-        parent, number = process.parent_process(), process.current_process()._identity[-1]
+        parent, current = process.parent_process(), process.current_process()
         (found,) = (each for each in ancestors if parent is not None and each.pid == parent.pid)
+        number = current._identity[-1] - 1
+        # torch tells its processes their number in the group; by multiprocessing's own a second group counts on.
+        if current._target is not getattr(modules.get("torch.multiprocessing.spawn"), "_wrap", None):
+            return Spawned(found, number)
+        place = current._args[1]
+        return Spawned(found, place, number - place, is_by_torch=True)
     except Exception:  # noqa: BLE001 - not imported, no child of it, a parent that is gone, or another version's
         return None
-    return found, number - 1
 
 
 def _mpi_facts(modules: Mapping[str, Any]) -> PeerFacts | None:

@@ -101,7 +101,7 @@ _BARE: Final = (
 _ASSIGNED: Final = (
     r"""(?:["']\]?|\\\\{0,7}["']\]?|)\s{0,8}(?:=(?:>|={0,2}(?![=>]))|:(?:=|(?!=)))\s{0,8}"""
     # In quotes it may stand far in, on the next line.
-    rf"""(?:(?:(?<=\s\s\s\s\s\s\s\s)|\\)\s{{1,64}}(?=[bfru]{{0,2}}["']))?"""
+    rf"""(?:(?:(?<=\s\s\s\s\s\s\s\s)|\\)\s{{1,64}}(?=[bfru]{{0,2}}["']))?+"""
     rf"""(?:(?=[bfru"'])(?:[bfru]{{1,2}}(?=["']))?(?:{_IN_QUOTES}|["']{_BARE})|\\\\{{0,7}}["']([^"'\\]*)|{_BARE})"""
 )
 # What follows an option of a command line: `--api-key ...`, or in a list of arguments. Not consumed: it may be a name.

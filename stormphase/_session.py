@@ -215,7 +215,7 @@ class Session:
         # Once more, where a hook's own caller kept the first from us, or a lane was made without asking.
         if self._must_check and (self.lanes.counts[EARLY_LANE] or self.lanes.lanes()):
             raise AssertionError(EARLY_LANE_MESSAGE)
-        sinks.connect()
+        sinks.connect(early)
         self._is_built = True
         if self._place is not None:
             _starters.enter(self._place.starter)

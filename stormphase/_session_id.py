@@ -145,11 +145,12 @@ def _of_siblings(environ: Mapping[str, str], process: ProcessFacts, launch: Laun
     hosts, have another rank than place among its children.
     """
     spawned = process.spawned
-    if spawned is None or spawned[0].started is None or spawned[1] != launch.rank or process.boot_id is None:
+    if spawned is None or spawned.parent.started is None or spawned.place != launch.rank or process.boot_id is None:
         return None
     if value(environ, "TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None  # That store lasts longer than the one who spawned them.
-    return FoundSession(_derived(process, f"spawned by {spawned[0].pid} {spawned[0].started}"))
+    parent = spawned.parent
+    return FoundSession(_derived(process, f"spawned by {parent.pid} {parent.started} after {spawned.before}"))
 
 
 def _agreed(group: TorchGroup, new: FoundSession) -> FoundSession:

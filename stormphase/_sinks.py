@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from stormphase._bridge import Bridge
+    from stormphase._early import EarlyPhases
     from stormphase._lanes import LaneSet
     from stormphase._overdue import LearntLimits
     from stormphase._phase import PhaseHandle
@@ -110,17 +111,15 @@ class SinkSet:
         found = (self._bridge, *self._sinks, self._store, self._summary, self._learnt)
         return [worker for worker in found if worker is not None]
 
-    def connect(self) -> None:
-        """Start the threads, and give the lanes their queues."""
+    def connect(self, early: EarlyPhases) -> None:
+        """Start the threads, and give the lanes their queues, in the place of who stands for them."""
         self.start_threads()
-        lanes = self._lanes
         summary = () if self._summary is None else (self._summary.publish,)
         bridge = () if self._bridge is None else (self._bridge.publish,)
         sinks = tuple(sink.publish for sink in (*self._sinks, self._store) if sink is not None)
-        lanes.quiet_queues = summary
-        lanes.enter_queues = sinks
         learnt = () if self._learnt is None else (self._learnt.publish,)
-        lanes.exit_queues = (*self._hooks, *bridge, *sinks, *summary, *learnt)
+        ends = (*self._hooks, *bridge, *sinks, *summary, *learnt)
+        early.give_way_to({"enter_queues": sinks, "exit_queues": ends, "quiet_queues": summary})
 
     def publish_notice(self, notice: OverdueNotice) -> None:
         """Tell the bridge and the user's sinks of a phase that is open for too long."""

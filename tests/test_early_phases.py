@@ -81,7 +81,7 @@ MOMENTS = {
     "journal": (_journaling.SessionJournal, "open", lambda self, lanes, *_: lanes),
     "store": (_session.StoreFeed, "begin", lambda self: self._lanes),
     "capture": (SessionCapture, "start", lambda self, lanes: lanes),
-    "sinks": (_session.SinkSet, "connect", lambda self: self._lanes),
+    "sinks": (_session.SinkSet, "connect", lambda self, early: self._lanes),
 }
 
 

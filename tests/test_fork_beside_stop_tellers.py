@@ -95,7 +95,7 @@ with tracker.enter_phase("ended"):
     "store closed": lambda: after(store, "close"),
     "sinks gone": lambda: before(session.journal, "finish"),
     "journal gone": lambda: after(session.journal, "finish"),
-    "signals left": lambda: after(session, "_leave_signals"),
+    "signals left": lambda: after(session, "_leave_process"),
     "summary shown": lambda: after(_session._terminal, "show"),
     "process left": lambda: after(session._process, "remove"),
 }[moment]()

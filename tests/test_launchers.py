@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from stormphase._process_facts import AncestorProcess, PeerFacts, ProcessFacts
+from stormphase._process_facts import AncestorProcess, PeerFacts, ProcessFacts, Spawned
 from stormphase._rank import detect_rank
 from stormphase._torch_group import TorchGroup
 from stormphase.exceptions import ConfigurationError
@@ -292,16 +292,51 @@ def test_a_rank_that_waits_in_vain_fails_and_says_what_to_set(asked):
 def test_ranks_that_one_process_spawned_need_not_ask(asked):
     """Rank 0 of a short job is gone before the last one has imported what it needs; on other hosts they do ask."""
     store = Store()
-    here = [attrs.evolve(group(rank, 3, lambda: store), spawned=(LAUNCHER, rank)) for rank in range(3)]
+    here = [attrs.evolve(group(rank, 3, lambda: store), spawned=Spawned(LAUNCHER, rank)) for rank in range(3)]
     late = detect_rank({}, process=attrs.evolve(here[1], torch=TorchGroup(1, 3, None)))
     first = detect_rank({}, process=here[0])
     assert (first.session_id, 0) == (late.session_id, late.attempt)
-    elsewhere = attrs.evolve(here[2], spawned=(LAUNCHER, 0), host="node8")
+    elsewhere = attrs.evolve(here[2], spawned=Spawned(LAUNCHER, 0), host="node8")
     asked(store, 0)
     from stormphase import _torch_group
 
     _torch_group._agreed[0] = 0
     assert first.session_id == detect_rank({}, process=elsewhere).session_id
+
+
+def test_each_group_that_one_process_spawns_with_torch_is_a_session(asked):
+    """The place in the group is the local rank, on each host; the second group of a process is another session."""
+    calls = [Spawned(LAUNCHER, 1, before, is_by_torch=True) for before in (0, 2)]
+    found = [detect_rank({}, process=attrs.evolve(group(1, 4, Store), spawned=call)) for call in calls]
+    assert [1, 1] == [each.local_rank for each in found]
+    assert 2 == len({each.session_id for each in found})
+    store = Store()
+    asked(store, 0)
+    from stormphase import _torch_group
+
+    _torch_group._agreed[0] = 0
+    elsewhere = attrs.evolve(group(3, 4, lambda: store), spawned=calls[0], host="node8")
+    assert 1 == detect_rank({}, process=elsewhere).local_rank
+
+
+def test_ranks_of_srun_that_speaks_pmi_know_their_place_on_the_node():
+    """PMI's variables do not say it, Slurm's beside them do; those of a Hydra below srun are about the host's proxy."""
+    environ = {
+        "PMI_RANK": "1",
+        "PMI_SIZE": "3",
+        "SLURM_JOB_ID": "2",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS": "3",
+        "SLURM_STEP_NUM_TASKS": "3",
+        "SLURM_STEP_TASKS_PER_NODE": "3",
+    }
+    found = detect_rank(environ, process=PROCESS)
+    assert ("pmi", 1, 3, 0) == (found.launcher, found.local_rank, found.local_world_size, found.node_rank)
+    below = detect_rank({**environ, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, process=PROCESS)
+    assert (0, None) == (below.local_rank, below.node_rank)
 
 
 def test_ranks_that_were_spawned_below_an_agent_ask(asked):
@@ -311,7 +346,7 @@ def test_ranks_that_were_spawned_below_an_agent_ask(asked):
     from stormphase import _torch_group
 
     _torch_group._agreed[0] = 0
-    process = attrs.evolve(group(1, 2, lambda: store), spawned=(LAUNCHER, 1))
+    process = attrs.evolve(group(1, 2, lambda: store), spawned=Spawned(LAUNCHER, 1))
     assert session_id == detect_rank({"TORCHELASTIC_USE_AGENT_STORE": "True"}, process=process).session_id
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stormphase import _native, _secret_spans
@@ -80,6 +80,7 @@ TEXTS = st.lists(NAMED, max_size=4).map("".join) | st.lists(
 
 @pytest.mark.skipif(_native.speedups is None, reason="both halves are compared where both are built")
 @given(TEXTS)
+@example('creds= \\\n  "')
 @settings(max_examples=2_000, deadline=None)
 def test_both_halves_find_the_same(text: str) -> None:
     """The compiled half replaces what the Python one does, in any text of what the rules are about."""

@@ -20,8 +20,7 @@ from .job import LAUNCH_LIMIT_S, clean_environment, dying_with_us, end_group, fr
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from typing_extensions import Self
+    from typing import Self
 
 START_LIMIT_S = 30
 _LOOK_S = 0.1

@@ -70,7 +70,7 @@ with the tests: `tests/truth/test_truth.py`.
 def page_of(found, command, seconds):
     """Return the page for these outcomes."""
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}; CPython {platform.python_version()}"
-    date = dt.datetime.now(tz=dt.timezone.utc).date()  # noqa: TID251 - a date for people
+    date = dt.datetime.now(tz=dt.UTC).date()  # noqa: TID251 - a date for people
     parts = [_ABOUT.format(command=command, date=date, seconds=seconds, machine=machine)]
     issue = truth_kinds_issue.KINDS
     parts += [
