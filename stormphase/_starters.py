@@ -136,11 +136,12 @@ def _carrier_in(environ: Mapping[str, str]) -> Starter | None:
 
 
 def enter(starter: Starter) -> None:
-    """Mark this process, in which a tracker starts; of several sessions the mark is the first one's."""
-    if not _running:
+    """Mark this process, in which a tracker starts; of several sessions that run the mark is the first one's."""
+    is_only = not _running
+    if is_only:
         _inherited[:] = [os.environ.get(VARIABLE)]
     _running.append(starter)
-    if not _first or _first[0].pid != starter.pid or _first[0].session_id == starter.session_id:
+    if is_only or not _first or _first[0].pid != starter.pid or _first[0].session_id == starter.session_id:
         _first[:] = [starter]  # The latest attempt of it.
     os.environ[VARIABLE] = _first[0].to_text()
 

@@ -229,9 +229,8 @@ def test_a_session_that_is_started_again_in_its_process_is_its_next_attempt(play
     assert [["run-1", attempt, 0, 1] for attempt in range(3)] == said
 
 
-def test_nothing_stays_in_the_environment_of_a_program(make_tracker, monkeypatch):
+def test_nothing_stays_in_the_environment_of_a_program(make_tracker):
     """The mark is there while a tracker runs, and what was there before is put back."""
-    monkeypatch.setattr(_starters, "_first", [])  # Other tests have started trackers in this process.
     assert _starters.VARIABLE not in os.environ
     with make_tracker(session_id="one") as one, make_tracker(session_id="two") as two:
         assert "one" == Starter.of(os.environ).session_id
@@ -239,6 +238,13 @@ def test_nothing_stays_in_the_environment_of_a_program(make_tracker, monkeypatch
         assert "one" == Starter.of(os.environ).session_id
         assert two.environment()[_starters.VARIABLE] == os.environ[_starters.VARIABLE]
     assert _starters.VARIABLE not in os.environ
+
+
+def test_the_mark_is_that_of_the_session_that_runs(make_tracker):
+    """And not of one that the process had before, of which what it starts now is no program."""
+    for name in ("one", "two"):
+        with make_tracker(session_id=name):
+            assert name == Starter.of(os.environ).session_id
 
 
 @pytest.mark.parametrize(

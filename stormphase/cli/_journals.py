@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from stormphase._clock import SystemClock
-from stormphase._liveness import judge, own_process
+from stormphase._liveness import Liveness, judge, own_process
 from stormphase.analysis._ranks import LAST_ENDED, Past, ProcessReport, report_process
 from stormphase.analysis._words import MAX_MESSAGE, shown
 from stormphase.cli._shares import processes_for, shared_out
@@ -18,11 +18,11 @@ from stormphase.exceptions import JournalError, JournalIncompleteError, Stormpha
 from stormphase.journal._header import text_or_none
 from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_header, read_journal
 from stormphase.journal._said import read_said
+from stormphase._model import ProcessIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from stormphase._model import ProcessIdentity
     from stormphase.journal._image import JournalImage
     from stormphase.typing import Clock
 
@@ -75,6 +75,14 @@ class _Peek:
     rank: int
     world_size: int
     started_by: str | None
+    process: ProcessIdentity | None
+
+    def was_there(self, at_wall_ns: int) -> bool:
+        """Whether its process lived at a time: it gave a sign of life since then, or lives now."""
+        if self.alive_wall_ns >= at_wall_ns or self.process is None:
+            return self.alive_wall_ns >= at_wall_ns
+        verdict = judge(self.process, heartbeat_wall_ns=self.alive_wall_ns, now_wall_ns=SystemClock().wall_ns())
+        return verdict.state is Liveness.ALIVE
 
 
 def select(directory: Path, *, session_id: str | None = None, attempt: int | None = None) -> Selection:
@@ -133,7 +141,7 @@ def _strays(own: list[_Peek], before: list[_Peek]) -> list[_Peek]:
     ranks, ranks_before = {peek.rank for peek in own}, {peek.rank for peek in before}
     sizes = {peek.world_size for peek in own}
     began_ns = min(peek.started_wall_ns for peek in own)
-    living = {peek.rank for peek in before if peek.alive_wall_ns >= began_ns}
+    living = {peek.rank for peek in before if peek.was_there(began_ns)}
     found = (ranks_before if ranks.isdisjoint(ranks_before) else living) - ranks
     return [peek for peek in before if peek.rank in found and peek.world_size in sizes]
 
@@ -170,6 +178,7 @@ def _peek(file: Path) -> _Peek | UnreadableJournal | None:
         rank=identity.rank,
         world_size=identity.world_size,
         started_by=text_or_none(header.facts.get("started_by")),
+        process=header.process if note is None else None,
     )
 
 

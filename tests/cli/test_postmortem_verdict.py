@@ -59,7 +59,7 @@ def well(job: Any) -> None:
 class _Selection:
     """Nothing but this attempt."""
 
-    other_sessions = unreadable_others = ()
+    other_sessions = unreadable_others = stray_ranks = ()
 
 
 @pytest.mark.parametrize("make", [named, tied, untold, hung_together, well], ids=lambda make: make.__name__)
