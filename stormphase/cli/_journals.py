@@ -11,6 +11,7 @@ import attrs
 
 from stormphase._clock import SystemClock
 from stormphase._liveness import Liveness, judge, own_process
+from stormphase._model import ProcessIdentity
 from stormphase.analysis._ranks import LAST_ENDED, Past, ProcessReport, report_process
 from stormphase.analysis._words import MAX_MESSAGE, shown
 from stormphase.cli._shares import processes_for, shared_out
@@ -18,7 +19,6 @@ from stormphase.exceptions import JournalError, JournalIncompleteError, Stormpha
 from stormphase.journal._header import text_or_none
 from stormphase.journal._read import UnreadableJournal, find_journals, may_be_of, read_header, read_journal
 from stormphase.journal._said import read_said
-from stormphase._model import ProcessIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
