@@ -94,7 +94,7 @@ class Folder:
         self._open_phases = open_phases
         self._mover = mover
         self._counts_unsent = counts_unsent
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # See `_locked`.
         self._owner = 0
         self._is_settled = True
         self._tick = 0
@@ -166,7 +166,8 @@ class Folder:
         """Call under the lock; not at all, and None, in a signal handler that interrupted its owner.
 
         The lock is held for some microseconds, and whoever has it waits for no other. `with` and not `acquire`, since
-        CPython then has no place for a signal handler between getting the lock and what gives it back.
+        CPython up to 3.13 then has no place for a signal handler between getting the lock and what gives it back. From
+        3.14 on it has: there the handler gets it once more, and does its work before the other has begun its own.
         """
         this_thread = threading.get_ident()
         if self._owner == this_thread:
